@@ -1,0 +1,128 @@
+"""The real system: VoxCeleb2 layout, the full 256x768 matrix, a right-sized 8 -> 32 -> 128 cascade.
+
+    python -m extract.run   --config configs/base.py --videos VOXCELEB2 --out data/vox2
+    python -m slf_jax.train --config configs/base.py
+
+Not yet trained to the end on people: no figure is claimed.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.workdir = "runs/base"
+    config.parallel = "shard_map"  # or "pmap"
+    config.stage = "all"  # or "base", "upsampler"
+    config.compilation_cache = "~/.cache/slf_jax/xla"  # "" turns it off
+
+    config.extract = ml_collections.ConfigDict(
+        dict(
+            videos="data/vox2/videos",
+            out="data/vox2/records",
+            attributes="",  # CSV of speaker_id, age, gender, ethnicity, language, split; "": people.csv among the videos
+            extractors=("mel", "pyaudioanalysis"),
+            detector="skip",
+            clips_per_shard=256,
+            workers=0,  # 0: one per core
+        )
+    )
+    config.data = ml_collections.ConfigDict(
+        dict(
+            dir="data/vox2/records",
+            inputs=(  # what the system may see
+                "ecapa", "pyannote", "titanet", "speakernet", "pyaudioanalysis", "mel",
+                "language", "age", "gender", "ethnicity",
+            ),
+            threads=4,  # that read and decode records
+        )
+    )  # fmt: skip
+    config.model = ml_collections.ConfigDict(dict(dtype="auto"))  # bfloat16 on accelerators, float32 on CPU
+    config.model.base = ml_collections.ConfigDict(
+        dict(
+            patch=1,  # side of the squares folded into channels before the first level
+            width=128,
+            mults=(1, 2, 3),  # one entry per level, highest resolution first
+            blocks=(2, 2, 3),  # residual blocks down, and as many up
+            self_attention=(False, True, True),
+            cross_attention=(False, True, True),
+            head_width=64,
+            cond_width=512,
+            dropout=0.1,
+            remat=False,
+        )
+    )
+    config.model.upsampler = ml_collections.ConfigDict(
+        dict(
+            patch=2,
+            width=96,
+            mults=(1, 2, 4, 4),
+            blocks=(1, 2, 3, 3),
+            self_attention=(False, False, False, True),
+            cross_attention=(False, False, False, True),
+            head_width=48,
+            cond_width=512,
+            dropout=0.1,
+            remat=False,
+        )
+    )
+    config.diffusion = ml_collections.ConfigDict()
+    config.diffusion.base = ml_collections.ConfigDict(
+        dict(
+            preconditioning="edm",
+            noise_mean=-0.4,  # of ln sigma in training, sigma in units of the data's spread
+            noise_std=1.2,
+            max_weight=1e4,  # cuts the loss weight (sigma^2 + 1) / sigma^2
+            residual=False,  # diffuse the face less its up-sampled low-resolution image
+            spread=0.5,  # standard deviation of what is diffused
+            spread_alone=0.5,  # the same without a low-resolution image
+            low_noise=0.0,  # most noise added to the low-resolution image in training
+        )
+    )
+    config.diffusion.upsampler = ml_collections.ConfigDict(
+        dict(
+            preconditioning="edm",
+            noise_mean=0.0,
+            noise_std=1.2,
+            max_weight=1e4,
+            residual=True,
+            spread=0.15,
+            spread_alone=0.15,
+            low_noise=0.3,
+        )
+    )
+    # A pair is (base, upsampler); one number serves both.
+    config.train = ml_collections.ConfigDict(
+        dict(
+            steps=(400_000, 400_000),
+            batch_size=(256, 128),  # over all devices
+            learning_rate=(2e-4, 2e-4),
+            warmup=2_000,
+            final_rate=0.03,  # the cosine decay ends at this share of the learning rate
+            weight_decay=0.01,
+            clip=1.0,  # of the gradient's norm
+            ema=0.9999,
+            cond_drop=0.1,  # share of people whose conditions are all withheld
+            constituent_drop=0.1,  # share of each constituent withheld
+            guide_drop=0.15,  # share of guides withheld from the base stage
+            flip=True,  # mirror half of the faces
+            log_every=100,
+            validate_every=5_000,
+            preview_every=5_000,
+            checkpoint_every=5_000,
+            keep=3,  # checkpoints
+        )
+    )
+    config.sample = ml_collections.ConfigDict(
+        dict(
+            sampler="dpmpp_2m",
+            steps=24,
+            sigma_min=0.005,  # in units of the data's spread
+            sigma_max=160.0,
+            rho=7.0,
+            temperature=1.0,  # scales the first noise; below 1 trades variety for fidelity
+            guide_consistency=True,  # the result's 8x8 average equals the guide
+        )
+    )
+    return config

@@ -1,0 +1,35 @@
+"""The embedded default: synthetic talking people, a small cascade, two CPU cores.
+
+    make demo
+"""
+
+import ml_collections
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = base.get_config()
+    config.workdir = "runs/demo"
+    config.extract.update(videos="data/demo/videos", out="data/demo/records", clips_per_shard=64)
+    config.data.update(
+        dir="data/demo/records", inputs=("pyaudioanalysis", "mel", "age", "gender", "ethnicity"), threads=1
+    )
+    # One low-resolution level after a large patch: per second of a CPU this learns most.
+    small = dict(
+        mults=(1,), blocks=(2,), self_attention=(True,), cross_attention=(False,), head_width=32,
+        cond_width=96, dropout=0.0, width=128,
+    )  # fmt: skip
+    config.model.base.update(small, patch=4)
+    config.model.upsampler.update(small, patch=8, self_attention=(False,))
+    # Predicting the clean residual, with more weight on high noise, is what a short training needs.
+    short = dict(preconditioning="x0", noise_std=1.4, residual=True)
+    config.diffusion.base.update(short, noise_mean=0.5, max_weight=2.0, spread=0.18, spread_alone=0.5)
+    config.diffusion.upsampler.update(
+        short, noise_mean=0.7, max_weight=2.0, spread=0.12, spread_alone=0.12, low_noise=0.15
+    )
+    config.train.update(
+        steps=(1000, 1500), batch_size=(16, 8), learning_rate=(3e-3, 3e-3), warmup=100, ema=0.998,
+        log_every=25, validate_every=500, preview_every=500, checkpoint_every=500, keep=2,
+    )  # fmt: skip
+    config.sample.update(steps=8, sigma_min=0.2, sigma_max=20.0, temperature=0.75)
+    return config

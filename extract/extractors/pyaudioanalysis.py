@@ -1,0 +1,44 @@
+"""pyAudioAnalysis's 34 short-term features and their 34 deltas: windows of 0.5 s every 0.3 s.
+
+Zero crossings, energy and its entropy, five spectral features, 13 MFCCs, 12 chroma bands and their deviation.
+The library scales each clip to a peak of 1 first, so loudness is not among them.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import numpy as np
+from pyAudioAnalysis import ShortTermFeatures
+
+from extract.media import CLIP_SAMPLES, SAMPLE_RATE
+from tfrecords.schema import CONTINUOUS, Constituent
+
+FEATURES = 68
+WINDOW, STEP = SAMPLE_RATE // 2, SAMPLE_RATE * 3 // 10  # samples
+
+
+class PyAudioAnalysis:
+    """Waves float32 [clips, 384000] to short-term features [clips, 79, 68]."""
+
+    def __init__(self) -> None:
+        self.constituent = Constituent(
+            "pyaudioanalysis",
+            (CLIP_SAMPLES - WINDOW) // STEP + 1,
+            FEATURES,
+            CONTINUOUS,
+            extractor=f"pyAudioAnalysis {version('pyAudioAnalysis')}",
+            windows="0.5/0.3 s",
+        )
+
+    def __call__(self, waves: np.ndarray) -> np.ndarray:
+        return np.stack([self._rows(wave) for wave in waves])
+
+    def _rows(self, wave: np.ndarray) -> np.ndarray:
+        features, _ = ShortTermFeatures.feature_extraction(wave, SAMPLE_RATE, WINDOW, STEP)
+        return features.T.astype(np.float32)
+
+
+def load() -> PyAudioAnalysis:
+    """The extractor `pyaudioanalysis`."""
+    return PyAudioAnalysis()

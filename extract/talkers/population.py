@@ -1,0 +1,112 @@
+"""A whole population as mp4 files: who is in which split, and one job for every clip."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from extract.talkers import face, video, voice
+from extract.talkers.identity import Identity, draw_identity
+from extract.talkers.look import draw_look
+
+FPS = 4
+SECONDS = (3.0, 12.0)  # length of a clip; short ones are commoner
+_MOUTHS = 6  # distinct openings of the mouth in a clip, each drawn once
+_SHARES = {"validation": 32 / 1024, "test": 96 / 1024}  # of the people; the rest train
+CLIPS = {"train": 1, "validation": 2, "test": 2}  # per person
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to write; everything in it follows from the three numbers."""
+
+    seed: int
+    index: int
+    clip: int
+    path: Path
+
+
+def make_clip(identity: Identity, clip: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make one clip: frames uint8 [T, 160, 160, 3] at 4 fps, audio float32 [4000 T] at 16 kHz."""
+    rng = np.random.default_rng([identity.seed, identity.index, clip])
+    low, high = SECONDS
+    count = round((low + (high - low) * rng.beta(1.0, 1.6)) * FPS)
+    audio = voice.synthesize(identity, count / FPS, rng)
+    look = draw_look(rng)
+    steps = np.round(voice.loudness(audio, count) * (_MOUTHS - 1)).astype(int)
+    drawn = {int(s): face.render(identity, look, s / (_MOUTHS - 1)) for s in np.unique(steps)}
+    return np.stack([drawn[int(s)] for s in steps]), audio
+
+
+def splits(people: int) -> list[str]:
+    """The split of every person, in order of index; each split has at least one person."""
+    held_out = {name: max(1, round(people * share)) for name, share in _SHARES.items()}
+    train = people - sum(held_out.values())
+    if train < 1:
+        raise ValueError(f"{people} people are too few for three splits; 3 is the least")
+    return ["train"] * train + [name for name, count in held_out.items() for _ in range(count)]
+
+
+def generate(out: Path, people: int = 1024, seed: int = 0, workers: int = 1) -> int:
+    """Write the population below `out` and return how many clips were written in this run.
+
+    Raises ValueError when `out` already holds a different population.
+    """
+    out = Path(out)
+    split_of = splits(people)
+    _write_table(out / "people.csv", _table(seed, split_of))
+    jobs = [
+        Job(seed, index, clip, out / f"p{index:05d}" / f"{clip:05d}" / "00001.mp4")
+        for index, split in enumerate(split_of)
+        for clip in range(1, CLIPS[split] + 1)
+    ]
+    jobs = [job for job in jobs if not job.path.exists()]
+    progress = tqdm(total=len(jobs), desc="talkers", unit="clip", disable=not jobs)
+    with progress:
+        if workers == 1:
+            for job in jobs:
+                _write_clip(job)
+                progress.update()
+        else:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                for _ in pool.map(_write_clip, jobs, chunksize=4):
+                    progress.update()
+    return len(jobs)
+
+
+def _write_clip(job: Job) -> None:
+    frames, audio = make_clip(draw_identity(job.seed, job.index), job.clip)
+    video.write_mp4(job.path, frames, FPS, audio, voice.RATE)
+
+
+def _table(seed: int, split_of: list[str]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["speaker_id", "age", "gender", "ethnicity", "split"])
+    for index, split in enumerate(split_of):
+        person = draw_identity(seed, index)
+        rows.writerow([person.speaker_id, person.age, person.gender, person.ethnicity, split])
+    return text.getvalue()
+
+
+def _write_table(path: Path, text: str) -> None:
+    """Write people.csv in one step, unless the same table stands there already."""
+    if path.exists():
+        if path.read_text() != text:
+            raise ValueError(
+                f"{path} describes another population (other --people or --seed); "
+                "choose another --out or remove that folder"
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.part")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)

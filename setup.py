@@ -1,0 +1,44 @@
+"""SLF-JAX: a voice, an 8x8 thumbnail and a few attributes to a face, by cascaded conditional diffusion."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EVALUATE = ["scikit-image>=0.24,<1"]
+# Reads media and computes the features that need no weights.
+MEDIA = ["av>=12,<20", "librosa>=0.10.2,<0.12", "pyAudioAnalysis>=0.3.14,<0.4"]
+DEMO = EVALUATE + MEDIA
+
+setup(
+    name="slf-jax",
+    version="0.1.0",
+    description=__doc__.strip(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["slf_jax*", "extract*", "tfrecords*", "configs*"]),
+    install_requires=[
+        "jax>=0.8,<0.14",
+        "flax>=0.12,<0.14",
+        "optax>=0.2.5,<0.3",
+        "orbax-checkpoint>=0.11.20,<0.13",
+        "grain>=0.2.12,<0.3",
+        "tensorflow-datasets>=4.9.8,<5",
+        "ml_collections>=1.0,<2",
+        "google-crc32c>=1.5,<2",
+        "numpy>=1.26,<3",
+        "pillow>=10.1",
+        "matplotlib>=3.8,<4",
+        "tensorboardX>=2.6,<3",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "gpu": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "demo": DEMO,
+        "evaluate": EVALUATE,
+        "extract": MEDIA,
+        "test": [*DEMO, "pytest>=8"],
+    },
+)

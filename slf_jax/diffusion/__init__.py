@@ -1,0 +1,5 @@
+"""Diffusion in sigma space. Knows nothing of faces or voices.
+
+Data are standardised (unit standard deviation), so sigma is the noise in units of the data's own spread and
+log-SNR = -2 ln sigma.
+"""

@@ -1,0 +1,189 @@
+"""The 256x768 feature matrix: which rows belong to which constituent, and how a record fills them.
+
+Rows (paper, Table 1): 29 speaker embeddings, 190 classical audio features, language, age, gender, ethnicity,
+33 of padding. Missing constituents are masked, never silently zero. Everything here runs inside `jit`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tfrecords import cli
+from tfrecords.schema import (
+    AUDIO_CONSTITUENTS,
+    CONTINUOUS,
+    EMBEDDING,
+    MATRIX_ROWS,
+    MATRIX_WIDTH,
+    ONE_HOT,
+    Schema,
+)
+
+LIMIT = 10.0  # standardised values are clipped to +-LIMIT
+OLDEST = 100.0  # years; age is min-max scaled from [0, OLDEST]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The rows `start .. start+rows` of the matrix and the `width` columns that one constituent fills."""
+
+    name: str
+    start: int
+    rows: int
+    width: int
+    kind: str
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The constituents of the matrix in row order."""
+
+    blocks: tuple[Block, ...]
+
+    def __getitem__(self, name: str) -> Block:
+        return next(block for block in self.blocks if block.name == name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(block.name for block in self.blocks)
+
+    def to_json(self) -> list[dict]:
+        return [dataclasses.asdict(block) for block in self.blocks]
+
+    @classmethod
+    def from_json(cls, data: Sequence[dict]) -> Layout:
+        return cls(tuple(Block(**block) for block in data))
+
+
+def make_layout(schema: Schema) -> Layout:
+    """Rows for every constituent: the paper's audio ones (in the dataset's shape, if it has them), the dataset's
+    own further ones, then language, age, gender, ethnicity.
+
+    Raises `UserError` with the sum spelled out where they do not fit 256 rows.
+    """
+    own = {part.name: part for part in schema.constituents}
+    parts = [own.pop(part.name, part) for part in AUDIO_CONSTITUENTS] + list(own.values())
+    shapes = [(part.name, part.rows, part.width, part.kind) for part in parts]
+    widths = {"age": 1, **{name: len(names) for name, names in schema.labels.items()}}
+    shapes += [(name, 1, widths[name], ONE_HOT) for name in ("language", "age", "gender", "ethnicity")]
+    rows = [shape[1] for shape in shapes]
+    if sum(rows) > MATRIX_ROWS:
+        terms = " + ".join(f"{name} {count}" for name, count, *_ in shapes)
+        raise cli.UserError(f"the matrix has {MATRIX_ROWS} rows, the constituents need {terms} = {sum(rows)}")
+    starts = np.cumsum([0, *rows[:-1]]).tolist()
+    return Layout(
+        tuple(Block(name, start, *shape) for (name, *shape), start in zip(shapes, starts, strict=True))
+    )
+
+
+def check_inputs(names: Sequence[str], layout: Layout) -> None:
+    """Raises `UserError` if a name is no constituent of the layout."""
+    for name in names:
+        if name not in layout.names:
+            raise cli.UserError(f"unknown constituent {name!r}; this dataset's are: {', '.join(layout.names)}")
+
+
+def assemble(
+    clips: Mapping[str, jax.Array], layout: Layout, statistics: Mapping[str, Mapping[str, jax.Array]]
+) -> tuple[jax.Array, jax.Array]:
+    """Constituents to the feature matrix.
+
+    Args:
+      clips: raw constituents [B, rows, width], age [B] in years, labels [B]; whatever is absent is masked.
+      layout: where each goes.
+      statistics: mean and std [width] of the continuous ones, over the training split.
+
+    Returns:
+      matrix [B, 256, 768] float32 and row mask [B, 256] (True where a row is known).
+    """
+    count = len(next(iter(clips.values())))
+    rows, known = [], []
+    for block in layout.blocks:
+        value, mask = _fill(clips, block, statistics, count)
+        rows.append(jnp.pad(value, ((0, 0), (0, 0), (0, MATRIX_WIDTH - block.width))))
+        known.append(mask)
+    padding = MATRIX_ROWS - layout.blocks[-1].stop
+    matrix = jnp.pad(jnp.concatenate(rows, 1), ((0, 0), (0, padding), (0, 0)))
+    return matrix, jnp.pad(jnp.concatenate(known, 1), ((0, 0), (0, padding)))
+
+
+def _fill(clips: Mapping, block: Block, statistics: Mapping, count: int) -> tuple[jax.Array, jax.Array]:
+    """One block's normalised values [B, rows, width] and row mask [B, rows]."""
+    if block.name not in clips:
+        return jnp.zeros((count, block.rows, block.width)), jnp.zeros((count, block.rows), bool)
+    value = jnp.asarray(clips[block.name])
+    if block.name == "age":
+        value = value[:, None, None] / OLDEST
+    elif value.ndim == 1:
+        value = jnp.where(value[:, None] < 0, jnp.nan, jax.nn.one_hot(value, block.width))[:, None]
+    value = value.astype(jnp.float32)
+    mask = jnp.isfinite(value).all(-1)
+    value = jnp.where(mask[..., None], value, 0.0)
+    if block.kind == EMBEDDING:
+        norm = jnp.linalg.norm(value, axis=-1, keepdims=True)
+        value = value / jnp.maximum(norm, 1e-6) * np.sqrt(block.width)
+    elif block.kind == CONTINUOUS:
+        value = (value - statistics[block.name]["mean"]) / statistics[block.name]["std"]
+    return jnp.where(mask[..., None], jnp.clip(value, -LIMIT, LIMIT), 0.0), mask
+
+
+def select(mask: jax.Array, layout: Layout, names: Sequence[str]) -> jax.Array:
+    """The row mask [B, 256] with every constituent not in `names` masked."""
+    keep = np.zeros(MATRIX_ROWS, bool)
+    for name in names:
+        keep[layout[name].start : layout[name].stop] = True
+    return mask & keep
+
+
+def drop(keys: jax.Array, mask: jax.Array, layout: Layout, rate: float, rate_all: float) -> jax.Array:
+    """Drops conditions in training: each constituent of each item with `rate`, all of an item's with `rate_all`.
+
+    Args: keys [B], mask [B, 256]. The latter is what classifier-free guidance learns its null branch from.
+    """
+
+    def kept_rows(key: jax.Array) -> jax.Array:
+        each = jax.random.uniform(key, (len(layout.blocks) + 1,))
+        kept = (each[:-1] >= rate) & (each[-1] >= rate_all)
+        rows = jnp.repeat(kept, np.array([block.rows for block in layout.blocks]))
+        return jnp.pad(rows, (0, MATRIX_ROWS - len(rows)))
+
+    return mask & jax.vmap(kept_rows)(keys)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    from slf_jax import figures
+    from tfrecords.reader import Clips, stack
+
+    arguments = cli.parser(
+        "slf_jax.features",
+        "Draws the 256x768 feature matrix of one clip, its rows named.",
+        ["python -m slf_jax.features --data data/demo/records --clip p00960/00000/00001 --split test"],
+    )
+    arguments.add_argument("--data", required=True, help="dataset folder")
+    arguments.add_argument("--clip", help="clip id (default: the split's first)")
+    arguments.add_argument("--split", default="train")
+    arguments.add_argument("--out", default="features.png", type=Path, help="picture to write")
+    args = arguments.parse_args(argv)
+    clips = Clips(args.data, args.split)
+    found = (clips[i] for i in range(len(clips)))
+    clip = next((c for c in found if args.clip in (None, c["clip_id"])), None)
+    if clip is None:
+        raise cli.UserError(f"{args.data}: no clip {args.clip!r} in split {args.split!r}")
+    layout = make_layout(clips.schema)
+    matrix, mask = assemble(stack([clip]), layout, clips.statistics)
+    figures.feature_matrix(np.asarray(matrix[0]), np.asarray(mask[0]), layout.to_json(), clip["clip_id"], args.out)
+    print(f"{args.out}: {int(mask.sum())} of {MATRIX_ROWS} rows known in clip {clip['clip_id']}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,109 @@
+"""Building blocks, channels last. Compute in `dtype`, parameters and norm statistics in float32."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ZERO = nn.initializers.zeros
+
+
+def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
+    """[B, H, W, C] to [B, H/patch, W/patch, patch*patch*C]."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // patch, w // patch, patch * patch * c)
+
+
+def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
+    """The inverse of `space_to_depth`."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, patch, patch, c // patch**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * patch, w * patch, c // patch**2)
+
+
+def fourier(values: jax.Array, width: int) -> jax.Array:
+    """Numbers [B] of order one to sines and cosines [B, width] of geometrically rising frequency."""
+    frequencies = np.geomspace(0.5, 50.0, width // 2).astype(np.float32)
+    angles = values[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+
+
+def conv3x3(width: int, dtype: jnp.dtype, name: str, **kwargs) -> nn.Conv:
+    return nn.Conv(width, (3, 3), dtype=dtype, name=name, **kwargs)
+
+
+def group_norm(width: int, dtype: jnp.dtype, name: str, **kwargs) -> nn.GroupNorm:
+    return nn.GroupNorm(max(1, min(32, width // 16)), dtype=dtype, name=name, **kwargs)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions, the embedding applied between them as scale and shift (FiLM)."""
+
+    width: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array, train: bool) -> jax.Array:
+        film = nn.Dense(2 * self.width, dtype=self.dtype, name="film")(embedding)
+        scale, shift = jnp.split(film[:, None, None], 2, -1)
+        h = nn.silu(group_norm(x.shape[-1], self.dtype, "norm1")(x))
+        h = conv3x3(self.width, self.dtype, "conv1")(h)
+        h = group_norm(self.width, self.dtype, "norm2", use_bias=False, use_scale=False)(h)
+        h = nn.silu(h * (1 + scale) + shift)
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = conv3x3(self.width, self.dtype, "conv2", kernel_init=ZERO)(h)
+        if x.shape[-1] != self.width:
+            x = nn.Dense(self.width, dtype=self.dtype, name="skip")(x)
+        return x + h
+
+
+def split_heads(x: jax.Array, head_width: int) -> jax.Array:
+    """[B, N, D] to [B, N, D/head_width, head_width]."""
+    return x.reshape(*x.shape[:-1], -1, head_width)
+
+
+def qk_norm(dtype: jnp.dtype, name: str) -> nn.RMSNorm:
+    """Queries and keys are normalised per head, which keeps attention logits bounded in bf16."""
+    return nn.RMSNorm(dtype=dtype, name=name)
+
+
+class SelfAttention(nn.Module):
+    """Attention of an image's positions to each other, as a residual branch."""
+
+    head_width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, h, w, c = x.shape
+        tokens = nn.LayerNorm(dtype=self.dtype, name="norm")(x.reshape(b, h * w, c))
+        q, k, v = jnp.split(nn.Dense(3 * c, dtype=self.dtype, name="qkv")(tokens), 3, -1)
+        q = qk_norm(self.dtype, "q_norm")(split_heads(q, self.head_width))
+        k = qk_norm(self.dtype, "k_norm")(split_heads(k, self.head_width))
+        out = jax.nn.dot_product_attention(q, k, split_heads(v, self.head_width))
+        out = nn.Dense(c, dtype=self.dtype, kernel_init=ZERO, name="out")(out.reshape(b, h * w, c))
+        return x + out.reshape(x.shape)
+
+
+class CrossAttention(nn.Module):
+    """Attention of an image's positions to keys and values computed beforehand, as a residual branch."""
+
+    head_width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        """`keys`, `values`: [B, N, heads, head_width]; with B = 1 all images share them."""
+        b, h, w, c = x.shape
+        tokens = nn.LayerNorm(dtype=self.dtype, name="norm")(x.reshape(b, h * w, c))
+        q = nn.Dense(c, dtype=self.dtype, name="q")(tokens)
+        q = qk_norm(self.dtype, "q_norm")(split_heads(q, self.head_width))
+        # Shared keys serve all images' positions as if they were one image's: no copy of them is made.
+        q = q.reshape(keys.shape[0], -1, *q.shape[2:])
+        out = jax.nn.dot_product_attention(q, keys, values).reshape(b, h * w, c)
+        out = nn.Dense(c, dtype=self.dtype, kernel_init=ZERO, name="out")(out)
+        return x + out.reshape(x.shape)

@@ -1,0 +1,88 @@
+"""From the feature matrix to tokens, keys, values and a pooled vector: once per sample, not once per step.
+
+Nothing here depends on the noise level, so the sampler receives it all as one pytree.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from slf_jax.features import Block, Layout
+from slf_jax.models.blocks import qk_norm, split_heads
+
+
+@flax.struct.dataclass
+class Cond:
+    """What the U-Net needs of the conditions.
+
+    pooled: [B, D]. keys, values: for each cross-attention layer [B, N, heads, head_width]. B may be 1, for
+    conditions that all images share.
+    """
+
+    pooled: jax.Array
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+class Conditioner(nn.Module):
+    """Tokens from the rows that `inputs` name; a masked row becomes its learned null token.
+
+    Attributes:
+      layout, inputs: which rows there are, and which of them this system may see.
+      width: D of tokens and pooled vector.
+      cross_widths: channels of each cross-attention layer, in the U-Net's order.
+    """
+
+    layout: Layout
+    inputs: tuple[str, ...]
+    width: int
+    cross_widths: tuple[int, ...]
+    head_width: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, matrix: jax.Array, mask: jax.Array, train: bool = False) -> Cond:
+        """`matrix` [B, 256, 768], `mask` [B, 256] (True: known)."""
+        tokens, summaries = [], []
+        for block in (self.layout[name] for name in self.layout.names if name in self.inputs):
+            rows = matrix[:, block.start : block.stop, : block.width].astype(self.dtype)
+            block_tokens, summary = self._encode(block, rows, mask[:, block.start : block.stop])
+            tokens.append(block_tokens)
+            summaries.append(summary)
+        pooled = nn.Dense(2 * self.width, dtype=self.dtype, name="pool1")(jnp.concatenate(summaries, -1))
+        # Early in training conditions are only noise to the U-Net: without the norm it silences these units for good.
+        pooled = nn.silu(nn.LayerNorm(dtype=self.dtype, name="pool_norm")(pooled))
+        pooled = nn.Dropout(self.dropout, deterministic=not train)(pooled)
+        pooled = nn.Dense(self.width, dtype=self.dtype, name="pool2")(pooled)
+        if not self.cross_widths:
+            return Cond(pooled, (), ())
+        keys, values = self._keys_values(jnp.concatenate(tokens, 1))
+        return Cond(pooled, keys, values)
+
+    def _encode(self, block: Block, rows: jax.Array, known: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """One constituent's tokens [B, rows, D], and its summary [B, 2 D]: mean and spread over known rows."""
+        place = self.param(f"{block.name}_place", nn.initializers.normal(0.02), (block.rows, self.width))
+        null = self.param(f"{block.name}_null", nn.initializers.normal(0.02), (block.rows, self.width))
+        hidden = nn.Dense(self.width, dtype=self.dtype, name=f"{block.name}_in")(rows) + place.astype(self.dtype)
+        hidden = nn.Dense(self.width, dtype=self.dtype, name=f"{block.name}_out")(nn.silu(hidden))
+        hidden = jnp.where(known[..., None], hidden, null.astype(self.dtype))
+        # Statistics over the known rows; over the null rows where none is known, so that "unknown" is learned.
+        weights = jnp.where(known.any(-1, keepdims=True), known, True)[..., None].astype(jnp.float32)
+        weights = weights / weights.sum(1, keepdims=True)
+        mean = (weights * hidden).sum(1)
+        spread = jnp.sqrt((weights * jnp.square(hidden - mean[:, None])).sum(1) + 1e-6)
+        return hidden, jnp.concatenate([mean, spread], -1).astype(self.dtype)
+
+    def _keys_values(self, tokens: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        tokens = nn.LayerNorm(dtype=self.dtype, name="token_norm")(tokens)
+        keys, values = [], []
+        for i, width in enumerate(self.cross_widths):
+            both = nn.Dense(2 * width, dtype=self.dtype, name=f"keys_values{i}")(tokens)
+            key, value = (split_heads(part, self.head_width) for part in jnp.split(both, 2, -1))
+            keys.append(qk_norm(self.dtype, f"key_norm{i}")(key))
+            values.append(value)
+        return tuple(keys), tuple(values)

@@ -1,0 +1,140 @@
+"""The U-Net: space-to-depth, levels of residual blocks with attention, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from slf_jax.models.blocks import (
+    ZERO,
+    CrossAttention,
+    ResBlock,
+    SelfAttention,
+    conv3x3,
+    depth_to_space,
+    fourier,
+    group_norm,
+    space_to_depth,
+)
+from slf_jax.models.conditioning import Cond
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of one U-Net. Tuples have one entry per level, highest resolution first.
+
+    patch: side of the squares folded into channels before the first level.
+    blocks: residual blocks on the way down, and as many on the way up.
+    cond_width: D of conditioning tokens, pooled vector and noise embedding.
+    """
+
+    patch: int
+    width: int
+    mults: tuple[int, ...]
+    blocks: tuple[int, ...]
+    self_attention: tuple[bool, ...]
+    cross_attention: tuple[bool, ...]
+    head_width: int
+    cond_width: int
+    dropout: float
+    remat: bool
+
+    def __post_init__(self) -> None:
+        levels = {len(self.mults), len(self.blocks), len(self.self_attention), len(self.cross_attention)}
+        if len(levels) != 1:
+            raise ValueError("mults, blocks, self_attention and cross_attention have one entry per level each")
+        if self.width % self.head_width:
+            raise ValueError(f"width {self.width} is no multiple of head_width {self.head_width}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(self.width * mult for mult in self.mults)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The level of every residual block, in the order in which they run."""
+        down = [level for level, count in enumerate(self.blocks) for _ in range(count)]
+        return tuple(down + down[::-1])
+
+    @property
+    def cross_widths(self) -> tuple[int, ...]:
+        """Channels of every cross-attention layer, in the order in which they run."""
+        return tuple(self.widths[level] for level in self.levels if self.cross_attention[level])
+
+
+class UNet(nn.Module):
+    """Maps a noisy image, its noise level and its conditions to an image of the same shape."""
+
+    config: UNetConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, c_noise: jax.Array, extras: jax.Array, cond: Cond, train: bool = False
+    ) -> jax.Array:
+        """Args: images [B, H, W, C] (channel 0-2 noisy, the others what it is conditioned on), c_noise [B],
+        extras [B, E] (further numbers to condition on), cond. Returns [B, H, W, 3] float32."""
+        config = self.config
+        embedding = self._embed(c_noise, extras, cond)
+        cross = iter(zip(cond.keys, cond.values, strict=True))
+        x = conv3x3(config.width, self.dtype, "stem")(space_to_depth(images.astype(self.dtype), config.patch))
+        place = self.param("place", nn.initializers.normal(0.02), x.shape[1:])
+        x = x + place.astype(self.dtype)
+
+        def block(x: jax.Array, level: int, name: str) -> jax.Array:
+            keys_values = next(cross) if config.cross_attention[level] else None
+            kind = nn.remat(Block, static_argnums=(4,)) if config.remat else Block
+            return kind(config, level, self.dtype, name=name)(x, embedding, keys_values, train)
+
+        skips, last = [], len(config.mults) - 1
+        for level, count in enumerate(config.blocks):
+            for i in range(count):
+                x = block(x, level, f"down{level}_{i}")
+                skips.append(x)
+            if level < last:
+                x = conv3x3(config.widths[level + 1], self.dtype, f"shrink{level}", strides=2)(x)
+        for level, count in reversed(list(enumerate(config.blocks))):
+            for i in range(count):
+                x = block(jnp.concatenate([x, skips.pop()], -1), level, f"up{level}_{i}")
+            if level:
+                x = nn.Dense(4 * config.widths[level - 1], dtype=self.dtype, name=f"grow{level}")(x)
+                x = depth_to_space(x, 2)
+        x = nn.silu(group_norm(config.width, self.dtype, "norm")(x))
+        out = conv3x3(3 * config.patch**2, self.dtype, "out", kernel_init=ZERO)(x)
+        return depth_to_space(out.astype(jnp.float32), config.patch)
+
+    def _embed(self, c_noise: jax.Array, extras: jax.Array, cond: Cond) -> jax.Array:
+        """Noise level, extras and pooled conditions as one vector [B, 2 D] for the blocks' scale and shift.
+
+        The conditions also go in directly: their way through the mixing layers is slow to learn.
+        """
+        width = self.config.cond_width
+        noise = nn.Dense(width, dtype=self.dtype, name="noise")(fourier(c_noise, 64))
+        extra = nn.Dense(width, dtype=self.dtype, name="extras")(extras)
+        pooled = nn.Dense(width, dtype=self.dtype, name="pooled")(cond.pooled)
+        mixed = nn.silu(nn.LayerNorm(dtype=self.dtype, name="mix_norm")(noise + extra + pooled))
+        mixed = nn.silu(nn.Dense(width, dtype=self.dtype, name="embedding")(mixed))
+        return jnp.concatenate([mixed, jnp.broadcast_to(cond.pooled, mixed.shape)], -1)
+
+
+class Block(nn.Module):
+    """A residual block and the attention its level has."""
+
+    config: UNetConfig
+    level: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, embedding: jax.Array, keys_values: tuple | None, train: bool
+    ) -> jax.Array:
+        config, width = self.config, self.config.widths[self.level]
+        x = ResBlock(width, config.dropout, self.dtype, name="res")(x, embedding, train)
+        if config.self_attention[self.level]:
+            x = SelfAttention(config.head_width, self.dtype, name="self")(x)
+        if keys_values is not None:
+            x = CrossAttention(config.head_width, self.dtype, name="cross")(x, *keys_values)
+        return x

@@ -1,0 +1,28 @@
+"""A small dataset."""
+
+from __future__ import annotations
+
+import pytest
+
+from records import make_clip
+from tfrecords import writer
+from tfrecords.schema import AUDIO_CONSTITUENTS, Schema
+
+SPLITS = {"train": (2, 12), "validation": (1, 6), "test": (1, 6)}  # shards, clips a shard
+
+
+@pytest.fixture(scope="session")
+def schema() -> Schema:
+    return Schema(tuple(part for part in AUDIO_CONSTITUENTS if part.name in ("pyaudioanalysis", "mel")))
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory, schema):
+    """A dataset folder with 24 training, 6 validation and 6 test clips."""
+    directory = tmp_path_factory.mktemp("records")
+    for split, (shards, clips) in SPLITS.items():
+        for i in range(shards):
+            path = directory / writer.shard_name(split, i, shards)
+            writer.write_shard(path, schema, (make_clip(i * clips + k, split) for k in range(clips)))
+    writer.finalise(directory, schema, {split: shards for split, (shards, _) in SPLITS.items()})
+    return directory

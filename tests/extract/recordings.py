@@ -1,0 +1,74 @@
+"""Small real recordings, made with numpy, PyAV and Pillow."""
+
+import wave
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+FPS = 10
+
+
+def voice(seconds: float, rate: int = 16_000, pitch: float = 120.0, channels: int = 1) -> np.ndarray:
+    """A buzz with a slow swell, over noise: float32 [channels, samples]."""
+    time = np.arange(round(seconds * rate)) / rate
+    buzz = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 20))
+    noise = np.random.default_rng(round(pitch)).normal(0, 0.02, len(time))
+    sound = 0.15 * buzz * (1 + 0.5 * np.sin(2 * np.pi * 3 * time)) + noise
+    return np.tile(sound.astype(np.float32), (channels, 1))
+
+
+def moving_frames(seconds: float, height: int = 48, width: int = 64) -> np.ndarray:
+    """A bright bar that goes from left to right: uint8 [frames, height, width, 3]."""
+    count = max(1, round(seconds * FPS))
+    frames = np.full((count, height, width, 3), 40, np.uint8)
+    for i in range(count):
+        x = (width - 8) * i // max(1, count - 1)
+        frames[i, :, x : x + 8] = (250, 180, 60)
+    return frames
+
+
+def write_video(path: Path, sound=None, frames=None, rate: int = 16_000, codecs=("aac", "mpeg4")) -> Path:
+    """A video file of sound float32 [channels, samples] and frames uint8 [n, H, W, 3], either of them optional."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codecs[1], rate=FPS) if frames is not None else None
+        layout = "stereo" if sound is not None and len(sound) == 2 else "mono"
+        audio = container.add_stream(codecs[0], rate=rate, layout=layout) if sound is not None else None
+        if video:
+            video.height, video.width, video.pix_fmt = *frames.shape[1:3], "yuv420p"
+            for frame in frames:
+                container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(video.encode(None))
+        if audio:
+            block = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), format="fltp", layout=layout)
+            block.sample_rate = rate
+            container.mux(audio.encode(block))
+            container.mux(audio.encode(None))
+    return path
+
+
+def write_wav(path: Path, sound: np.ndarray, rate: int = 16_000) -> Path:
+    """A 16-bit WAV of sound float32 [channels, samples]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(len(sound))
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((sound.T * 32767).astype("<i2").tobytes())
+    return path
+
+
+def write_clip(path: Path, seconds: float = 1.5, pitch: float = 120.0) -> Path:
+    """A talking video."""
+    return write_video(path, voice(seconds, pitch=pitch), moving_frames(seconds))
+
+
+def write_image(path: Path, height: int = 60, width: int = 80) -> Path:
+    """A picture whose red grows to the right."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((height, width, 3), 30, np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, width)
+    Image.fromarray(pixels).save(path)
+    return path

@@ -1,0 +1,135 @@
+"""The extractors: shapes, what they depend on, and how they are found."""
+
+import dataclasses
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recordings import voice
+
+from extract import extractors
+from extract.media import CLIP_SAMPLES, fit_audio
+from extract.pipeline import storable
+from tfrecords.cli import UserError
+from tfrecords.schema import AUDIO_CONSTITUENTS
+
+ROOT = Path(__file__).parents[2]
+NAMES = tuple(extractors.MODULES)
+FLOOR = np.log(1e-10)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return {part.constituent.name: part for part in extractors.load(NAMES)}
+
+
+@pytest.fixture(scope="module")
+def waves():
+    return np.stack([fit_audio(voice(5 + pitch / 100, pitch=pitch)[0]) for pitch in (90, 150, 220)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_constituent_is_the_papers(loaded, waves, name):
+    constituent = loaded[name].constituent
+    (paper,) = [part for part in AUDIO_CONSTITUENTS if part.name == name]
+    assert dataclasses.replace(constituent, extractor="", windows=paper.windows) == paper
+    assert constituent.extractor.split()[-1][0].isdigit() and constituent.windows
+    values = loaded[name](waves)
+    assert values.dtype == np.float32 and values.shape == (3, constituent.rows, constituent.width)
+    assert np.isfinite(values).all()
+    # float16 keeps three digits of them.
+    np.testing.assert_allclose(values.astype(np.float16), values, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_is_the_clips_one_by_one_and_again_the_same(loaded, waves, name):
+    batch = loaded[name](waves)
+    np.testing.assert_array_equal(batch, np.concatenate([loaded[name](wave[None]) for wave in waves]))
+    np.testing.assert_array_equal(batch, extractors.load([name])[0](waves))
+    assert not np.array_equal(batch[0], batch[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "wave",
+    [np.zeros(CLIP_SAMPLES), np.ones(CLIP_SAMPLES), np.full(CLIP_SAMPLES, 1e-30), np.resize([1, -1], CLIP_SAMPLES)],
+    ids=["silence", "constant", "tiny", "full"],
+)
+def test_odd_sounds_give_values_that_can_be_stored(loaded, name, wave):
+    values = storable(loaded[name](wave[None].astype(np.float32)))
+    assert np.isfinite(values.astype(np.float16)).all()
+
+
+def test_mel_hears_every_moment(loaded):
+    moments = [0, 1, 500, 576, 191_999, 200_000, CLIP_SAMPLES - 577, CLIP_SAMPLES - 2, CLIP_SAMPLES - 1]
+    moments += list(np.random.default_rng(0).integers(CLIP_SAMPLES, size=10))
+    for moment in moments:
+        clicks = np.zeros((1, CLIP_SAMPLES), np.float32)
+        clicks[0, moment] = 1
+        frames = loaded["mel"](clicks).reshape(666, 128)
+        heard = np.flatnonzero((frames > FLOOR + 1).all(1))
+        assert 1 <= len(heard) <= 2
+        assert np.abs(heard * 576 + 480 - moment).max() <= 512
+
+
+def test_mel_rows_are_six_frames_in_order_and_bands_rise_with_pitch(loaded):
+    time = np.arange(CLIP_SAMPLES) / 16_000
+    sweep = np.sin(2 * np.pi * (200 * time + 100 * time**2)).astype(np.float32)  # from 200 to 5000 Hz
+    loudest = loaded["mel"](sweep[None])[0].reshape(111 * 6, 128).argmax(1)
+    assert (np.diff(loudest) >= 0).all() and loudest[0] < 15 and 95 < loudest[-1] < 128
+
+
+def test_mel_follows_the_level(loaded, waves):
+    louder = loaded["mel"](2 * waves) - loaded["mel"](waves)
+    np.testing.assert_allclose(louder, np.log(4), atol=1e-3)
+
+
+def test_pyaudioanalysis_tells_pitch_and_changes(loaded):
+    time = np.arange(CLIP_SAMPLES) / 16_000
+    low, high = (loaded["pyaudioanalysis"](np.sin(2 * np.pi * f * time)[None])[0] for f in (200, 2000))
+    # Zero crossings: two a period, and no change from window to window in a steady tone.
+    np.testing.assert_allclose(low[:, 0], 2 * 200 / 16_000, rtol=0.02)
+    np.testing.assert_allclose(high[:, 0], 2 * 2000 / 16_000, rtol=0.02)
+    np.testing.assert_allclose(low[1:, 34:36], np.diff(low[:, :2], axis=0), atol=1e-6)
+
+
+def test_rows_that_float16_cannot_hold_are_missing():
+    values = np.ones((1, 5, 3), np.float32)
+    values[0, 1, 0], values[0, 2, 1], values[0, 3, 2], values[0, 4, 0] = 7e4, np.inf, np.nan, -65_504
+    kept = storable(values).astype(np.float16)
+    assert np.isnan(kept[0, 1:4]).all() and np.isfinite(kept[0, [0, 4]]).all()
+
+
+def test_extractors_come_in_the_order_asked_for():
+    loaded = extractors.load(("mel", "pyaudioanalysis"))
+    assert [part.constituent.name for part in loaded] == ["mel", "pyaudioanalysis"]
+
+
+@pytest.mark.parametrize(
+    "names, message", [(("mell",), "no extractor 'mell'.*mel"), ((), "empty"), (("mel", "mel"), "twice")]
+)
+def test_wrong_names_are_user_errors(names, message):
+    with pytest.raises(UserError, match=message):
+        extractors.load(names)
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "librosa", None)
+    monkeypatch.delitem(sys.modules, "extract.extractors.mel", raising=False)
+    with pytest.raises(UserError, match=r'mel.*librosa: pip install -e "\.\[demo\]"'):
+        extractors.load(("mel",))
+
+
+def test_extracting_needs_neither_jax_nor_torch_nor_tensorflow():
+    heavy = "{'jax', 'torch', 'tensorflow', 'slf_jax'}"
+    code = f"import sys, extract.run; extract.run.load({NAMES}); sys.exit(str({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.strip() == "set()"
+
+
+def test_every_extractor_has_a_module_of_its_name():
+    for name, (module, _) in extractors.MODULES.items():
+        assert importlib.import_module(module).load().constituent.name == name

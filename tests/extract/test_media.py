@@ -1,0 +1,282 @@
+"""Finding and decoding: what becomes a clip, what comes out of it, and what is said of a broken one."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recordings import FPS, moving_frames, voice, write_clip, write_image, write_video, write_wav
+
+from extract import faces, media
+from extract.media import MediaError
+from tfrecords.cli import UserError
+
+
+def tone(hertz: float, seconds: float, rate: int) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate, dtype=np.float32)
+
+
+def bar_position(frame: np.ndarray) -> float:
+    """Where the bright bar of `moving_frames` stands, as a share of its way."""
+    columns = frame[..., 0].mean(0)
+    return float(np.argmax(np.convolve(columns, np.ones(8), "valid")) / (frame.shape[1] - 8))
+
+
+def test_clips_are_found_in_order_with_ids_from_folders(tmp_path):
+    media_files = [
+        "id2/b/1.mp4",
+        "id1/b/2.MKV",
+        "id1/a c/it's \u00fc \u4f60.mp4",
+        "alone.mov",
+        "id3/x.wav",
+        "id3/y.wav",
+    ]
+    others = ["id3/x.PNG", "id3/z.png", "id1/b/notes.txt", "id1/b/._2.mp4", ".cache/1.mp4", "id2/b/1.wav"]
+    for name in media_files + others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    clips = media.find_clips(tmp_path)
+    assert [clip.clip_id for clip in clips] == [
+        "alone", "id1/a c/it's \u00fc \u4f60", "id1/b/2", "id2/b/1", "id3/x", "id3/y",
+    ]  # fmt: skip
+    assert [clip.speaker_id for clip in clips] == ["alone", "id1", "id1", "id2", "id3", "id3"]
+    assert clips[3].path.suffix == ".mp4"  # not the sound beside it
+    assert clips[4].image == tmp_path / "id3/x.PNG" and clips[5].image is None
+
+
+def test_a_missing_folder_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        media.find_clips(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("rate, channels", [(16_000, 1), (44_100, 2), (8_000, 1), (48_000, 2)])
+def test_sound_becomes_16_khz_mono_of_the_same_pitch_and_level(tmp_path, rate, channels):
+    wave = np.tile(tone(440, 2, rate), (channels, 1))
+    sound = media.decode_audio(write_wav(tmp_path / "a.wav", wave, rate))
+    assert sound.dtype == np.float32 and abs(len(sound) - 32_000) < 100
+    assert np.argmax(np.abs(np.fft.rfft(sound[:32_000], 32_000))) / 2 == pytest.approx(440, abs=1)
+    assert np.sqrt(np.mean(sound**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.02)
+
+
+def test_channels_are_averaged(tmp_path):
+    wave = np.stack([tone(440, 1, 16_000), np.zeros(16_000, np.float32)])
+    sound = media.decode_audio(write_wav(tmp_path / "a.wav", wave))
+    assert np.abs(sound).max() == pytest.approx(0.25, abs=0.01)
+
+
+def test_only_the_beginning_of_a_long_sound_is_decoded(tmp_path):
+    path = write_wav(tmp_path / "long.wav", voice(30))
+    sound = media.decode_audio(path)
+    assert len(sound) == media.CLIP_SAMPLES
+    np.testing.assert_array_equal(media.decode_audio(path, seconds=2), sound[:32_000])
+    np.testing.assert_array_equal(media.fit_audio(sound), sound)
+
+
+def test_a_short_sound_is_repeated_to_24_seconds():
+    wave = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+    fitted = media.fit_audio(wave)
+    assert fitted.shape == (384_000,) and fitted.dtype == np.float32
+    for start in (0, 100_000, 200_000):
+        np.testing.assert_array_equal(fitted[start : start + 100_000], wave)
+    np.testing.assert_array_equal(fitted[300_000:], wave[:84_000])
+
+
+@pytest.mark.parametrize(
+    "name, codecs",
+    [
+        ("a.mp4", ("aac", "mpeg4")),
+        ("a.mkv", ("aac", "h264")),
+        ("a.avi", ("mp3", "mpeg4")),
+        ("a.webm", ("libopus", "libvpx")),
+    ],
+)
+def test_frames_come_from_where_they_are_asked_for(tmp_path, name, codecs):
+    path = write_video(tmp_path / name, voice(3, rate=48_000), moving_frames(3), rate=48_000, codecs=codecs)
+    frames = media.decode_frames(path, (0.0, 0.5, 1.0))
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3 and frames[0].dtype == np.uint8
+    assert [bar_position(frame) for frame in frames] == pytest.approx([0, 0.5, 1], abs=0.1)
+    np.testing.assert_array_equal(media.decode_frames(path)[0], frames[1])
+
+
+def test_a_video_without_a_duration_has_a_middle(tmp_path):
+    """As browsers record it: written to a stream that cannot seek back to fill the duration in."""
+    import av
+
+    whole = write_video(tmp_path / "whole.mkv", frames=moving_frames(2))
+    with (tmp_path / "live.mkv").open("wb") as file, av.open(str(whole)) as source:
+        pipe = type("Pipe", (), {"write": staticmethod(file.write)})()
+        with av.open(pipe, "w", format="matroska") as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(source.streams.video[0]):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    target.mux(packet)
+    with av.open(str(tmp_path / "live.mkv")) as container:
+        assert container.duration is None and container.streams.video[0].duration is None
+    assert bar_position(media.decode_frames(tmp_path / "live.mkv")[0]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_video_on_its_side_is_set_upright(tmp_path):
+    path = write_clip(tmp_path / "phone.mp4")
+    upright = media.decode_frames(path)[0]
+    data = bytearray(path.read_bytes())
+    quarter = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]  # the display matrix of a quarter turn clockwise
+    at = data.index(b"tkhd") + 4 + 40
+    data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in quarter)
+    path.write_bytes(data)
+    np.testing.assert_array_equal(media.decode_frames(path)[0], np.rot90(upright, -1))
+
+
+def test_extremes_are_usable(tmp_path):
+    short = write_video(tmp_path / "short.mp4", voice(0.1), moving_frames(3))
+    assert 1_000 < len(media.decode_audio(short)) < 4_000
+    single = write_video(tmp_path / "single.mp4", voice(2), moving_frames(1 / FPS))
+    assert [frame.shape for frame in media.decode_frames(single, (0, 1))] == [(48, 64, 3)] * 2
+    odd = write_clip(tmp_path / 'it\'s a "test" $(x) %d \u00fc\u4f60:1.mp4')
+    assert media.decode_audio(odd).any() and media.decode_frames(odd)
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def text(path: Path) -> None:
+    path.write_text("this is no video\n" * 100)
+
+
+def playlist(path: Path) -> None:
+    path.write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/secret.ts\n#EXT-X-ENDLIST\n")
+
+
+def truncated(path: Path) -> None:
+    write_clip(path)
+    path.write_bytes(path.read_bytes()[:-2_000])
+
+
+def sound_only(path: Path) -> None:
+    write_video(path, sound=voice(1))
+
+
+def picture_only(path: Path) -> None:
+    write_video(path, frames=moving_frames(1))
+
+
+def silent(path: Path) -> None:
+    write_wav(path.with_suffix(".wav"), np.zeros((1, 16_000), np.float32)).rename(path)
+
+
+def headless(path: Path) -> None:
+    write_wav(path.with_suffix(".wav"), np.zeros((1, 0), np.float32)).rename(path)
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (empty, "the file is empty"),
+        (text, "not a media file"),
+        (playlist, "not a media file"),
+        (truncated, "damaged"),
+        (picture_only, "no audio stream"),
+        (silent, "silent"),
+        (headless, "no samples"),
+        (Path.mkdir, "not a regular file"),
+        (lambda path: None, "cannot be read .No such file"),
+        (lambda path: path.symlink_to("nowhere"), "cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_a_sound_is_said(tmp_path, make, reason):
+    path = tmp_path / "broken.mp4"
+    make(path)
+    with pytest.raises(MediaError, match=reason):
+        media.decode_audio(path)
+
+
+@pytest.mark.parametrize(
+    "make, reason", [(empty, "empty"), (text, "not a media file"), (sound_only, "no video stream")]
+)
+def test_what_is_wrong_with_a_picture_is_said(tmp_path, make, reason):
+    path = tmp_path / "broken.mp4"
+    make(path)
+    with pytest.raises(MediaError, match=reason):
+        media.decode_frames(path)
+
+
+def test_a_clip_damaged_anywhere_is_decoded_or_refused_but_never_crashes(tmp_path):
+    data = write_clip(tmp_path / "good.mp4").read_bytes()
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for i in range(40):
+        broken = np.frombuffer(data, np.uint8).copy()
+        where = rng.integers(len(broken), size=1 + i // 4)
+        broken[where] = rng.integers(256, size=len(where))
+        path = tmp_path / "broken.mp4"
+        path.write_bytes(broken[: rng.integers(len(broken)) if i % 4 == 0 else None].tobytes())
+        for decode in (media.decode_audio, media.decode_frames):
+            try:
+                decode(path)
+                outcomes.add("decoded")
+            except MediaError:
+                outcomes.add("refused")
+    assert outcomes == {"decoded", "refused"}
+
+
+def test_a_name_that_is_no_utf8_is_an_id_and_a_reason(tmp_path):
+    good = write_clip(tmp_path / "good.mp4")
+    os.rename(good, os.fsencode(tmp_path) + b"/b\xffd.mp4")
+    (clip,) = media.find_clips(tmp_path)
+    assert clip.clip_id == "b\\xffd"
+    try:
+        assert media.decode_audio(clip.path).any()
+    except MediaError as error:
+        assert "UTF-8" in str(error)
+
+
+def test_a_sound_takes_the_image_beside_it(tmp_path):
+    write_wav(tmp_path / "a.wav", voice(1))
+    write_image(tmp_path / "a.png")
+    write_wav(tmp_path / "b.wav", voice(1))
+    write_wav(tmp_path / "c.wav", voice(1))
+    (tmp_path / "c.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    good, bare, broken = media.find_clips(tmp_path)
+    assert media.decode_face_frame(good).shape == (60, 80, 3)
+    with pytest.raises(MediaError, match="no image of the same name"):
+        media.decode_face_frame(bare)
+    with pytest.raises(MediaError, match="image cannot be read"):
+        media.decode_face_frame(broken)
+
+
+@pytest.mark.parametrize("height, width", [(128, 128), (300, 512), (512, 300), (7, 9)])
+def test_a_face_is_the_middle_square_of_the_frame(height, width):
+    ramp = np.broadcast_to(np.linspace(0, 255, width), (height, width))
+    frame = np.repeat(ramp[..., None], 3, axis=2).astype(np.uint8)
+    face = faces.crop_face(frame, "skip")
+    assert face.shape == (128, 128, 3) and face.dtype == np.uint8
+    assert face.mean() == pytest.approx(127.5, abs=2)
+    shown = min(height, width) / width  # share of the frame's width that the square has
+    assert np.ptp(face[64, 8:-8, 0].astype(float)) == pytest.approx(255 * shown * 112 / 128, abs=0.1 * 255)
+
+
+def test_a_frame_of_the_right_size_is_left_as_it_is():
+    frame = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    np.testing.assert_array_equal(faces.crop_face(frame, "skip"), frame)
+
+
+def test_scaling_down_is_antialiased():
+    stripes = np.zeros((1024, 1024, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert np.abs(faces.crop_face(stripes, "skip").astype(int) - 127).max() < 10
+
+
+def test_a_detected_box_grows_by_the_margins_within_the_frame(monkeypatch):
+    frame = np.zeros((200, 400, 3), np.uint8)
+    frame[60:150, 105:195] = 255  # the square in the box (125, 80, 175, 130) with its margins
+    monkeypatch.setitem(faces.DETECTORS, "fixed", lambda frame: (125.0, 80.0, 175.0, 130.0))
+    assert (faces.crop_face(frame, "fixed") > 128).all()
+    assert (faces.crop_face(frame, "fixed", margins=(0.5, 0.6))[[0, -1]] < 128).all()
+    monkeypatch.setitem(faces.DETECTORS, "corner", lambda frame: (0.0, 0.0, 180.0, 190.0))
+    assert faces.crop_face(frame, "corner").shape == (128, 128, 3)
+
+
+def test_an_unknown_detector_names_the_valid_ones():
+    with pytest.raises(UserError, match=r"magic.*skip"):
+        faces.crop_face(np.zeros((10, 10, 3), np.uint8), "magic")

@@ -1,0 +1,286 @@
+"""The command: what it writes, how it goes on after a kill, and what it says to mistakes."""
+
+import csv
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recordings import moving_frames, voice, write_clip, write_image, write_video, write_wav
+
+from extract import pipeline, runners
+from extract.extractors import load
+from extract.faces import crop_face
+from extract.media import Clip, decode_audio, decode_frames, find_clips, fit_audio
+from tfrecords.cli import UserError
+from tfrecords.reader import Clips
+from tfrecords.schema import LABELS, UNKNOWN, Schema
+
+ROOT = Path(__file__).parents[2]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("slf-*.tfrecord-*"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(people_folder, tmp_path_factory, extract) -> Path:
+    """The dataset of `people_folder`, written in one go by one process."""
+    out = tmp_path_factory.mktemp("undisturbed") / "data"
+    extract("--videos", people_folder, "--out", out)
+    return out
+
+
+def test_records_hold_what_the_parts_give(undisturbed, people_folder):
+    train = Clips(undisturbed, "train")
+    assert len(train) == 6 and len(Clips(undisturbed, "validation")) == len(Clips(undisturbed, "test")) == 2
+    extractors = load(("pyaudioanalysis", "mel"))
+    assert train.schema.constituents == tuple(part.constituent for part in extractors)
+    sources = {clip.clip_id: clip for clip in find_clips(people_folder)}
+    for i in range(len(train)):
+        record = train[i]
+        source = sources[record["clip_id"]]
+        assert record["speaker_id"] == source.speaker_id
+        np.testing.assert_array_equal(record["face"], crop_face(decode_frames(source.path)[0], "skip"))
+        wave = fit_audio(decode_audio(source.path))[None]
+        for part in extractors:
+            np.testing.assert_array_equal(record[part.constituent.name], part(wave)[0].astype(np.float16))
+
+
+def test_attributes_reach_the_records_in_any_case(undisturbed):
+    records = [clips[i] for clips in (Clips(undisturbed), Clips(undisturbed, "test")) for i in range(len(clips))]
+    for record in records:
+        number = int(record["speaker_id"][2:])
+        assert record["age"] == 20 + number
+        assert LABELS["gender"][record["gender"]] == ("female" if number % 2 else "male")
+        assert LABELS["language"][record["language"]] == "english"
+        assert record["ethnicity"] == (LABELS["ethnicity"].index("latino hispanic") if number % 2 else UNKNOWN)
+
+
+def test_statistics_are_those_of_the_training_split(undisturbed):
+    train = Clips(undisturbed, "train")
+    rows = np.concatenate([train[i]["mel"] for i in range(len(train))]).astype(np.float64)
+    np.testing.assert_allclose(train.statistics["mel"]["mean"], rows.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(train.statistics["mel"]["std"], rows.std(0), rtol=1e-3)
+
+
+def test_running_again_changes_nothing(undisturbed, people_folder, extract, capsys):
+    before, times = contents(undisturbed), [path.stat().st_mtime_ns for path in shards(undisturbed)]
+    extract("--videos", people_folder, "--out", undisturbed)
+    assert contents(undisturbed) == before
+    assert [path.stat().st_mtime_ns for path in shards(undisturbed)] == times
+    assert "6 train, 2 validation, 2 test clips" in capsys.readouterr().out
+
+
+def test_a_lost_shard_alone_is_written_again(people_folder, undisturbed, tmp_path, extract):
+    out = tmp_path / "data"
+    shutil.copytree(undisturbed, out)
+    lost, *others = shards(out)
+    times = [path.stat().st_mtime_ns for path in others]
+    lost.unlink()
+    extract("--videos", people_folder, "--out", out)
+    assert [path.stat().st_mtime_ns for path in others] == times
+    assert contents(out) == contents(undisturbed)
+
+
+def test_a_killed_run_goes_on_to_the_same_dataset(people_folder, undisturbed, tmp_path, command, extract):
+    out = tmp_path / "data"
+    arguments = [*command, "--videos", people_folder, "--out", out, "--config.extract.workers=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    killed = subprocess.Popen(list(map(str, arguments)), cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    wait_for(lambda: shards(out))
+    workers = worker_processes(killed.pid)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (out / "metadata.json").exists() and len(workers) == 2
+    wait_for(lambda: not any(alive(pid) for pid in workers))  # workers end with their parent
+    (out / "chunks" / ".torn.json.tmp-1").write_bytes(b"what a kill inside a write leaves")
+    extract("--videos", people_folder, "--out", out)  # by one process: the shards do not depend on who did them
+    assert contents(out) == contents(undisturbed)
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def worker_processes(pid: int) -> list[int]:
+    """The children of a process that came from `multiprocessing`'s spawn."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "blow, status, message",
+    [
+        # As a terminal does: to the workers as well.
+        (lambda pid, workers: os.killpg(pid, signal.SIGINT), 130, "interrupted; the same command goes on"),
+        # As the kernel does where memory is short.
+        (lambda pid, workers: os.kill(workers[-1], signal.SIGKILL), 2, "error: a worker was killed"),
+    ],
+    ids=["interrupt", "killed worker"],
+)
+def test_a_blow_ends_the_run_cleanly(people_folder, tmp_path, command, blow, status, message):
+    out = tmp_path / "data"
+    arguments = [*command, "--videos", people_folder, "--out", out, "--config.extract.workers=2"]
+    run = subprocess.Popen(
+        list(map(str, arguments)),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: len(worker_processes(run.pid)) == 2)
+    workers = worker_processes(run.pid)
+    blow(run.pid, workers)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode == status and message in errors and "Traceback" not in errors
+    wait_for(lambda: not any(alive(pid) for pid in workers))
+
+
+def test_broken_clips_are_listed_with_reasons_and_the_others_written(tmp_path, extract, capsys):
+    videos, out = tmp_path / "videos", tmp_path / "data"
+    good = [
+        write_clip(videos / "a" / 'it\'s a "clip" $(x) \u00fc\u4f60.mp4'),
+        write_video(videos / "a" / "stereo.mp4", voice(1, 44_100, channels=2), moving_frames(1), rate=44_100),
+        write_video(videos / "b" / "brief.mp4", voice(0.1), moving_frames(0.1)),
+        write_wav(videos / "c" / "sound.wav", voice(1)),
+    ]
+    write_image(videos / "c" / "sound.jpg")
+    expected = {
+        "a/empty": "the file is empty",
+        "b/text": "damaged, or not a media file",
+        "b/truncated": "damaged, or not a media file",
+        "c/mute": "no audio stream",
+        "c/blind": "no video stream",
+        "c/faceless": "no image of the same name",
+    }
+    (videos / "a" / "empty.mp4").touch()
+    (videos / "b" / "text.mp4").write_text("not a video " * 99)
+    (videos / "b" / "truncated.mp4").write_bytes(write_clip(tmp_path / "x.mp4").read_bytes()[:3_000])
+    write_video(videos / "c" / "mute.mp4", frames=moving_frames(1))
+    write_video(videos / "c" / "blind.mp4", sound=voice(1))
+    write_wav(videos / "c" / "faceless.wav", voice(1))
+    (videos / "people.csv").write_text("speaker_id,split\na,train\nb,train\nc,train\n")
+    extract("--videos", videos, "--out", out)
+    with (out / "failures.csv").open() as file:
+        failures = {row["clip"]: row["reason"] for row in csv.DictReader(file)}
+    assert failures.keys() == expected.keys()
+    assert all(failures[clip].startswith(reason) for clip, reason in expected.items())
+    train = Clips(out)
+    assert [train[i]["clip_id"] for i in range(len(train))] == sorted(
+        str(path.relative_to(videos).with_suffix("")) for path in good
+    )
+    printed = capsys.readouterr().out
+    assert "4 train" in printed and "6 clips failed" in printed and "2 damaged, or not a media file" in printed
+
+
+def test_a_dry_run_says_what_would_be_and_writes_nothing(people_folder, tmp_path, extract, capsys):
+    extract("--videos", people_folder, "--out", tmp_path / "data", "--dry-run")
+    printed = capsys.readouterr().out
+    assert "train: 6 clips of 3 speakers in 3 shards" in printed and "mel: 111 rows of 768" in printed
+    assert not (tmp_path / "data").exists()
+
+
+def test_another_plan_in_the_same_folder_is_refused(people_folder, undisturbed, tmp_path, extract):
+    before = contents(undisturbed)
+    other = tmp_path / "videos"
+    write_clip(other / "id0" / "1.mp4")
+    (other / "people.csv").write_text("speaker_id,split\nid0,train\n")
+    changed = tmp_path / "people.csv"
+    changed.write_text((people_folder / "people.csv").read_text().replace("20", "30"))
+    for arguments, what in [
+        (("--videos", other), "videos"),
+        (("--videos", people_folder, "--config.extract.extractors=mel"), "extractors"),
+        (("--videos", people_folder, "--config.extract.clips_per_shard=3"), "clips_per_shard"),
+        (("--videos", people_folder, f"--config.extract.attributes={changed}"), "attributes"),
+    ]:
+        with pytest.raises(UserError, match=f"made with other {what};"):
+            extract(*arguments, "--out", undisturbed)
+    assert contents(undisturbed) == before
+
+
+def test_a_bug_ends_the_run_and_finished_shards_stay(people_folder, tmp_path, extract, monkeypatch):
+    real, calls = pipeline.write_shard, []
+
+    def full_disk(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(pipeline, "write_shard", full_disk)
+    out = tmp_path / "data"
+    with pytest.raises(OSError, match="No space left"):
+        extract("--videos", people_folder, "--out", out)
+    assert len(shards(out)) == 2 and not (out / "metadata.json").exists()
+
+
+def test_a_mistake_in_a_worker_reaches_the_caller(tmp_path):
+    job = pipeline.Job(tmp_path, Schema(()), ("mel",), "skip")
+    clip = Clip("a", "a", write_clip(tmp_path / "a.mp4"))
+    chunks = [pipeline.Chunk("train", f"shard{i}", (clip,), ({},)) for i in range(2)]
+    with pytest.raises(UserError, match="no such detector"):
+        runners.run_chunks(chunks, dataclasses.replace(job, detector="magic"), workers=2)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--videos", "EMPTY"), "EMPTY: no clips here"),
+        (("--videos", "nowhere"), "nowhere: no such folder"),
+        ((), "give their folder with --videos"),
+        (("--videos", "GOOD", "--config.extract.extractors=mell"), "no extractor 'mell'"),
+        (("--videos", "GOOD", "--config.extract.detector=magic"), "no such detector"),
+        (("--videos", "GOOD", "--config.extract.worker=1"), "did you mean --config.extract.workers"),
+        (("--videos", "GOOD", "--config.extract.workers=-1"), "workers=-1"),
+        (("--videos", "GOOD", "--config.extract.clips_per_shard=0"), "at least 1 clip"),
+        (("--videos", "GOOD", "--config.extract.attributes=nowhere.csv"), "nowhere.csv: cannot read"),
+        (("--videos", "GOOD", "--out", "GOOD/people.csv"), "in the way"),
+    ],
+)
+def test_mistakes_are_user_errors_and_write_nothing(people_folder, tmp_path, extract, arguments, message):
+    (tmp_path / "EMPTY").mkdir()
+    places = {"EMPTY": str(tmp_path / "EMPTY"), "GOOD": str(people_folder)}
+    arguments = [re.sub("EMPTY|GOOD", lambda found: places[found[0]], argument) for argument in arguments]
+    with pytest.raises(UserError, match=message.replace("EMPTY", places["EMPTY"])):
+        extract("--out", tmp_path / "data", *arguments)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_mistake_is_one_line_and_exit_status_2(people_folder, tmp_path, run_command):
+    table = tmp_path / "bad.csv"
+    table.write_text("speaker_id,gender\nid0,male\nid1,cat\n")
+    done = run_command("--videos", people_folder, "--out", tmp_path / "data", f"--config.extract.attributes={table}")
+    assert done.returncode == 2 and not (tmp_path / "data").exists()
+    assert done.stderr == f"error: {table}, line 3: gender 'cat' is none of: female, male\n"
+
+
+def test_where_all_clips_fail_there_is_no_dataset(tmp_path, extract):
+    (tmp_path / "videos" / "a").mkdir(parents=True)
+    (tmp_path / "videos" / "a" / "1.mp4").write_text("no video")
+    (tmp_path / "videos" / "people.csv").write_text("speaker_id,split\na,train\n")
+    with pytest.raises(UserError, match=r"no clip of the training split.*failures\.csv"):
+        extract("--videos", tmp_path / "videos", "--out", tmp_path / "data")
+    assert not (tmp_path / "data" / "metadata.json").exists()
+    assert "damaged" in (tmp_path / "data" / "failures.csv").read_text()

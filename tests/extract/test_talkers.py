@@ -1,0 +1,197 @@
+"""The synthetic population: determinism, files, table, and what voice and thumbnail tell."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from dataclasses import fields, replace
+
+import av
+import librosa
+import numpy as np
+import pytest
+
+from extract.talkers import __main__ as program
+from extract.talkers.face import render
+from extract.talkers.identity import ETHNICITIES, GENDERS, SKIN_TONES, Identity, draw_identity
+from extract.talkers.look import draw_look
+from extract.talkers.population import FPS, generate, make_clip, splits
+from extract.talkers.video import write_mp4
+from extract.talkers.voice import RATE, synthesize
+
+PEOPLE = 6  # 4 train, 1 validation, 1 test: 8 clips
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("talkers")
+    assert generate(out, people=PEOPLE, seed=3, workers=2) == 8
+    return out
+
+
+def thumbnail(frame: np.ndarray) -> np.ndarray:
+    """Area average to 8x8: float [8, 8, 3]."""
+    side = frame.shape[0] // 8
+    return frame.reshape(8, side, 8, side, 3).mean((1, 3))
+
+
+def draw(identity: Identity, look_seed: int = 0) -> np.ndarray:
+    return render(identity, draw_look(np.random.default_rng(look_seed)), 0.2)
+
+
+def test_same_seed_same_clip_other_seed_other_clip():
+    frames, audio = make_clip(draw_identity(3, 1), 1)
+    again_frames, again_audio = make_clip(draw_identity(3, 1), 1)
+    assert frames.tobytes() == again_frames.tobytes()
+    assert audio.tobytes() == again_audio.tobytes()
+    other_frames, other_audio = make_clip(draw_identity(4, 1), 1)
+    assert other_frames.tobytes() != frames.tobytes()
+    assert other_audio.tobytes() != audio.tobytes()
+
+
+def test_clips_of_a_person_differ_in_look_only():
+    person = draw_identity(3, 5)
+    assert person == draw_identity(3, 5)
+    first, _ = make_clip(person, 1)
+    second, _ = make_clip(person, 2)
+    assert first[0].shape == second[0].shape == (160, 160, 3)
+    assert np.abs(first[0].astype(int) - second[0]).mean() > 2.0
+    looks = [draw_look(np.random.default_rng([0, clip])) for clip in range(2)]
+    assert all(getattr(looks[0], f.name) != getattr(looks[1], f.name) for f in fields(looks[0])
+               if f.name != "clothes")  # fmt: skip
+
+
+def test_mouth_follows_the_voice():
+    person = draw_identity(3, 2)
+    look = draw_look(np.random.default_rng(0))
+    closed, wide = render(person, look, 0.0), render(person, look, 1.0)
+    rows = np.abs(closed.astype(int) - wide).sum((1, 2)).nonzero()[0]
+    assert rows.min() > 100 and rows.max() < 145  # only around the mouth
+
+
+def test_population_covers_every_label_and_age():
+    people = [draw_identity(0, index) for index in range(400)]
+    assert {p.gender for p in people} == set(GENDERS)
+    assert {p.ethnicity for p in people} == set(ETHNICITIES)
+    ages = np.array([p.age for p in people])
+    assert 18.0 <= ages.min() < 21.0 and 77.0 < ages.max() <= 80.0
+    assert {p.face.glasses for p in people} == {"none", "round", "square"}
+    assert all(p.face.beard == "none" for p in people if p.gender == "female")
+    for label in ETHNICITIES:  # overlapping palettes: no skin tone belongs to one label
+        tones = {p.palette.skin for p in people if p.ethnicity == label}
+        assert len(tones) == len(SKIN_TONES)
+
+
+def test_files_hold_h264_and_aac_of_the_right_length(folder):
+    paths = sorted(folder.glob("p*/*/00001.mp4"))
+    assert len(paths) == 8
+    for path in paths:
+        index, clip = int(path.parts[-3][1:]), int(path.parts[-2])
+        frames, _ = make_clip(draw_identity(3, index), clip)
+        seconds = len(frames) / FPS
+        assert 3.0 <= seconds <= 12.0
+        with av.open(str(path)) as container:
+            (video,), (sound,) = container.streams.video, container.streams.audio
+            assert video.codec_context.name == "h264" and sound.codec_context.name == "aac"
+            assert (video.width, video.height, sound.rate) == (160, 160, RATE)
+            assert container.duration / av.time_base == pytest.approx(seconds, abs=0.3)
+            decoded = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+        assert len(decoded) == len(frames)
+        assert np.abs(decoded[0].astype(int) - frames[0]).mean() < 6.0
+        with av.open(str(path)) as container:
+            samples = sum(f.samples for f in container.decode(audio=0))
+        assert samples / RATE == pytest.approx(seconds, abs=0.2)
+
+
+def test_table(folder):
+    with open(folder / "people.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["speaker_id", "age", "gender", "ethnicity", "split"]
+    assert Counter(row["split"] for row in rows) == {"train": 4, "validation": 1, "test": 1}
+    for index, row in enumerate(rows):
+        person = draw_identity(3, index)
+        told = (row["speaker_id"], float(row["age"]), row["gender"], row["ethnicity"])
+        assert told == (person.speaker_id, person.age, person.gender, person.ethnicity)
+        clips = len(list((folder / row["speaker_id"]).iterdir()))
+        assert clips == (1 if row["split"] == "train" else 2)
+
+
+def test_default_population_has_the_promised_splits():
+    assert Counter(splits(1024)) == {"train": 896, "validation": 32, "test": 96}
+    assert Counter(splits(3)) == {"train": 1, "validation": 1, "test": 1}
+
+
+def test_rerun_keeps_finished_files_and_mends_the_rest(folder):
+    paths = sorted(folder.glob("p*/*/00001.mp4"))
+    lost, kept = paths[2], [p for p in paths if p != paths[2]]
+    content = lost.read_bytes()
+    lost.unlink()
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    assert generate(folder, people=PEOPLE, seed=3, workers=1) == 1
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+    assert lost.read_bytes() == content  # one process or two: the same bytes
+    assert not list(folder.rglob("*.part"))
+
+
+def test_another_population_is_not_mixed_in(folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        program.main(["--out", str(folder), "--people", str(PEOPLE), "--seed", "4"])
+    assert stop.value.code == 2
+    assert "another population" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags", [["--people", "2"], ["--people", "x"], ["--seed", "-1"], ["--workers", "0"]]
+)
+def test_bad_arguments_end_with_status_2(tmp_path, flags):
+    out = tmp_path / "videos"
+    with pytest.raises(SystemExit) as stop:
+        program.main(["--out", str(out), *flags])
+    assert stop.value.code == 2
+    assert not out.exists()
+
+
+def test_odd_frame_sizes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="even"):
+        write_mp4(tmp_path / "x.mp4", np.zeros((2, 9, 8, 3), np.uint8), 4, np.zeros(800), RATE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_measured_pitch_follows_the_identity():
+    told, heard = [], []
+    for index in range(8):
+        person = draw_identity(0, index)
+        audio = synthesize(person, 3.0, np.random.default_rng(index))
+        pitch = librosa.yin(audio, fmin=60, fmax=400, sr=RATE)
+        loud = librosa.feature.rms(y=audio)[0] > 0.05
+        told.append(person.voice.f0)
+        heard.append(np.median(pitch[loud[: len(pitch)]]))
+    assert np.median(np.abs(np.log2(np.array(heard) / told))) < 0.12
+    assert np.corrcoef(np.log(told), np.log(heard))[0, 1] > 0.9
+
+
+def test_tract_and_tilt_shape_the_spectrum():
+    person = draw_identity(0, 0)
+
+    def centroid(**changes: float) -> float:
+        changed = replace(person, voice=replace(person.voice, **changes))
+        audio = synthesize(changed, 4.0, np.random.default_rng(0))
+        return float(librosa.feature.spectral_centroid(y=audio, sr=RATE).mean())
+
+    assert centroid(tilt=2.0) > 1.2 * centroid(tilt=-6.0)
+    assert centroid(formant_scale=1.2) > centroid(formant_scale=0.9)
+
+
+def test_thumbnail_hides_structure_that_the_face_shows():
+    """Structure must change the face much more than the thumbnail; another light, the reverse."""
+    full, coarse = [], []
+    for index in range(12):
+        person = draw_identity(0, index)
+        wavy = replace(person, face=replace(person.face, hair_texture="wavy", freckles=True))
+        straight = replace(wavy, face=replace(wavy.face, hair_texture="straight", freckles=False))
+        a, b, lit = draw(wavy), draw(straight), draw(wavy, look_seed=1)
+        full.append(np.mean((a.astype(float) - b) ** 2))
+        coarse.append([np.mean((thumbnail(a) - thumbnail(x)) ** 2) for x in (b, lit)])
+    structure, light = np.mean(coarse, axis=0)
+    assert structure < 0.25 * np.mean(full)
+    assert structure < 0.25 * light

@@ -1,0 +1,62 @@
+"""Tiny systems: configured, with random parameters, trained."""
+
+from __future__ import annotations
+
+import os
+
+# Compiling takes longer than running what these tests run; processes that they start do likewise.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+import jax
+import numpy as np
+import pytest
+
+from slf_jax import cascade, features
+from slf_jax.train import train
+from tfrecords.reader import Clips, stack
+from tiny import tiny_config
+
+
+@pytest.fixture(scope="session")
+def config(dataset, tmp_path_factory):
+    return tiny_config(dataset, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def system(config, dataset):
+    clips = Clips(dataset)
+    return cascade.build(config, features.make_layout(clips.schema), clips.statistics)
+
+
+@pytest.fixture(scope="session")
+def params(system):
+    """Random parameters, moved off their initial values: zero-initialised layers would hide mistakes."""
+
+    def stir(name):
+        leaves, tree = jax.tree.flatten(jax.jit(system.stages[name].init)(jax.random.key(0)))
+        rng = np.random.default_rng(1)
+        moved = [x + 0.1 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
+        return jax.tree.unflatten(tree, moved)
+
+    return {name: stir(name) for name in cascade.STAGES}
+
+
+@pytest.fixture(scope="session")
+def batch(dataset):
+    clips = Clips(dataset, "test")
+    return stack([clips[i] for i in range(6)])
+
+
+@pytest.fixture(scope="session")
+def fresh_config(dataset, tmp_path_factory):
+    """Makes tiny configs with a run directory of their own; what one run compiles, the next finds in a cache."""
+    cache = str(tmp_path_factory.mktemp("xla"))
+    return lambda name: tiny_config(dataset, tmp_path_factory.mktemp(name), cache)
+
+
+@pytest.fixture(scope="session")
+def run(fresh_config):
+    """A finished training run of both stages: its config."""
+    config = fresh_config("trained")
+    assert train(config)
+    return config

@@ -1,0 +1,171 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slf_jax import cascade
+from slf_jax.diffusion import guidance, noise, samplers
+from slf_jax.models.blocks import depth_to_space, space_to_depth
+from tfrecords.cli import UserError
+
+
+@pytest.fixture(scope="module")
+def sample(system, params, config):
+    """Samples people at two scales: sample(batch, scales, guided=True, people=None) -> [2, B, 128, 128, 3]."""
+    settings = cascade.sample_settings(config)
+    assert settings.guide_consistency
+
+    @jax.jit
+    def program(batch, people, scales, guided):
+        guides = cascade.make_guide(cascade.to_float(batch["face"]))
+        present = jnp.full(len(guides), guided)
+        unit_noise = cascade.person_noise(0, people)
+        return system.sample(params, batch, guides, present, unit_noise, scales, settings)
+
+    def run(batch, scales, guided=True, people=None):
+        people = jnp.arange(len(batch["face"])) if people is None else people
+        return np.asarray(program(batch, people, jnp.array(scales, jnp.float32), float(guided)))
+
+    return run
+
+
+def other_conditions(batch):
+    return {key: value if key == "face" else np.roll(value, 1, 0) for key, value in batch.items()}
+
+
+def test_space_to_depth_and_back():
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    np.testing.assert_array_equal(depth_to_space(space_to_depth(x, 4), 4), x)
+    np.testing.assert_array_equal(space_to_depth(x, 4)[0, 1, 0], x[0, 4:8, 0:4].reshape(-1))
+
+
+def test_scale_zero_ignores_the_conditions_and_others_do_not(sample, batch):
+    own, other = sample(batch, [0, 1]), sample(other_conditions(batch), [0, 1])
+    np.testing.assert_array_equal(own[0], other[0])
+    assert np.abs(own[1] - other[1]).mean() > 1e-3
+
+
+def test_scale_zero_still_follows_the_guide(sample, batch):
+    faces = {**batch, "face": np.roll(batch["face"], 1, 0)}
+    assert np.abs(sample(batch, [0, 1])[0] - sample(faces, [0, 1])[0]).mean() > 1e-2
+
+
+def test_scale_one_is_plain_conditional_sampling(system, params, config, batch, sample):
+    """By hand: both stages with the conditional denoiser alone, its estimate clipped and matched to the guide."""
+    settings = cascade.sample_settings(config)
+    sigmas = noise.karras_sigmas(settings.steps, settings.sigma_min, settings.sigma_max, settings.rho)
+    matrix, mask = system.features(batch)
+    image = guides = cascade.make_guide(cascade.to_float(batch["face"]))
+    count, unit_noise = len(image), cascade.person_noise(0, jnp.arange(len(image)))
+    for name in cascade.STAGES:
+        stage = system.stages[name]
+        start = stage.start(image, jnp.ones(count), jnp.zeros(count))
+        cond, denoise = stage.condition(params[name], matrix, mask), stage.denoiser(params[name], start)
+
+        def estimate(x, sigma, stage=stage, start=start, cond=cond, denoise=denoise):
+            clipped = jnp.clip(start.image + stage.spread * denoise(x, sigma, cond), -1, 1)
+            return (guidance.match_average(clipped, guides) - start.image) / stage.spread
+
+        x = sigmas[0] * settings.temperature * unit_noise[name]
+        data = samplers.SAMPLERS[settings.sampler](estimate, x, sigmas)
+        image = jnp.clip(start.image + stage.spread * data, -1, 1)
+    np.testing.assert_allclose(sample(batch, [0.0, 1.0])[1], image, atol=2e-3)
+
+
+def test_conditions_computed_once_equal_conditions_computed_each_step(system, params, batch):
+    stage, p = system.stages["base"], params["base"]
+    matrix, mask = system.features(batch)
+    guides = cascade.make_guide(cascade.to_float(batch["face"]))
+    start = stage.start(guides, jnp.ones(6), jnp.zeros(6))
+    x, sigmas = jax.random.normal(jax.random.key(0), (6, 32, 32, 3)), noise.karras_sigmas(3, 0.2, 5.0)
+    cached = stage.condition(p, matrix, mask)
+    denoise = stage.denoiser(p, start)
+    once = samplers.heun(lambda x, s: denoise(x, s, cached), x, sigmas)
+    each = samplers.heun(lambda x, s: denoise(x, s, stage.condition(p, matrix, mask)), x, sigmas)
+    np.testing.assert_allclose(once, each, atol=1e-5)
+
+
+def test_shared_conditions_equal_repeated_ones(system, params, batch):
+    """The null branch is computed once; its keys serve all people."""
+    stage, p = system.stages["base"], params["base"]
+    matrix, mask = system.features(batch)
+    one, six = (stage.condition(p, 0 * matrix[:n], 0 * mask[:n] > 0) for n in (1, 6))
+    start = stage.start(cascade.make_guide(cascade.to_float(batch["face"])), jnp.ones(6), jnp.zeros(6))
+    x = jax.random.normal(jax.random.key(0), (6, 32, 32, 3))
+    denoise = stage.denoiser(p, start)
+    np.testing.assert_allclose(denoise(x, jnp.ones(6), one), denoise(x, jnp.ones(6), six), atol=1e-5)
+
+
+def test_masked_rows_cannot_reach_the_output(system, params, batch):
+    matrix, mask = system.features(batch)
+    block = system.layout["mel"]
+    mask = np.asarray(mask).copy()
+    mask[:, block.start : block.stop] = False
+    changed = np.asarray(matrix).copy()
+    changed[:, block.start : block.stop] += 1
+    stage = system.stages["base"]
+    for a, b in zip(
+        jax.tree.leaves(stage.condition(params["base"], matrix, mask)),
+        jax.tree.leaves(stage.condition(params["base"], changed, mask)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_people_and_scales_do_not_touch_each_other(sample, batch):
+    order = np.array([4, 1, 0, 5, 3, 2])
+    moved = {key: value[order] for key, value in batch.items()}
+    found = sample(moved, [4, 1], people=jnp.array(order))
+    np.testing.assert_allclose(found, sample(batch, [1, 4])[::-1, order], atol=1e-3)
+
+
+def test_noise_belongs_to_the_person():
+    whole, one = cascade.person_noise(3, jnp.arange(5)), cascade.person_noise(3, jnp.array([4]))
+    for name in cascade.STAGES:
+        np.testing.assert_array_equal(whole[name][4], one[name][0])
+        assert not np.array_equal(whole[name][4], whole[name][3])
+
+
+def test_without_a_guide_the_thumbnail_cannot_reach_the_output(sample, batch):
+    faces = {**batch, "face": np.roll(batch["face"], 1, 0)}
+    np.testing.assert_array_equal(sample(batch, [0, 1], guided=False), sample(faces, [0, 1], guided=False))
+    others = sample(other_conditions(batch), [0, 1], guided=False)
+    assert np.abs(sample(batch, [0, 1], guided=False)[1] - others[1]).mean() > 1e-3
+
+
+def test_guide_consistency_makes_the_thumbnail_exact(sample, batch):
+    guides = cascade.make_guide(cascade.to_float(batch["face"]))
+    images = sample(batch, [0, 4])
+    inside = np.abs(images).max((2, 3, 4)) < 1  # clipping at black or white may take a little away
+    errors = np.abs(np.stack([cascade.make_guide(at_scale) for at_scale in images]) - guides)
+    assert errors.mean() < 2 / 255 and (errors[inside] < 1e-4).all()
+
+
+@pytest.mark.parametrize("name", cascade.STAGES)
+def test_the_loss_sees_guide_dropout_only_in_the_base_stage(system, params, batch, name):
+    stage, keys = system.stages[name], jax.random.split(jax.random.key(0), 6)
+    matrix, mask = system.features(batch)
+    faces = cascade.to_float(batch["face"])
+    losses = [
+        stage.loss(params[name], faces, matrix, mask, keys, jnp.arange(6), 6, guide_drop=drop)[0] for drop in (0.0, 1.0)
+    ]
+    assert np.isfinite(losses).all()
+    assert np.array_equal(*losses) == (name == "upsampler")
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("model.base.mults", (1, 2, 3), "one entry per level"),
+        ("model.base.head_width", 7, "multiple"),
+        ("data.inputs", ("mel", "melody"), "unknown constituent 'melody'"),
+        ("sample.sampler", "euler", "heun, dpmpp_2m"),
+        ("sample.steps", 0, "at least one step"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(config, system, key, value, message):
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=message):
+        cascade.build(changed, system.layout, system.statistics)
+        cascade.sample_settings(changed)

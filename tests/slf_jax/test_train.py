@@ -1,0 +1,152 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from slf_jax import state
+from slf_jax.train import for_stage, train
+from tfrecords.cli import UserError
+
+
+def weights(config, name="base"):
+    """All numbers of a run's newest checkpoint, and its step."""
+    with state.Checkpoints(config.workdir, name) as checkpoints:
+        step = checkpoints.latest()
+        restored = checkpoints._manager.restore(step)
+        return step, jax.tree.leaves({"ema": restored["ema"], "training": restored["training"]})
+
+
+def test_a_run_can_be_read_without_us(run):
+    workdir = Path(run.workdir)
+    assert json.loads((workdir / "config.json").read_text())["model"]["base"]["width"] == 16
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for name in ("base", "upsampler"):
+        steps = [line["step"] for line in lines if line["stage"] == name and "loss" in line]
+        assert steps == [1, 2, 3, 4]
+        assert any("validation_loss" in line for line in lines if line["stage"] == name)
+        assert (workdir / "samples" / f"{name}_0000004.png").stat().st_size > 1000
+    assert {"loss_by_sigma", "grad_norm", "learning_rate", "images_per_second"} <= lines[0].keys()
+    assert list(workdir.glob("tensorboard/events*"))
+
+
+def test_training_lowers_the_loss(fresh_config):
+    config = fresh_config("longer")
+    config.stage, config.train.steps = "base", (80,)
+    config.train.update(learning_rate=(5e-3,), log_every=20, checkpoint_every=80)
+    train(config)
+    lines = [json.loads(line) for line in (Path(config.workdir) / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_running_a_finished_run_again_changes_nothing(run):
+    before = weights(run)
+    assert train(run)
+    after = weights(run)
+    assert before[0] == after[0] == 4
+    for a, b in zip(before[1], after[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def start(config, *overrides):
+    """The same training as a process of its own."""
+    path = Path(config.workdir) / "given.py"
+    path.write_text(
+        "import json, ml_collections\n"
+        f"get_config = lambda: ml_collections.ConfigDict(json.loads({config.to_json()!r}), convert_dict=True)\n"
+    )
+    command = [sys.executable, "-m", "slf_jax.train", "--config", str(path), *overrides]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_run_again_it_ends_with_the_same_numbers(fresh_config, run, signal_):
+    config = fresh_config("killed")
+    config.stage = "base"
+    # Enough steps that the signal comes before the end; then only up to step 4, as the undisturbed run.
+    config.train.steps = run.train.steps
+    slow = start(config, "--config.data.threads=1", "--config.train.checkpoint_every=2")
+    wait_for(Path(config.workdir) / "checkpoints" / "base" / "2" / "_CHECKPOINT_METADATA", slow)
+    slow.send_signal(signal_)
+    output = slow.communicate(timeout=120)[0]
+    if signal_ == signal.SIGTERM:
+        assert slow.returncode == 0, output
+    again = start(config)
+    assert again.wait(timeout=180) == 0, again.stdout.read()
+    (step, found), (_, expected) = weights(config), weights(run)
+    assert step == 4
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_damaged_checkpoint_is_never_used(run, tmp_path):
+    import shutil
+
+    shutil.copytree(Path(run.workdir) / "checkpoints", tmp_path / "checkpoints")
+    data = max((tmp_path / "checkpoints" / "base" / "4" / "ema").rglob("d/*"), key=lambda p: p.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 16
+    data.write_bytes(content)
+    with pytest.raises(UserError, match="base/4: (damaged|cannot be read)"):
+        state.load(tmp_path)
+
+
+def test_a_digest_sees_one_flipped_bit_and_a_swap():
+    tree = {"a": np.ones(5, np.float32), "b": np.zeros(5, np.float32)}
+    flipped = jax.tree.map(np.copy, tree)
+    flipped["a"].view(np.uint8)[7] ^= 1
+    assert len({state.digest(tree), state.digest(flipped), state.digest({"a": tree["b"], "b": tree["a"]})}) == 3
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("model.base.width", 32, "model.base.width is 32, there it is 16"),
+        ("data.inputs", ("mel",), "data.inputs"),
+        ("train.batch_size", (3,), "train.batch_size"),
+        ("stage", "third", "all, base, upsampler"),
+        ("data.dir", "nowhere", "extract.run"),
+        ("parallel", "threads", "neither 'shard_map' nor 'pmap'"),
+        ("train.batch_size", (0,), "batch_size=0"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(run, fresh_config, key, value, message):
+    config = run.copy_and_resolve_references()
+    if key == "parallel":
+        config.workdir = fresh_config("refused").workdir
+    config.update_from_flattened_dict({key: value})
+    before = (Path(run.workdir) / "config.json").read_bytes()
+    with pytest.raises(UserError, match=message) as error:
+        train(config)
+    assert "\n" not in str(error.value)
+    assert (Path(run.workdir) / "config.json").read_bytes() == before
+
+
+def test_pairs_of_settings():
+    assert [for_stage((1, 2), name) for name in ("base", "upsampler")] == [1, 2]
+    assert for_stage((3,), "upsampler") == for_stage(3, "upsampler") == 3
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(fresh_config):
+    config = fresh_config("nan")
+    config.stage, config.train.learning_rate, config.train.clip = "base", (1e30,), 1e30
+    config.train.warmup = 0
+    with pytest.raises(UserError, match=r"base became (nan|inf) at step"):
+        train(config)
+    with state.Checkpoints(config.workdir, "base") as checkpoints:
+        step = checkpoints.latest()
+        assert step is None or step < 4

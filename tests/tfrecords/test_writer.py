@@ -1,0 +1,59 @@
+import json
+
+import numpy as np
+import pytest
+
+from records import make_clip
+from tfrecords import writer
+from tfrecords.reader import Clips
+
+
+def test_statistics_are_those_of_the_training_split(dataset, schema):
+    clips = Clips(dataset, "train")
+    for part in schema.constituents:
+        rows = np.concatenate([clips[i][part.name] for i in range(len(clips))]).astype(np.float64)
+        np.testing.assert_allclose(clips.statistics[part.name]["mean"], rows.mean(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(clips.statistics[part.name]["std"], rows.std(0), rtol=1e-4)
+
+
+def test_missing_values_do_not_count(tmp_path, schema):
+    whole, without = make_clip(0), {k: v for k, v in make_clip(1).items() if k != "mel"}
+    writer.write_shard(tmp_path / writer.shard_name("train", 0, 1), schema, [whole, without])
+    writer.finalise(tmp_path, schema, {"train": 1})
+    mean = Clips(tmp_path).statistics["mel"]["mean"]
+    np.testing.assert_allclose(mean, whole["mel"].astype(np.float16).mean(0, dtype=float), rtol=1e-4)
+
+
+def test_a_constant_feature_has_unit_std(tmp_path, schema):
+    clip = make_clip(0)
+    clip["pyaudioanalysis"][:, 5] = 7.0
+    writer.write_shard(tmp_path / writer.shard_name("train", 0, 1), schema, [clip])
+    writer.finalise(tmp_path, schema, {"train": 1})
+    assert Clips(tmp_path).statistics["pyaudioanalysis"]["std"][5] == 1.0
+
+
+def test_a_shard_that_fails_half_way_leaves_nothing(tmp_path, schema):
+    path = tmp_path / writer.shard_name("train", 0, 1)
+
+    def clips():
+        yield make_clip(0)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        writer.write_shard(path, schema, clips())
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_finalising_twice_changes_nothing(dataset, schema):
+    names = ("dataset_info.json", "features.json", "metadata.json")
+    before = {name: (dataset / name).read_bytes() for name in names}
+    counts = writer.finalise(dataset, schema, {"train": 2, "validation": 1, "test": 1})
+    assert counts == {"train": 24, "validation": 6, "test": 6}
+    assert before == {name: (dataset / name).read_bytes() for name in names}
+
+
+def test_failures_are_kept_with_their_reasons(tmp_path, schema):
+    path = tmp_path / writer.shard_name("train", 0, 1)
+    failure = {"clip": "a/b", "reason": "no audio stream"}
+    writer.write_shard(path, schema, [make_clip(0)], [failure])
+    assert json.loads(writer.summary_path(tmp_path, path.name).read_text())["failures"] == [failure]

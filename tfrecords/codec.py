@@ -1,0 +1,128 @@
+"""TFRecord framing with its CRCs, and clips as `tf.train.Example`: what TFDS reads, without TensorFlow.
+
+A TFRecord file is a run of frames: length (uint64), CRC of the length, data, CRC of the data (each CRC-32C,
+masked as TFRecord does).
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import google_crc32c
+import numpy as np
+from PIL import Image
+
+from tfrecords.schema import FACE_SIZE, UNKNOWN, Schema
+
+HEADER, FOOTER = 12, 4
+
+
+class CorruptShard(Exception):
+    """A shard that is truncated or damaged; names the file and the record."""
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(data: bytes) -> bytes:
+    """One record as it stands in a TFRecord file."""
+    length = struct.pack("<Q", len(data))
+    return b"".join(
+        (length, struct.pack("<I", _masked_crc(length)), data, struct.pack("<I", _masked_crc(data)))
+    )
+
+
+def index_shard(path: Path) -> np.ndarray:
+    """Offsets and lengths [records, 2] of a shard's records; reads the headers only.
+
+    Raises `CorruptShard` where a header is damaged or the file ends inside a record.
+    """
+    spans = []
+    size, offset = path.stat().st_size, 0
+    with path.open("rb", buffering=0) as file:
+        while offset < size:
+            file.seek(offset)
+            length = _read_length(file, path, len(spans))
+            if offset + HEADER + length + FOOTER > size:
+                raise CorruptShard(f"{path}: truncated in record {len(spans)}; write this shard again")
+            spans.append((offset, length))
+            offset += HEADER + length + FOOTER
+    return np.array(spans, np.int64).reshape(-1, 2)
+
+
+def _read_length(file: BinaryIO, path: Path, record: int) -> int:
+    header = file.read(HEADER)
+    if len(header) < HEADER:
+        raise CorruptShard(f"{path}: truncated in record {record}; write this shard again")
+    length, crc = struct.unpack("<QI", header)
+    if _masked_crc(header[:8]) != crc:
+        raise CorruptShard(f"{path}: record {record} has a damaged length; write this shard again")
+    return length
+
+
+def read_span(path: Path, record: int, offset: int, length: int) -> bytes:
+    """The data of one record, its CRC checked; raises `CorruptShard`."""
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset + HEADER)
+        data = file.read(length + FOOTER)
+    if len(data) < length + FOOTER:
+        raise CorruptShard(f"{path}: truncated in record {record}; write this shard again")
+    data, crc = data[:length], struct.unpack("<I", data[length:])[0]
+    if _masked_crc(data) != crc:
+        raise CorruptShard(f"{path}: record {record} is damaged (CRC differs); write this shard again")
+    return data
+
+
+def encode_clip(clip: dict, schema: Schema) -> bytes:
+    """A clip as a serialised `tf.train.Example`.
+
+    `clip` holds clip_id, speaker_id (text), face [128,128,3] uint8, optionally age (years), gender, ethnicity,
+    language (indices) and each constituent as [rows, width] floats. What is missing is NaN or `UNKNOWN`.
+    Raises `ValueError` where a shape is not the schema's.
+    """
+    # Lazy: importing the package costs more than reading a thousand records.
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    for name in ("clip_id", "speaker_id"):
+        feature[name].bytes_list.value.append(clip[name].encode())
+    feature["face"].bytes_list.value.append(_encode_png(clip["face"]))
+    feature["age"].float_list.value.append(float(clip.get("age", np.nan)))
+    for name in schema.labels:
+        feature[name].int64_list.value.append(int(clip.get(name, UNKNOWN)))
+    for part in schema.constituents:
+        value = np.asarray(clip.get(part.name, np.full((part.rows, part.width), np.nan)), np.float16)
+        if value.shape != (part.rows, part.width):
+            raise ValueError(f"{part.name} is {value.shape}, the schema says {(part.rows, part.width)}")
+        feature[part.name].bytes_list.value.append(value.tobytes())
+    return example.SerializeToString(deterministic=True)
+
+
+def decode_clip(data: bytes, schema: Schema) -> dict:
+    """The inverse of `encode_clip`: text, face uint8, age float32, labels int32, constituents float16."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    feature = tf_example_pb2.Example.FromString(data).features.feature
+    clip: dict = {name: feature[name].bytes_list.value[0].decode() for name in ("clip_id", "speaker_id")}
+    clip["face"] = np.asarray(Image.open(io.BytesIO(feature["face"].bytes_list.value[0])))
+    clip["age"] = np.float32(feature["age"].float_list.value[0])
+    for name in schema.labels:
+        clip[name] = np.int32(feature[name].int64_list.value[0])
+    for part in schema.constituents:
+        raw = feature[part.name].bytes_list.value[0]
+        clip[part.name] = np.frombuffer(raw, np.float16).reshape(part.rows, part.width)
+    return clip
+
+
+def _encode_png(face: np.ndarray) -> bytes:
+    if face.shape != (FACE_SIZE, FACE_SIZE, 3) or face.dtype != np.uint8:
+        raise ValueError(f"a face is {FACE_SIZE}x{FACE_SIZE}x3 uint8, not {face.shape} {face.dtype}")
+    buffer = io.BytesIO()
+    Image.fromarray(face).save(buffer, "PNG")
+    return buffer.getvalue()

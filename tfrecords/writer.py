@@ -1,0 +1,163 @@
+"""Writing a dataset: shards (each whole or absent), then the metadata that TFDS and our reader open.
+
+Layout of a dataset folder:
+    slf-train.tfrecord-00000-of-00008   a shard of clips
+    chunks/<shard>.json                 what is in it: clips, failures, sums for the statistics
+    dataset_info.json, features.json    TFDS's metadata
+    metadata.json                       ours: schema and the statistics of the training split
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tfrecords.codec import encode_clip, frame
+from tfrecords.schema import FACE_SIZE, Constituent, Schema
+
+NAME = "slf"
+SPLITS = ("train", "validation", "test")
+FORMAT_VERSION = "1.0.0"
+
+
+def shard_name(split: str, shard: int, shards: int) -> str:
+    """`slf-train.tfrecord-00000-of-00008`, TFDS's own pattern."""
+    return f"{NAME}-{split}.tfrecord-{shard:05d}-of-{shards:05d}"
+
+
+def summary_path(directory: Path, shard: str) -> Path:
+    """Where the summary of a shard lies; it is written before the shard, so a shard that exists has one."""
+    return directory / "chunks" / f"{shard}.json"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes under a temporary name and renames: the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_shard(path: Path, schema: Schema, clips: Iterable[dict], failures: Sequence[dict] = ()) -> int:
+    """Writes the clips of one shard and its summary; returns how many. `failures`: `{"clip", "reason"}` each.
+
+    The shard appears last, by a rename, so a shard that exists is done.
+    """
+    sums = {part.name: _empty_sums(part) for part in schema.constituents}
+    ids, frames = [], []
+    for clip in clips:
+        frames.append(frame(encode_clip(clip, schema)))
+        ids.append(clip["clip_id"])
+        for part in schema.constituents:
+            if part.name in clip:
+                _add(sums[part.name], clip[part.name])
+    summary = {
+        "clips": ids,
+        "bytes": sum(map(len, frames)),
+        "failures": list(failures),
+        "sums": {name: {key: value.tolist() for key, value in parts.items()} for name, parts in sums.items()},
+    }
+    write_atomically(summary_path(path.parent, path.name), json.dumps(summary).encode())
+    write_atomically(path, b"".join(frames))
+    return len(ids)
+
+
+def _empty_sums(part: Constituent) -> dict[str, np.ndarray]:
+    return {key: np.zeros(part.width) for key in ("count", "sum", "squares")}
+
+
+def _add(sums: dict[str, np.ndarray], value: np.ndarray) -> None:
+    # As stored: the statistics describe what a reader sees.
+    rows = np.asarray(value, np.float16).astype(np.float64)
+    known = np.isfinite(rows)
+    rows = np.where(known, rows, 0.0)
+    sums["count"] += known.sum(0)
+    sums["sum"] += rows.sum(0)
+    sums["squares"] += np.square(rows).sum(0)
+
+
+def finalise(directory: Path, schema: Schema, shards: dict[str, int]) -> dict[str, int]:
+    """Merges the shards' summaries and writes the metadata; returns clips per split. Idempotent.
+
+    `shards` gives the number of shards of each split; all of them must exist.
+    """
+    summaries = {
+        split: [
+            json.loads(summary_path(directory, shard_name(split, i, n)).read_text()) for i in range(n)
+        ]
+        for split, n in shards.items()
+        if n
+    }
+    statistics = {
+        part.name: _mean_std(part, [s["sums"][part.name] for s in summaries.get("train", [])])
+        for part in schema.constituents
+    }
+    metadata = {"format": FORMAT_VERSION, **schema.to_json(), "statistics": statistics}
+    _write_tfds_metadata(directory, schema, summaries, metadata)
+    return {split: sum(len(s["clips"]) for s in parts) for split, parts in summaries.items()}
+
+
+def _mean_std(part: Constituent, sums: list[dict]) -> dict[str, list[float]]:
+    """Mean and standard deviation per feature; a feature never seen or constant gets std 1."""
+    total = _empty_sums(part)
+    for shard in sums:
+        for key in total:
+            total[key] += np.array(shard[key])
+    count = np.maximum(total["count"], 1)
+    mean = total["sum"] / count
+    std = np.sqrt(np.maximum(total["squares"] / count - mean**2, 0))
+    std = np.where(std > 1e-6 * np.maximum(1, np.abs(mean)), std, 1.0)
+    return {"mean": mean.tolist(), "std": std.tolist()}
+
+
+def _write_tfds_metadata(directory: Path, schema: Schema, summaries: dict, metadata: dict) -> None:
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict(
+        {
+            "clip_id": tfds.features.Text(),
+            "speaker_id": tfds.features.Text(),
+            "face": tfds.features.Image(shape=(FACE_SIZE, FACE_SIZE, 3), encoding_format="png"),
+            "age": tfds.features.Scalar(np.float32),
+            **{name: tfds.features.ClassLabel(names=list(names)) for name, names in schema.labels.items()},
+            # encoding="bytes": the default stores float16 as float32.
+            **{
+                part.name: tfds.features.Tensor(shape=(part.rows, part.width), dtype=np.float16, encoding="bytes")
+                for part in schema.constituents
+            },
+        }
+    )
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory,
+        dataset_name=NAME,
+        filetype_suffix="tfrecord",
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    )
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[len(s["clips"]) for s in parts],
+            num_bytes=sum(s["bytes"] for s in parts),
+            filename_template=template.replace(split=split),
+        )
+        for split, parts in summaries.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(directory),
+        features=features,
+        split_infos=splits,
+        version=FORMAT_VERSION,
+        filename_template=template,
+        check_data=False,  # reading back needs TensorFlow
+        metadata=tfds.core.MetadataDict(metadata),
+    )
