@@ -26,6 +26,7 @@ from tfrecords.reader import Clips, stack
 from tfrecords.writer import write_atomically
 
 GRID_ROWS = 8
+CONTROL_SCALE = 2.0  # at the scale nearest to this one, everybody also gets another person's conditions
 
 
 def parse_scales(text: str) -> tuple[float, ...]:
@@ -107,8 +108,9 @@ def sweep(
     sampler = Sampler(trained, min(chunk, len(chosen)))
     images = sampler(batch, numbers, scales, seed, progress=f"{len(scales)} scales x {len(chosen)} people")
     # Everybody's own thumbnail and noise with the next person's voice and attributes.
+    at = min(range(len(scales)), key=lambda i: abs(scales[i] - CONTROL_SCALE))
     others = {key: value if key == "face" else np.roll(value, 1, 0) for key, value in batch.items()}
-    swapped = sampler(others, numbers, scales, seed, progress="the same with another person's conditions")
+    swapped = sampler(others, numbers, scales[at : at + 1], seed, progress="control: another person's conditions")
     real = batch["face"]
     report = {
         "data": data,
@@ -117,9 +119,9 @@ def sweep(
         "seed": seed,
         "sampler": trained.config.sample.to_dict(),
         "checkpoints": trained.digests,
-        "scales": _each(scales, images, real),
+        "scales": {f"{scale:g}": measure(image, real) for scale, image in zip(scales, images, strict=True)},
         "controls": {
-            "other_persons_conditions": _each(scales, swapped, real),
+            "other_persons_conditions": {"scale": scales[at], **measure(swapped[0], real)},
             "bicubic": measure(bicubic(real), real),
             "mean_face": measure(np.broadcast_to(mean_face(Clips(data, "train")), real.shape), real),
         },
@@ -140,10 +142,6 @@ def measure(images: np.ndarray, real: np.ndarray) -> dict[str, float]:
     }
 
 
-def _each(scales: Sequence[float], images: np.ndarray, real: np.ndarray) -> dict[str, dict[str, float]]:
-    return {f"{scale:g}": measure(at_scale, real) for scale, at_scale in zip(scales, images, strict=True)}
-
-
 def bicubic(faces: np.ndarray) -> np.ndarray:
     """What the guides of uint8 faces [B, 128, 128, 3] look like up-sampled: the control every system must beat."""
     guides = cascade.make_guide(cascade.to_float(jnp.asarray(faces)))
@@ -158,14 +156,13 @@ def mean_face(clips: Clips) -> np.ndarray:
 
 def table(report: dict) -> str:
     """The report's figures for reading."""
-    controls = report["controls"]
-    rows = [(f"scale {scale}", m, controls["other_persons_conditions"][scale]) for scale, m in report["scales"].items()]
-    rows += [("bicubic", controls["bicubic"], None), ("mean face", controls["mean_face"], None)]
-    headings = ("", "PSNR", "SSIM", "guide error", "PSNR, another's conditions")
-    lines = ["{:10} {:>6} {:>6} {:>12} {:>27}".format(*headings)]
-    for name, m, other in rows:
-        swapped = f"{other['psnr']:.2f}" if other else ""
-        lines.append(f"{name:10} {m['psnr']:6.2f} {m['ssim']:6.3f} {m['guide_error']:12.2f} {swapped:>27}")
+    controls = dict(report["controls"])
+    other = controls.pop("other_persons_conditions")
+    rows = {f"scale {scale}": figures for scale, figures in report["scales"].items()}
+    rows[f"scale {other['scale']:g}, another person's conditions"] = other
+    rows |= {name.replace("_", " "): figures for name, figures in controls.items()}
+    lines = ["{:38} {:>6} {:>6} {:>11}".format("", "PSNR", "SSIM", "guide error")]
+    lines += [f"{name:38} {m['psnr']:6.2f} {m['ssim']:6.3f} {m['guide_error']:11.2f}" for name, m in rows.items()]
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ def _arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for clips and people.csv")
-    parser.add_argument("--people", type=int, default=1024, help="at least 3 (default: 1024)")
+    parser.add_argument("--people", type=int, default=896, help="at least 3 (default: 896)")
     parser.add_argument("--seed", type=int, default=0, help="which population (default: 0)")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"

@@ -55,7 +55,7 @@ def splits(people: int) -> list[str]:
     return ["train"] * train + [name for name, count in held_out.items() for _ in range(count)]
 
 
-def generate(out: Path, people: int = 1024, seed: int = 0, workers: int = 1) -> int:
+def generate(out: Path, people: int = 896, seed: int = 0, workers: int = 1) -> int:
     """Write the population below `out` and return how many clips were written in this run.
 
     Raises ValueError when `out` already holds a different population.

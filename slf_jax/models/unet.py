@@ -80,7 +80,7 @@ class UNet(nn.Module):
         config = self.config
         embedding = self._embed(c_noise, extras, cond)
         cross = iter(zip(cond.keys, cond.values, strict=True))
-        x = conv3x3(config.width, self.dtype, "stem")(space_to_depth(images.astype(self.dtype), config.patch))
+        x = nn.Dense(config.width, dtype=self.dtype, name="stem")(space_to_depth(images.astype(self.dtype), config.patch))
         place = self.param("place", nn.initializers.normal(0.02), x.shape[1:])
         x = x + place.astype(self.dtype)
 

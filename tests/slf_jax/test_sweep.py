@@ -23,7 +23,7 @@ def test_a_sweep_writes_its_grid_and_its_figures(swept):
     assert report["people"] == 5 and report["seed"] == 0 and list(report["scales"]) == ["0", "1", "2.5"]
     assert {"bicubic", "mean_face", "other_persons_conditions"} == set(report["controls"])
     assert set(report["checkpoints"]) == {"base", "upsampler"}
-    assert report["scales"]["0"] == report["controls"]["other_persons_conditions"]["0"]
+    assert report["controls"]["other_persons_conditions"]["scale"] == 2.5
     width, height = Image.open(swept / "grid.png").size
     assert width == 5 * 130 and height == 20 + 5 * 130
 

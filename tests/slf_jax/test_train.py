@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from slf_jax import state
+from slf_jax.monitor import Log
 from slf_jax.train import for_stage, train
 from tfrecords.cli import UserError
 
@@ -141,12 +142,10 @@ def test_pairs_of_settings():
     assert for_stage((3,), "upsampler") == for_stage(3, "upsampler") == 3
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(fresh_config):
-    config = fresh_config("nan")
-    config.stage, config.train.learning_rate, config.train.clip = "base", (1e30,), 1e30
-    config.train.warmup = 0
-    with pytest.raises(UserError, match=r"base became (nan|inf) at step"):
-        train(config)
-    with state.Checkpoints(config.workdir, "base") as checkpoints:
-        step = checkpoints.latest()
-        assert step is None or step < 4
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path):
+    with Log(tmp_path, 10, every=1) as log:
+        log.begin("base", 0, 4)
+        log.step(1, {"loss": np.float32(1.0)}, last=False)
+        with pytest.raises(UserError, match=r"stage base became nan at step 2; the last good checkpoint is kept"):
+            log.step(2, {"loss": np.float32("nan")}, last=False)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1

@@ -4,12 +4,11 @@ from tfrecords.cli import load_config
 
 
 def tiny_config(dataset, workdir, cache=""):
-    """The demo's config at toy sizes; with cross-attention and two levels, so that every part is there."""
+    """The demo's config at toy sizes, with cross-attention."""
     config = load_config("configs/demo.py")
     sizes = dict(
-        width=16, mults=(1, 2), blocks=(1, 1), self_attention=(False, True), cross_attention=(False, True),
-        head_width=8, cond_width=16,
-    )  # fmt: skip
+        width=16, mults=(1,), blocks=(1,), self_attention=(True,), cross_attention=(True,), head_width=8, cond_width=16
+    )
     config.model.base.update(sizes, patch=4)
     config.model.upsampler.update(sizes, patch=16)
     config.data.dir, config.workdir = str(dataset), str(workdir)

@@ -1,0 +1,102 @@
+"""Speed of the demo's parts: `python benchmarks/demo.py` after `make demo` (or with --data and --config).
+
+Import time of the trainer, records/s of the reader from a warm cache on one thread, training images/s of each
+stage, and milliseconds a network evaluation takes for one image while sampling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from slf_jax import cascade, features, parallel, state, train
+from tfrecords.cli import load_config
+from tfrecords.reader import Clips, batches, stack
+
+
+def seconds(function, repeats: int) -> float:
+    """Mean seconds of a call, after one to warm up."""
+    jax.block_until_ready(function())
+    start = time.perf_counter()
+    for _ in range(repeats):
+        result = function()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / repeats
+
+
+def import_time() -> float:
+    code = "import time; t = time.perf_counter(); import slf_jax.train; print(time.perf_counter() - t)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    return min(float(run.stdout) for run in runs)
+
+
+def reading(clips: Clips) -> dict[str, float]:
+    """Records/s: one after the other by index, and shuffled batches of 32 through Grain, one thread."""
+    count = min(len(clips), 960)
+    [clips[i] for i in range(count)]
+    start = time.perf_counter()
+    [clips[i] for i in range(count)]
+    by_index = count / (time.perf_counter() - start)
+    stream = batches(clips, 32, seed=0, threads=1)
+    next(stream)
+    start = time.perf_counter()
+    for _ in itertools.islice(stream, count // 32):
+        pass
+    return {"by index": by_index, "batches": count // 32 * 32 / (time.perf_counter() - start)}
+
+
+def training(config, system: cascade.System, clips: Clips, name: str, repeats: int) -> float:
+    """Images/s of the compiled training step."""
+    mesh, size = parallel.make_mesh(), train.for_stage(config.train.batch_size, name)
+    optimizer, schedule = train.make_optimizer(config.train, name)
+    key = jax.random.key(0)
+    holder = [parallel.replicate(mesh, state.init_state(system.stages[name], optimizer, key))]
+    batch = parallel.split(mesh, "shard_map", next(batches(clips, size, seed=0)))
+    step = parallel.compile_step(train.make_step(system, name, optimizer, schedule, config.train), mesh, "shard_map")
+
+    def once():
+        holder[0], metrics = step(holder[0], batch, key)  # the state is donated
+        return metrics
+
+    return size / seconds(once, repeats)
+
+
+def sampling(system: cascade.System, clips: Clips, name: str, settings: cascade.SampleSettings, repeats: int) -> float:
+    """Milliseconds of one network evaluation for one image, guidance's two branches counted as two."""
+    people = 16
+    batch = stack([clips[i % len(clips)] for i in range(people)])
+    params = jax.jit(system.stages[name].init)(jax.random.key(0))
+    noise = cascade.person_noise(0, np.arange(people))[name]
+    faces = cascade.to_float(batch["face"])
+    program = jax.jit(lambda s: system.sample_stage(name, params, batch, faces, noise, s, settings))
+    return 1e3 * seconds(lambda: program(np.ones(1, np.float32)), repeats) / (2 * settings.steps * people)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--config", default="configs/demo.py")
+    arguments.add_argument("--data", help="dataset folder (default: the config's)")
+    arguments.add_argument("--repeats", type=int, default=20)
+    args = arguments.parse_args()
+    config = load_config(args.config)
+    clips = Clips(args.data or config.data.dir)
+    system = cascade.build(config, features.make_layout(clips.schema), clips.statistics)
+    settings = cascade.sample_settings(config)
+    print(f"device                     {jax.devices()[0].device_kind}")
+    print(f"import slf_jax.train       {import_time():.2f} s")
+    for kind, rate in reading(clips).items():
+        print(f"reader, {kind:18} {rate:.0f} records/s")
+    for name in cascade.STAGES:
+        print(f"train {name:20} {training(config, system, clips, name, args.repeats):.1f} images/s")
+    for name in cascade.STAGES:
+        print(f"sample {name:19} {sampling(system, clips, name, settings, 3):.2f} ms per evaluation and image")
+
+
+if __name__ == "__main__":
+    main()

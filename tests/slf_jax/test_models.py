@@ -1,0 +1,81 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slf_jax.models.conditioning import Cond
+from slf_jax.models.unet import UNet, UNetConfig
+
+CONFIG = UNetConfig(
+    patch=2, width=16, mults=(1, 2), blocks=(1, 2), self_attention=(False, True), cross_attention=(False, True),
+    head_width=8, cond_width=16, dropout=0.5, remat=False,
+)  # fmt: skip
+X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 6)).astype(np.float32))
+SIGMA, EXTRAS = jnp.array([-1.0, 0.5]), jnp.ones((2, 2))
+
+
+def make_cond(config):
+    rng = np.random.default_rng(1)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))  # noqa: E731
+    shapes = [(2, 5, width // config.head_width, config.head_width) for width in config.cross_widths]
+    return Cond(draw(2, 16), tuple(draw(*s) for s in shapes), tuple(draw(*s) for s in shapes))
+
+
+@pytest.fixture(scope="module")
+def params():
+    shapes = jax.eval_shape(UNet(CONFIG, jnp.float32).init, jax.random.key(0), X, SIGMA, EXTRAS, make_cond(CONFIG))
+    rng = np.random.default_rng(2)
+    return jax.tree.map(lambda s: jnp.asarray(0.1 * rng.normal(size=s.shape).astype(np.float32)), shapes)
+
+
+def apply(params, cond, config=CONFIG, dtype=jnp.float32, **kwargs):
+    run = jax.jit(lambda p, c: UNet(config, dtype).apply(p, X, SIGMA, EXTRAS, c, **kwargs))
+    return np.asarray(run(params, cond))
+
+
+def test_levels_and_cross_attention_layers():
+    assert CONFIG.levels == (0, 1, 1, 1, 1, 0)
+    assert CONFIG.cross_widths == (32, 32, 32, 32)
+
+
+def test_every_condition_reaches_the_output_of_its_own_image_only(params):
+    cond = make_cond(CONFIG)
+    out = apply(params, cond)
+    assert out.shape == (2, 16, 16, 3) and out.dtype == np.float32
+    for moved in (
+        cond.replace(pooled=cond.pooled.at[1].add(1.0)),
+        cond.replace(keys=tuple(k.at[1].add(1.0) for k in cond.keys)),
+        cond.replace(values=tuple(v.at[1].add(1.0) for v in cond.values)),
+    ):
+        found = apply(params, moved)
+        np.testing.assert_allclose(found[0], out[0], atol=1e-5)
+        assert np.abs(found[1] - out[1]).mean() > 1e-4
+
+
+def test_dropout_drops_in_training_only(params):
+    cond = make_cond(CONFIG)
+    np.testing.assert_array_equal(apply(params, cond), apply(params, cond))
+    kept, dropped = (
+        apply(params, cond, train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1)
+    )
+    assert np.abs(kept - dropped).mean() > 1e-4
+
+
+def test_remat_changes_no_number_and_no_name(params):
+    remat = dataclasses.replace(CONFIG, remat=True)
+    np.testing.assert_allclose(apply(params, make_cond(CONFIG)), apply(params, make_cond(CONFIG), remat), atol=1e-5)
+
+
+def test_bfloat16_compute_keeps_float32_output(params):
+    low = apply(params, make_cond(CONFIG), dtype=jnp.bfloat16)
+    assert low.dtype == np.float32
+    np.testing.assert_allclose(low, apply(params, make_cond(CONFIG)), atol=0.1)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="one entry per level"):
+        dataclasses.replace(CONFIG, blocks=(1,))
+    with pytest.raises(ValueError, match="no multiple"):
+        dataclasses.replace(CONFIG, head_width=7)
