@@ -108,7 +108,7 @@ def get_config() -> ml_collections.ConfigDict:
             guide_drop=0.15,  # share of guides withheld from the base stage
             flip=True,  # mirror half of the faces
             log_every=100,
-            validate_every=5_000,
+            validate_every=5_000,  # steps; a shorter run makes none
             preview_every=5_000,
             checkpoint_every=5_000,
             keep=3,  # checkpoints

@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = cli.parser(
         "slf_jax.features",
         "Draws the 256x768 feature matrix of one clip, its rows named.",
-        ["python -m slf_jax.features --data data/demo/records --clip p00812/00000/00001 --split test"],
+        ["python -m slf_jax.features --data data/demo/records --clip p00812/00001/00001 --split test"],
     )
     arguments.add_argument("--data", required=True, help="dataset folder")
     arguments.add_argument("--clip", help="clip id (default: the split's first)")

@@ -147,6 +147,8 @@ class Checkpoints:
         except (ValueError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{self.path / str(step)}: cannot be read as this model ({reason})") from None
+        if jax.tree.map(np.shape, tree) != jax.tree.map(np.shape, shapes):
+            raise UserError(f"{self.path / str(step)}: holds a model of other sizes than this config's")
         found = digest(tree)
         if found != self._raw_meta(step)["digests"][part]:
             raise UserError(
@@ -157,8 +159,8 @@ class Checkpoints:
 
 
 def check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Raises `UserError` naming the settings in which a run cannot be continued with another config."""
-    if not (workdir / "config.json").is_file():
+    """Raises `UserError` naming the settings in which the run in `workdir` cannot be continued with `config`."""
+    if not any(workdir.glob("checkpoints/*/[0-9]*")):
         return
     now, then = _flat(json.loads(config.to_json())), _flat(json.loads((workdir / "config.json").read_text()))
     differing = [
@@ -191,19 +193,18 @@ class Trained:
 
 def load(workdir: str | Path) -> Trained:
     """The newest EMA weights of both stages of a run; `UserError` if a stage is missing."""
-    params, digests = {}, {}
+    config, system, params, digests = None, None, {}, {}
     for name in STAGES:
-        if not (Path(workdir) / "checkpoints" / name).is_dir():
+        if not any(Path(workdir).glob(f"checkpoints/{name}/[0-9]*")):
             raise UserError(
                 f"{workdir}: no checkpoint of stage {name!r}; train it with "
                 f"`python -m slf_jax.train --config CONFIG --config.workdir={workdir}`"
             )
         with Checkpoints(workdir, name) as checkpoints:
             step = checkpoints.latest()
-            if step is None:
-                raise UserError(f"{workdir}: stage {name!r} has not reached its first checkpoint")
-            meta = checkpoints.meta(step)
-            system = build(meta.config, meta.layout, meta.statistics)
+            if system is None:
+                meta = checkpoints.meta(step)
+                config, system = meta.config, build(meta.config, meta.layout, meta.statistics)
             like = jax.eval_shape(system.stages[name].init, jax.random.key(0))
             params[name], digests[name] = checkpoints.restore_ema(step, like)
-    return Trained(meta.config, system, params, digests)
+    return Trained(config, system, params, digests)

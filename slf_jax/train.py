@@ -103,9 +103,9 @@ def train_stage(
                 checkpoints.save(state, meta)
             if stopping:
                 return False
-            if held_out and (ends or number % settings.validate_every == 0):
+            if held_out and _due(number, steps, settings.validate_every):
                 log.write(number, {"validation_loss": preview.loss(state.ema)})
-            if ends or number % settings.preview_every == 0:
+            if _due(number, steps, settings.preview_every):
                 log.picture(number, *preview.page(state.ema))
     return True
 
@@ -176,6 +176,11 @@ def for_stage(value: Any, name: str) -> Any:
     """A setting of one stage: a pair is (base, upsampler), one number serves both."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     return values[cascade.STAGES.index(name) % len(values)]
+
+
+def _due(step: int, steps: int, every: int) -> bool:
+    """Every so many steps, and at the end of a stage that is long enough for one."""
+    return step % every == 0 or step == steps >= every
 
 
 def _check_batch(batch_size: int) -> None:

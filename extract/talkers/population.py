@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -15,6 +14,8 @@ from tqdm import tqdm
 
 from extract.talkers import face, video, voice
 from extract.talkers.identity import Identity, draw_identity
+from tfrecords.cli import UserError
+from tfrecords.writer import write_atomically
 from extract.talkers.look import draw_look
 
 FPS = 4
@@ -58,7 +59,7 @@ def splits(people: int) -> list[str]:
 def generate(out: Path, people: int = 896, seed: int = 0, workers: int = 1) -> int:
     """Write the population below `out` and return how many clips were written in this run.
 
-    Raises ValueError when `out` already holds a different population.
+    Raises `UserError` when `out` already holds a different population.
     """
     out = Path(out)
     split_of = splits(people)
@@ -98,15 +99,11 @@ def _table(seed: int, split_of: list[str]) -> str:
 
 
 def _write_table(path: Path, text: str) -> None:
-    """Write people.csv in one step, unless the same table stands there already."""
-    if path.exists():
-        if path.read_text() != text:
-            raise ValueError(
-                f"{path} describes another population (other --people or --seed); "
-                "choose another --out or remove that folder"
-            )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    """Writes people.csv, unless the same table stands there already."""
+    if not path.exists():
+        write_atomically(path, text.encode())
+    elif path.read_text() != text:
+        raise UserError(
+            f"{path} describes another population (other --people or --seed); "
+            "choose another --out or remove that folder"
+        )

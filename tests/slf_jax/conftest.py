@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from slf_jax import cascade, features
-from slf_jax.train import train
 from tfrecords.reader import Clips, stack
-from tiny import tiny_config
+from tiny import start_training, tiny_config
 
 
 @pytest.fixture(scope="session")
@@ -58,5 +57,7 @@ def fresh_config(dataset, tmp_path_factory):
 def run(fresh_config):
     """A finished training run of both stages: its config."""
     config = fresh_config("trained")
-    assert train(config)
+    process = start_training(config)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
     return config

@@ -46,12 +46,12 @@ def test_every_condition_reaches_the_output_of_its_own_image_only(params):
     assert out.shape == (2, 16, 16, 3) and out.dtype == np.float32
     for moved in (
         cond.replace(pooled=cond.pooled.at[1].add(1.0)),
-        cond.replace(keys=tuple(k.at[1].add(1.0) for k in cond.keys)),
+        cond.replace(keys=tuple(k.at[1].multiply(-5.0) for k in cond.keys)),
         cond.replace(values=tuple(v.at[1].add(1.0) for v in cond.values)),
     ):
         found = apply(params, moved)
         np.testing.assert_allclose(found[0], out[0], atol=1e-5)
-        assert np.abs(found[1] - out[1]).mean() > 1e-4
+        assert np.abs(found[1] - out[1]).mean() > 1e-5
 
 
 def test_dropout_drops_in_training_only(params):
@@ -69,9 +69,10 @@ def test_remat_changes_no_number_and_no_name(params):
 
 
 def test_bfloat16_compute_keeps_float32_output(params):
-    low = apply(params, make_cond(CONFIG), dtype=jnp.bfloat16)
+    full = apply(params, make_cond(CONFIG))
+    low = apply(params, jax.tree.map(jnp.bfloat16, make_cond(CONFIG)), dtype=jnp.bfloat16)
     assert low.dtype == np.float32
-    np.testing.assert_allclose(low, apply(params, make_cond(CONFIG)), atol=0.1)
+    assert 0 < np.abs(low - full).mean() < 0.05 * np.abs(full).mean()
 
 
 def test_sizes_that_do_not_fit_are_refused():

@@ -1,7 +1,5 @@
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from slf_jax import state
 from slf_jax.monitor import Log
 from slf_jax.train import for_stage, train
 from tfrecords.cli import UserError
+from tiny import start_training
 
 
 def weights(config, name="base"):
@@ -39,7 +38,7 @@ def test_a_run_can_be_read_without_us(run):
 def test_training_lowers_the_loss(fresh_config):
     config = fresh_config("longer")
     config.stage, config.train.steps = "base", (80,)
-    config.train.update(learning_rate=(5e-3,), log_every=20, checkpoint_every=80)
+    config.train.update(learning_rate=(5e-3,), log_every=20, checkpoint_every=80, preview_every=100, validate_every=100)
     train(config)
     lines = [json.loads(line) for line in (Path(config.workdir) / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -53,17 +52,6 @@ def test_running_a_finished_run_again_changes_nothing(run):
     assert before[0] == after[0] == 4
     for a, b in zip(before[1], after[1], strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def start(config, *overrides):
-    """The same training as a process of its own."""
-    path = Path(config.workdir) / "given.py"
-    path.write_text(
-        "import json, ml_collections\n"
-        f"get_config = lambda: ml_collections.ConfigDict(json.loads({config.to_json()!r}), convert_dict=True)\n"
-    )
-    command = [sys.executable, "-m", "slf_jax.train", "--config", str(path), *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for(path, process, seconds=120):
@@ -80,13 +68,13 @@ def test_killed_and_run_again_it_ends_with_the_same_numbers(fresh_config, run, s
     config.stage = "base"
     # Enough steps that the signal comes before the end; then only up to step 4, as the undisturbed run.
     config.train.steps = run.train.steps
-    slow = start(config, "--config.data.threads=1", "--config.train.checkpoint_every=2")
+    slow = start_training(config, "--config.data.threads=1", "--config.train.checkpoint_every=2")
     wait_for(Path(config.workdir) / "checkpoints" / "base" / "2" / "_CHECKPOINT_METADATA", slow)
     slow.send_signal(signal_)
     output = slow.communicate(timeout=120)[0]
     if signal_ == signal.SIGTERM:
         assert slow.returncode == 0, output
-    again = start(config)
+    again = start_training(config)
     assert again.wait(timeout=180) == 0, again.stdout.read()
     (step, found), (_, expected) = weights(config), weights(run)
     assert step == 4
@@ -104,6 +92,15 @@ def test_a_damaged_checkpoint_is_never_used(run, tmp_path):
     data.write_bytes(content)
     with pytest.raises(UserError, match="base/4: (damaged|cannot be read)"):
         state.load(tmp_path)
+
+
+def test_a_checkpoint_of_another_width_is_refused(run, system):
+    like = jax.eval_shape(system.stages["base"].init, jax.random.key(0))
+    wider = jax.tree.map(lambda x: np.empty([2 * n for n in x.shape], x.dtype), like)
+    with state.Checkpoints(run.workdir, "base") as checkpoints:
+        assert checkpoints.restore_ema(4, like)
+        with pytest.raises(UserError, match="base/4: (holds a model of other sizes|cannot be read as this model)"):
+            checkpoints.restore_ema(4, wider)
 
 
 def test_a_digest_sees_one_flipped_bit_and_a_swap():
