@@ -51,13 +51,15 @@ def feature_matrix(
     for block in blocks:
         axes.axhline(block["start"] - 0.5, color="0.4", lw=0.4)
     # Single rows would print their names over each other: they are spread below the big blocks.
-    axes.set_yticks([b["start"] + b["rows"] / 2 - 0.5 for b in blocks if b["rows"] > 1])
-    axes.set_yticklabels([f"{b['name']} ({b['rows']})" for b in blocks if b["rows"] > 1])
-    singles = [b for b in blocks if b["rows"] == 1]
-    for place, block in zip(_spread([b["start"] for b in singles], 9), singles, strict=True):
-        known = "" if mask[block["start"]] else " (missing)"
+    names = [b["name"] + ("" if mask[b["start"] : b["start"] + b["rows"]].any() else " (missing)") for b in blocks]
+    large = [(b, name) for b, name in zip(blocks, names, strict=True) if b["rows"] > 1]
+    singles = [(b, name) for b, name in zip(blocks, names, strict=True) if b["rows"] == 1]
+    axes.set_yticks(
+        [b["start"] + b["rows"] / 2 - 0.5 for b, _ in large], [f"{name}\n{b['rows']} rows" for b, name in large]
+    )
+    for place, (block, name) in zip(_spread([b["start"] for b, _ in singles], 9), singles, strict=True):
         axes.annotate(
-            f"{block['name']}{known}", (767, block["start"]), (790, place), fontsize=9, va="center",
+            name, (767, block["start"]), (790, place), fontsize=9, va="center",
             annotation_clip=False, arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.4"},
         )  # fmt: skip
     axes.set_xlabel("feature (standardised, clipped to ±10; colours to ±3; grey: masked)")

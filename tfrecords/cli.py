@@ -10,6 +10,7 @@ import argparse
 import ast
 import difflib
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ class UserError(Exception):
 
 def run(main: Callable[[], object]) -> None:
     """Runs a command's `main`; a `UserError` ends it with one line on stderr and exit status 2."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of much that is as it should be
     try:
         main()
     except UserError as error:

@@ -15,12 +15,13 @@ import google_crc32c
 import numpy as np
 from PIL import Image
 
+from tfrecords.cli import UserError
 from tfrecords.schema import FACE_SIZE, UNKNOWN, Schema
 
 HEADER, FOOTER = 12, 4
 
 
-class CorruptShard(Exception):
+class CorruptShard(UserError):
     """A shard that is truncated or damaged; names the file and the record."""
 
 

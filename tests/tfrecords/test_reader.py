@@ -1,4 +1,5 @@
 import itertools
+import shutil
 import subprocess
 import sys
 
@@ -63,6 +64,17 @@ def test_a_missing_shard_is_named(dataset, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(UserError, match="slf-train.tfrecord-00000-of-00002: shard is missing"):
         Clips(tmp_path)
+
+
+def test_damage_found_while_training_names_file_and_record(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "slf-train.tfrecord-00001-of-00002"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"{path.name}: record \d+ is damaged"):
+        for _ in itertools.islice(batches(Clips(tmp_path), 4, seed=0), 6):
+            pass
 
 
 def test_reading_and_training_import_neither_tensorflow_nor_torch(dataset):
