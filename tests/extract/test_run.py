@@ -149,6 +149,8 @@ def test_a_blow_ends_the_run_cleanly(people_folder, tmp_path, command, blow, sta
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background jobs ignore interrupts, and so would we if these tests are run by one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: len(worker_processes(run.pid)) == 2)
     workers = worker_processes(run.pid)

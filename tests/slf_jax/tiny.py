@@ -18,8 +18,8 @@ def tiny_config(dataset, workdir, cache=""):
     config.data.dir, config.workdir = str(dataset), str(workdir)
     config.compilation_cache = cache
     config.data.inputs = ("mel", "age", "gender")
-    config.train.update(steps=(4, 4), batch_size=(4, 4), warmup=1, log_every=1)
-    config.train.update(validate_every=4, preview_every=4, checkpoint_every=2)
+    config.train.update(steps=(40, 8), batch_size=(4, 4), warmup=1, learning_rate=(5e-3, 5e-3), log_every=1)
+    config.train.update(validate_every=8, preview_every=8, checkpoint_every=8)
     config.sample.update(steps=3)
     return config
 
