@@ -11,6 +11,7 @@ from tfrecords.schema import AUDIO_CONSTITUENTS, Schema
 SPLITS = {"train": (2, 12), "validation": (1, 6), "test": (1, 6)}  # shards, clips a shard
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Shares the tests between two processes by file; all that need the trained run stay together."""
     for item in items:

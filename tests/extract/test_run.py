@@ -142,6 +142,8 @@ def alive(pid: int) -> bool:
 def test_a_blow_ends_the_run_cleanly(people_folder, tmp_path, command, blow, status, message):
     out = tmp_path / "data"
     arguments = [*command, "--videos", people_folder, "--out", out, "--config.extract.workers=2"]
+    # A shell's background jobs ignore interrupts and hand that down; what has a handler here has none there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     run = subprocess.Popen(
         list(map(str, arguments)),
         cwd=ROOT,
@@ -149,9 +151,8 @@ def test_a_blow_ends_the_run_cleanly(people_folder, tmp_path, command, blow, sta
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell's background jobs ignore interrupts, and so would we if these tests are run by one.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    signal.signal(signal.SIGINT, before)
     wait_for(lambda: len(worker_processes(run.pid)) == 2)
     workers = worker_processes(run.pid)
     blow(run.pid, workers)
