@@ -8,6 +8,25 @@ EVALUATE = ["scikit-image>=0.24,<1"]
 # Reads media and computes the features that need no weights.
 MEDIA = ["av>=12,<20", "librosa>=0.10.2,<0.12", "pyAudioAnalysis>=0.3.14,<0.4"]
 DEMO = EVALUATE + MEDIA
+# The pretrained models. These versions import together in one process; Python 3.11.
+EXTRACT = [
+    *MEDIA,
+    "torch>=2.13,<2.14",
+    "torchaudio>=2.11,<2.12",
+    "torchcodec>=0.13,<0.14",  # later ones need CUDA's libraries on any machine
+    "speechbrain>=1.1,<1.2",
+    "nemo_toolkit[asr]>=3.0,<3.1",
+    "pyannote.audio>=4.0.7,<4.1",
+    "deepface>=0.0.103,<0.0.104",
+    "opencv-contrib-python-headless>=4.10,<5",  # 5 ships no haar cascades
+    "onnx>=1.17,<2",
+    # What pyAudioAnalysis imports and does not ask for.
+    "eyed3>=0.9,<1",
+    "pydub>=0.25,<1",
+    "hmmlearn>=0.3,<1",
+    "imbalanced-learn>=0.12,<1",
+    "plotly>=5,<8",
+]
 
 setup(
     name="slf-jax",
@@ -38,7 +57,8 @@ setup(
         "tpu": ["jax[tpu]"],
         "demo": DEMO,
         "evaluate": EVALUATE,
-        "extract": MEDIA,
+        "extract": EXTRACT,
+        "ray": ["ray>=2.40,<3"],
         "test": [*DEMO, "pytest>=8", "pytest-xdist>=3.5,<4"],
     },
 )

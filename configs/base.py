@@ -19,14 +19,28 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.extract = ml_collections.ConfigDict(
         dict(
-            videos="data/vox2/videos",
+            videos="data/vox2/videos",  # a folder, or a CSV that lists clips
             out="data/vox2/records",
             attributes="",  # CSV of speaker_id, age, gender, ethnicity, language, split; "": people.csv among the videos
-            extractors=("mel", "pyaudioanalysis"),
-            detector="skip",
+            extractors=("ecapa", "pyannote", "titanet", "speakernet", "pyaudioanalysis", "mel", "language"),
+            detector="retinaface",  # or "opencv", "mtcnn", "skip" (the frame is the face)
+            frames=5,  # of a clip in which a face is looked for: its middle, then 1/4, 3/4, 1/8, ...
             clips_per_shard=256,
-            workers=0,  # 0: one per core
+            runner="local",  # or "ray"
+            workers=0,  # processes; 0: one for each GPU, else one for each core (about 3 GB each with all models)
+            device="auto",  # "cuda", "cpu"; auto: the GPUs there are
         )
+    )
+    # Weights: an id on the Hugging Face hub, or a local path. Windows: (length, hop) in seconds, whole clip (24, 24).
+    config.extract.ecapa = dict(weights="speechbrain/spkrec-ecapa-voxceleb", windows=((24, 24),))
+    config.extract.pyannote = dict(weights="pyannote/embedding", windows=((24, 24), (12, 4), (6, 2), (3, 2)))
+    config.extract.titanet = dict(weights="nvidia/speakerverification_en_titanet_large", windows=((24, 24),))
+    config.extract.speakernet = dict(weights="nvidia/speakerverification_en_speakernet", windows=((24, 24),))
+    config.extract.language = dict(weights="speechbrain/lang-id-commonlanguage_ecapa")
+    config.extract.deepface = dict(
+        estimate=("age", "gender", "ethnicity"),  # where no table gives them; () estimates none
+        engine="pytorch",  # or "onnx", "tensorflow"
+        home="",  # weights lie in HOME/.deepface/weights; "": $DEEPFACE_HOME, or the user's home
     )
     config.data = ml_collections.ConfigDict(
         dict(

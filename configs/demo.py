@@ -13,7 +13,11 @@ from configs import base
 def get_config() -> ml_collections.ConfigDict:
     config = base.get_config()
     config.workdir = "runs/demo"
-    config.extract.update(videos="data/demo/videos", out="data/demo/records", clips_per_shard=64)
+    config.extract.update(
+        videos="data/demo/videos", out="data/demo/records", clips_per_shard=64,
+        extractors=("pyaudioanalysis", "mel"), detector="skip",
+    )  # fmt: skip
+    config.extract.deepface.estimate = ()
     config.data.update(
         dir="data/demo/records", inputs=("pyaudioanalysis", "mel", "age", "gender", "ethnicity"), threads=1
     )

@@ -1,47 +1,79 @@
-"""From a frame to a face: find a box, widen it, cut the square out and scale it, in one resampling."""
+"""From frames to a face: find a box, widen it, cut the square out and scale it, in one resampling."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from PIL import Image
 
+from extract import deepface
+from extract.media import MediaError
 from tfrecords.cli import UserError
 from tfrecords.schema import FACE_SIZE
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+# A frame, uint8 RGB [H, W, 3], to the box of its largest face and the face itself, float RGB in [0, 1].
+Detector = Callable[[np.ndarray], "tuple[Box, np.ndarray] | None"]
 
 # Shares of the box's height and width added on each side; the whole head is then in the picture.
 MARGINS = (0.4, 0.5)
+SKIP = "skip"
+DETECTORS = (*deepface.DETECTORS, SKIP)
 
 
-def whole_frame(frame: np.ndarray) -> Box:
-    """The box of a frame [H, W, 3] that is already a picture of one face."""
-    height, width = frame.shape[:2]
-    return 0.0, 0.0, float(width), float(height)
-
-
-# A detector finds the box of the main face in a frame, uint8 RGB [H, W, 3].
-DETECTORS: dict[str, Callable[[np.ndarray], Box]] = {"skip": whole_frame}
-
-
-def find_detector(name: str) -> Callable[[np.ndarray], Box]:
-    """The detector of that name; raises `UserError` naming the valid ones."""
-    if name not in DETECTORS:
-        raise UserError(f"config.extract.detector={name}: no such detector; choose one of: {', '.join(DETECTORS)}")
-    return DETECTORS[name]
-
-
-def crop_face(frame: np.ndarray, detector: str, margins: tuple[float, float] = MARGINS) -> np.ndarray:
-    """The face in a frame uint8 RGB [H, W, 3], as uint8 [128, 128, 3].
-
-    The detector's box grows by `margins` (shares of its height and width, on each side) as far as the frame
-    goes; the largest square in its middle is scaled with antialiasing. Raises `UserError` for an unknown detector.
+@dataclasses.dataclass(frozen=True)
+class Face:
+    """A face found in a clip: `picture` uint8 [128, 128, 3] for the record, and `close` float RGB [h, w, 3] in
+    [0, 1], as the detector cut it, for estimating age, gender and ethnicity.
     """
-    box = _square(_grow(find_detector(detector)(frame), margins, whole_frame(frame)))
-    face = Image.fromarray(frame).resize((FACE_SIZE, FACE_SIZE), Image.Resampling.LANCZOS, box=box)
-    return np.asarray(face)
+
+    picture: np.ndarray
+    close: np.ndarray
+
+
+def check(settings: Mapping) -> None:
+    """Raises `UserError` for a detector that does not exist, or no frames to look at; imports nothing."""
+    if settings["detector"] not in DETECTORS:
+        raise UserError(
+            f"config.extract.detector={settings['detector']}: no such detector; choose from: {', '.join(DETECTORS)}"
+        )
+    if settings["frames"] < 1:
+        raise UserError(f"config.extract.frames={settings['frames']}: give 1 or more frames to look for a face in")
+
+
+def load_detector(name: str) -> Detector:
+    """The detector of that name, its weights loaded; `skip` takes the frame as it is. Raises `UserError`."""
+    return whole_frame if name == SKIP else deepface.Detector(name)
+
+
+def whole_frame(frame: np.ndarray) -> tuple[Box, np.ndarray]:
+    """The box of a frame uint8 RGB [H, W, 3] that is already a picture of one face, and the frame in [0, 1]."""
+    height, width = frame.shape[:2]
+    return (0.0, 0.0, float(width), float(height)), frame / np.float32(255)
+
+
+def find_face(frames: Iterable[np.ndarray], detector: Detector) -> Face:
+    """The face in the first of the frames, uint8 RGB [H, W, 3], that has one. Raises `MediaError` if none has."""
+    tried = 0
+    for frame in frames:
+        tried += 1
+        if found := detector(frame):
+            box, close = found
+            return Face(cut_face(frame, box), close)
+    raise MediaError(f"no face in {tried} frame{'s' if tried > 1 else ''}")
+
+
+def cut_face(frame: np.ndarray, box: Box, margins: tuple[float, float] = MARGINS) -> np.ndarray:
+    """The face in a box of a frame uint8 RGB [H, W, 3], as uint8 [128, 128, 3].
+
+    The box grows by `margins` (shares of its height and width, on each side) as far as the frame goes; the largest
+    square in its middle is scaled with antialiasing.
+    """
+    height, width = frame.shape[:2]
+    square = _square(_grow(box, margins, (0.0, 0.0, float(width), float(height))))
+    return np.asarray(Image.fromarray(frame).resize((FACE_SIZE, FACE_SIZE), Image.Resampling.LANCZOS, box=square))
 
 
 def _grow(box: Box, margins: tuple[float, float], limit: Box) -> Box:

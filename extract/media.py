@@ -59,6 +59,22 @@ def find_clips(root: str | Path) -> list[Clip]:
     return sorted(clips, key=lambda clip: clip.clip_id)
 
 
+def make_clip(path: Path, clip_id: str, speaker_id: str) -> Clip:
+    """The clip of one named file: a video, or a sound with the image of the same stem (in lower-case suffix) beside
+    it. Raises `ValueError` for a file of another kind.
+    """
+    kind = path.suffix.lower()
+    if kind not in VIDEO + SOUND:
+        raise ValueError(f"{path}: neither a video ({spell(VIDEO)}) nor a sound ({spell(SOUND)})")
+    images = [] if kind in VIDEO else [path.with_suffix(suffix) for suffix in IMAGE]
+    return Clip(clip_id, speaker_id, path, next((image for image in images if image.is_file()), None))
+
+
+def spell(kinds: Sequence[str]) -> str:
+    """`mp4, mkv`."""
+    return ", ".join(suffix[1:] for suffix in kinds)
+
+
 def _clips_of(root: Path, folder: Path, files: Sequence[str]) -> list[Clip]:
     by_stem: dict[str, dict[str, Path]] = {}
     for name in sorted(files):
@@ -118,16 +134,30 @@ def fit_audio(wave: np.ndarray, seconds: float = CLIP_SECONDS) -> np.ndarray:
     return np.resize(wave, round(seconds * SAMPLE_RATE))
 
 
-def decode_face_frame(clip: Clip) -> np.ndarray:
-    """The picture of a clip, uint8 RGB [H, W, 3]: a video's middle frame or a sound's image. Raises `MediaError`."""
+def face_frames(clip: Clip, count: int = 1) -> Iterator[np.ndarray]:
+    """Pictures of a clip to look for a face in, uint8 RGB [H, W, 3]: up to `count` frames of a video, its middle
+    first, or a sound's one image. Decoded as they are asked for. Raises `MediaError`.
+    """
     if clip.path.suffix.lower() in VIDEO:
-        return decode_frames(clip.path)[0]
-    if clip.image is None:
+        yield from decode_frames(clip.path, [spread(i) for i in range(count)])
+    elif clip.image is None:
         raise MediaError("no image of the same name beside the sound (png, jpg, jpeg)")
-    return read_image(clip.image)
+    else:
+        yield read_image(clip.image)
 
 
-def decode_frames(path: Path, positions: Sequence[float] = (0.5,)) -> list[np.ndarray]:
+def spread(number: int) -> float:
+    """Where to look, as a share of the duration: 1/2, 1/4, 3/4, 1/8, 5/8, ... (van der Corput's sequence)."""
+    share, place = 0.0, 0.5
+    number += 1
+    while number:
+        number, bit = divmod(number, 2)
+        share += bit * place
+        place /= 2
+    return share
+
+
+def decode_frames(path: Path, positions: Sequence[float] = (0.5,)) -> Iterator[np.ndarray]:
     """Frames of a video, uint8 RGB [H, W, 3] each, at `positions` in [0, 1] of its duration; upright.
 
     The same file gives the same frames. Raises `MediaError`.
@@ -135,7 +165,8 @@ def decode_frames(path: Path, positions: Sequence[float] = (0.5,)) -> list[np.nd
     with _open(path) as container:
         stream = _first(container.streams.video, "video")
         start, length = _span(container, stream)
-        return [_rgb(_frame_at(container, stream, start + position * length)) for position in positions]
+        for position in positions:
+            yield _rgb(_frame_at(container, stream, start + position * length))
 
 
 def _span(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[float, float]:

@@ -9,21 +9,28 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from extract.attributes import Attributes, People
-from extract.extractors import Extractor
-from extract.faces import crop_face
-from extract.media import Clip, MediaError, decode_audio, decode_face_frame, fit_audio
+from extract.faces import Face, find_face
+from extract.media import Clip, MediaError, decode_audio, face_frames, fit_audio
+from extract.models import Models
 from tfrecords.cli import UserError
-from tfrecords.schema import Schema
+from tfrecords.schema import LANGUAGE_LOGPROBS, Schema
 from tfrecords.writer import SPLITS, shard_name, summary_path, write_atomically, write_shard
 
-BATCH = 16  # clips whose sound is in memory at a time, 1.5 MB each
+BATCH = 16  # clips that go through the models together; their sound takes 1.5 MB each
 LARGEST = float(np.finfo(np.float16).max)
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +40,24 @@ class Chunk:
     split: str
     shard: str
     clips: tuple[Clip, ...]
-    attributes: tuple[Attributes, ...]
+    attributes: tuple[Attributes, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is the same for all chunks of a run."""
+    """What is the same for all chunks of a run. `settings`: `config.extract` as JSON."""
 
     out: Path
     schema: Schema
-    extractors: tuple[str, ...]
-    detector: str
+    settings: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """How a chunk went: clips that failed, and seconds by stage."""
+
+    failed: int
+    seconds: dict[str, float]
 
 
 def make_chunks(clips: Sequence[Clip], people: People, clips_per_shard: int) -> list[Chunk]:
@@ -53,109 +67,198 @@ def make_chunks(clips: Sequence[Clip], people: People, clips_per_shard: int) -> 
     for split in SPLITS:
         members = [clip for clip in clips if people.split(clip.speaker_id) == split]
         parts = [members[i : i + clips_per_shard] for i in range(0, len(members), clips_per_shard)]
-        for i, part in enumerate(parts):
-            attributes = tuple(people.attributes(clip) for clip in part)
-            chunks.append(Chunk(split, shard_name(split, i, len(parts)), tuple(part), attributes))
+        chunks += [Chunk(split, shard_name(split, i, len(parts)), tuple(part)) for i, part in enumerate(parts)]
     return chunks
 
 
+def with_attributes(chunks: Sequence[Chunk], people: People) -> list[Chunk]:
+    """The chunks with what is known of their clips."""
+    return [
+        dataclasses.replace(chunk, attributes=tuple(people.attributes(clip) for clip in chunk.clips))
+        for chunk in chunks
+    ]
+
+
 def count_shards(chunks: Sequence[Chunk]) -> dict[str, int]:
-    """Shards per split, as `tfrecords.writer.finalise` takes them."""
+    """Shards of each split."""
     return {split: sum(chunk.split == split for chunk in chunks) for split in SPLITS}
 
 
-def claim(job: Job, chunks: Sequence[Chunk], clips_per_shard: int) -> None:
-    """Writes the plan's fingerprint to `chunks/plan.json`.
+def plan_path(out: Path) -> Path:
+    """Where the plan of a dataset lies."""
+    return out / "chunks" / "plan.json"
 
-    Raises `UserError` where a dataset made to another plan lies in the folder already.
-    """
-    plan = _fingerprint(job, chunks, clips_per_shard)
-    path = job.out / "chunks" / "plan.json"
+
+def read_plan(out: Path) -> dict | None:
+    """The plan of the dataset in a folder, None where there is none yet. Raises `UserError` if it is damaged."""
     try:
-        found = json.loads(path.read_text())
+        return json.loads(plan_path(out).read_text())
     except FileNotFoundError:
-        write_atomically(path, json.dumps(plan, indent=1).encode())
-        return
+        return None
     except json.JSONDecodeError:
-        raise UserError(f"{path}: not valid JSON; give another --out, or remove {job.out} to start anew") from None
-    other = [key for key in plan if plan[key] != found.get(key)]
-    if other:
         raise UserError(
-            f"{job.out} holds a dataset made with other {other[0]}; give another --out, or remove that folder"
+            f"{plan_path(out)}: not valid JSON; give another --out, or remove {out} to start anew"
+        ) from None
+
+
+def compare_plans(out: Path, found: Mapping, plan: Mapping) -> None:
+    """Raises `UserError` where the dataset in a folder was begun with something other than `plan` says."""
+    for key, value in json.loads(json.dumps(plan)).items():
+        if value == found.get(key):
+            continue
+        parts = [part for part in value if value[part] != found.get(key, {}).get(part)] if isinstance(value, dict) else []
+        raise UserError(
+            f"{out} holds a dataset made with other {key}{f' ({parts[0]})' if parts else ''}; "
+            "give another --out, or remove that folder"
         )
 
 
-def _fingerprint(job: Job, chunks: Sequence[Chunk], clips_per_shard: int) -> dict:
-    clips = [
+def outline(settings: Mapping, chunks: Sequence[Chunk]) -> dict:
+    """The part of the plan that is known before anything is loaded."""
+    return {
+        "extractors": list(settings["extractors"]),
+        "detector": settings["detector"],
+        "frames": settings["frames"],
+        "estimate": list(settings["deepface"]["estimate"]),
+        "clips_per_shard": settings["clips_per_shard"],
+        "videos": _digest(sorted(clip.clip_id for chunk in chunks for clip in chunk.clips)),
+    }
+
+
+def details(schema: Schema, provenance: Mapping, chunks: Sequence[Chunk]) -> dict:
+    """The rest of the plan: models with versions and digests of weights, and what is known of each clip."""
+    known = [
         [clip.clip_id, clip.speaker_id, chunk.split, attributes]
         for chunk in chunks
         for clip, attributes in zip(chunk.clips, chunk.attributes, strict=True)
     ]
+    data = schema.to_json()
     return {
-        "extractors": job.schema.to_json()["constituents"],
-        "detector": job.detector,
-        "clips_per_shard": clips_per_shard,
-        "videos": _digest(sorted(clip[0] for clip in clips)),
-        "attributes": _digest(clips),
+        "constituents": {part["name"]: part for part in data["constituents"]},
+        "labels": data["labels"],
+        "provenance": dict(provenance),
+        "attributes": _digest(known),
     }
+
+
+def planned(found: Mapping) -> tuple[Schema, dict]:
+    """The schema and provenance of a plan on disk."""
+    parts = list(found["constituents"].values())
+    return Schema.from_json({"constituents": parts, "labels": found["labels"]}), found["provenance"]
+
+
+def write_plan(out: Path, plan: Mapping) -> None:
+    """Writes the plan of a dataset."""
+    write_atomically(plan_path(out), json.dumps(plan, indent=1).encode())
 
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def is_done(job: Job, chunk: Chunk) -> bool:
+def is_done(out: Path, chunk: Chunk) -> bool:
     """Whether the chunk's shard and its summary exist; each is whole or absent."""
-    return (job.out / chunk.shard).exists() and summary_path(job.out, chunk.shard).exists()
+    return (out / chunk.shard).exists() and summary_path(out, chunk.shard).exists()
 
 
-def read_summary(job: Job, chunk: Chunk) -> dict:
+def read_summary(out: Path, chunk: Chunk) -> dict:
     """The summary of a chunk that is done: `{"clips": [id], "failures": [{"clip", "reason"}], ...}`."""
-    return json.loads(summary_path(job.out, chunk.shard).read_text())
+    return json.loads(summary_path(out, chunk.shard).read_text())
 
 
-def process_chunk(chunk: Chunk, job: Job, extractors: Sequence[Extractor]) -> int:
-    """Decodes, crops and extracts the clips of a chunk and writes its shard; returns how many clips failed.
+def process_chunk(chunk: Chunk, job: Job, models: Models) -> Done:
+    """Decodes, crops and extracts the clips of a chunk and writes its shard.
 
     A clip whose media cannot be used goes to the shard's failures; any other error is raised and no shard written.
     """
+    seconds: Counter[str] = Counter()
     failures: list[dict] = []
-    records = _records(chunk, job, extractors, failures)
-    write_shard(job.out / chunk.shard, job.schema, records, failures)
-    return len(failures)
+    with _timed(seconds, "total"):
+        write_shard(job.out / chunk.shard, job.schema, _records(chunk, models, failures, seconds), failures)
+    return Done(len(failures), dict(seconds))
 
 
-def _records(chunk: Chunk, job: Job, extractors: Sequence[Extractor], failures: list[dict]) -> Iterator[dict]:
+def _records(chunk: Chunk, models: Models, failures: list[dict], seconds: Counter) -> Iterator[dict]:
     """Records for `write_shard`, a batch at a time; `failures` fills as they are drawn."""
-    for start in range(0, len(chunk.clips), BATCH):
-        batch = slice(start, start + BATCH)
-        records, waves = _decode(chunk.clips[batch], chunk.attributes[batch], job.detector, failures)
-        if not records:
-            continue
-        sound = np.stack(waves)
-        constituents = {part.constituent.name: storable(part(sound)) for part in extractors}
-        for i, record in enumerate(records):
-            yield record | {name: values[i] for name, values in constituents.items()}
+    for batch in _ahead(_decoded(chunk, models, failures, seconds), seconds):
+        sound = np.stack([wave for _, wave, _ in batch])
+        constituents = {}
+        for part in models.extractors:
+            with _timed(seconds, part.constituent.name):
+                constituents[part.constituent.name] = storable(part(sound))
+        with _timed(seconds, "attributes"):
+            estimates = _estimate(models, batch)
+        for i, (record, _, _) in enumerate(batch):
+            values = {name: value[i] for name, value in constituents.items()}
+            # What is known goes before what is estimated.
+            yield {**_language(values), **estimates[i], **record, **values}
 
 
-def _decode(
-    clips: Sequence[Clip], attributes: Sequence[Attributes], detector: str, failures: list[dict]
-) -> tuple[list[dict], list[np.ndarray]]:
-    """Records without constituents, and the sound of each, of the clips that can be decoded."""
-    records, waves = [], []
-    for clip, known in zip(clips, attributes, strict=True):
+Decoded = tuple[dict, np.ndarray, Face]  # a record without constituents, 24 s of sound, the face
+
+
+def _decoded(chunk: Chunk, models: Models, failures: list[dict], seconds: Counter) -> Iterator[list[Decoded]]:
+    """The clips that can be decoded and have a face, in batches."""
+    batch: list[Decoded] = []
+    for clip, known in zip(chunk.clips, chunk.attributes, strict=True):
         try:
-            wave = fit_audio(decode_audio(clip.path))
-            face = crop_face(decode_face_frame(clip), detector)
+            with _timed(seconds, "sound"):
+                wave = fit_audio(decode_audio(clip.path))
+            with _timed(seconds, "face"):
+                face = find_face(face_frames(clip, models.frames), models.detector)
         except MediaError as error:
             failures.append({"clip": clip.clip_id, "reason": str(error)})
             continue
-        records.append({"clip_id": clip.clip_id, "speaker_id": clip.speaker_id, "face": face, **known})
-        waves.append(wave)
-    return records, waves
+        record = {"clip_id": clip.clip_id, "speaker_id": clip.speaker_id, "face": face.picture, **known}
+        batch.append((record, wave, face))
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _ahead(items: Iterator[T], seconds: Counter) -> Iterator[T]:
+    """The same items, each made in a thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while True:
+            with _timed(seconds, "waiting"):
+                item = following.result()
+            if item is None:
+                return
+            following = thread.submit(next, items, None)
+            yield item
+
+
+def _estimate(models: Models, batch: Sequence[Decoded]) -> list[Attributes]:
+    """Attributes by DeepFace, of the clips of which not all that it estimates is known."""
+    estimates: list[Attributes] = [{} for _ in batch]
+    if not models.estimator:
+        return estimates
+    unknown = [i for i, (record, _, _) in enumerate(batch) if not set(models.estimator.names) <= set(record)]
+    for i, estimate in zip(unknown, models.estimator([batch[i][2].close for i in unknown]), strict=True):
+        estimates[i] = estimate
+    return estimates
+
+
+def _language(values: Mapping[str, np.ndarray]) -> Attributes:
+    """The likeliest language, where there are scores."""
+    scores = values.get(LANGUAGE_LOGPROBS.name)
+    known = scores is not None and np.isfinite(scores).all()
+    return {"language": int(scores.argmax())} if known else {}
 
 
 def storable(values: np.ndarray) -> np.ndarray:
     """Constituents [clips, rows, width] with rows that float16 cannot hold, or that are not finite, all NaN."""
     holds = (np.abs(values) <= LARGEST).all(-1, keepdims=True)
     return np.where(holds, values, np.nan)
+
+
+@contextmanager
+def _timed(seconds: Counter, stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] += time.perf_counter() - start

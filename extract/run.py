@@ -1,110 +1,194 @@
-"""Turns a folder of videos into a dataset. Run again after an interruption, it goes on where it was."""
+"""Turns videos into a dataset. Run again after an interruption, it goes on where it was."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import ml_collections
+from tqdm import tqdm
 
-from extract.attributes import People, read_people
-from extract.extractors import load
-from extract.faces import find_detector
-from extract.media import VIDEO, find_clips
-from extract.pipeline import Chunk, Job, claim, count_shards, is_done, make_chunks, read_summary
-from extract.runners import run_chunks
+from extract import models, pipeline, runners
+from extract.attributes import LANGUAGE, People, read_list, read_people
+from extract.media import SOUND, VIDEO, Clip, find_clips, spell
+from extract.pipeline import Chunk, Done, Job
 from tfrecords import cli
 from tfrecords.cli import UserError
-from tfrecords.schema import Schema
+from tfrecords.schema import MATRIX_ROWS, Schema, matrix_constituents, spell_rows
 from tfrecords.writer import SPLITS, finalise, write_atomically
 
 PEOPLE = "people.csv"
 FAILURES = "failures.csv"
+FACE_BYTES = 30_000  # a 128x128 photograph as PNG, about
 
 
-def extract(settings: ml_collections.ConfigDict, *, dry_run: bool = False) -> None:
+def extract(settings: ml_collections.ConfigDict, *, dry_run: bool = False, part: tuple[int, int] = (0, 1)) -> None:
     """Extracts the dataset that `config.extract` describes, or only says what that would be.
 
-    Writes shards, then the metadata and `failures.csv`, to `settings.out`. Raises `UserError` for settings that
-    make no dataset, and where no clip of the training split could be used; there is no metadata then.
+    Writes shards and, once all of them exist, the metadata and `failures.csv`, to `settings.out`. `part` (i, n) does
+    every n-th shard from the i-th on. Raises `UserError` for settings that make no dataset, and where no clip of the
+    training split could be used; there is no metadata then.
     """
     _check(settings)
-    names = tuple(settings.extractors)
-    schema = Schema(tuple(part.constituent for part in load(names)))
-    job = Job(Path(settings.out), schema, names, settings.detector)
-    chunks = _plan(settings)
-    if not dry_run:
-        claim(job, chunks, settings.clips_per_shard)
-    print(_describe(chunks, job), flush=True)
+    clips, people = _read(settings)
+    chunks = _chunks(settings, clips, people)
     if dry_run:
+        schema = models.planned_schema(settings)
+        print(_describe(chunks, Path(settings.out), schema), _expect(chunks, schema), sep="\n")
         return
-    run_chunks(chunks, job, settings.workers)
-    print(_finish(chunks, job))
+    out, found = Path(settings.out), pipeline.read_plan(Path(settings.out))
+    outline = pipeline.outline(settings, chunks)
+    if found:
+        pipeline.compare_plans(out, found, outline)
+    plain = settings.to_dict()
+    with runners.open_runner(plain) as runner:
+        whole = found and all(pipeline.is_done(out, chunk) for chunk in chunks)
+        schema, provenance = pipeline.planned(found) if whole else runner.describe()
+        matrix_constituents(schema)
+        people.index_languages(schema.labels[LANGUAGE])
+        chunks = pipeline.with_attributes(chunks, people)
+        plan = outline | pipeline.details(schema, provenance, chunks)
+        if found:
+            pipeline.compare_plans(out, found, plan)
+        else:
+            pipeline.write_plan(out, plan)
+        print(_describe(chunks, out, schema), flush=True)
+        seconds = run_chunks(chunks[part[0] :: part[1]], Job(out, schema, json.dumps(plain)), runner)
+    if missing := sum(not pipeline.is_done(out, chunk) for chunk in chunks):
+        print(f"{out}: {missing} shards are left to others; the last to finish writes the metadata")
+        return
+    print(_finish(chunks, out, schema, provenance), _stages(seconds), sep="")
 
 
 def _check(settings: ml_collections.ConfigDict) -> None:
     if not settings.videos:
-        raise UserError("no videos: give their folder with --videos DIR")
+        raise UserError("no videos: give their folder, or a CSV that lists them, with --videos PATH")
     if not settings.out:
         raise UserError("nowhere to write: give the dataset's folder with --out DIR")
     if Path(settings.out).exists() and not Path(settings.out).is_dir():
         raise UserError(f"--out {settings.out}: a file of this name is in the way of the folder")
     if settings.clips_per_shard < 1:
         raise UserError(f"config.extract.clips_per_shard={settings.clips_per_shard}: a shard holds at least 1 clip")
-    if settings.workers < 0:
-        raise UserError(f"config.extract.workers={settings.workers}: give 0 (one for each core) or more")
-    find_detector(settings.detector)
+    models.check(settings)
+    runners.check(settings)
+    matrix_constituents(models.planned_schema(settings))
 
 
-def _plan(settings: ml_collections.ConfigDict) -> list[Chunk]:
-    clips = find_clips(settings.videos)
+def _read(settings: ml_collections.ConfigDict) -> tuple[list[Clip], People]:
+    """The clips and what is known of their speakers."""
+    videos = Path(settings.videos)
+    if videos.suffix.lower() == ".csv":
+        if settings.attributes:
+            raise UserError(f"{videos} is a list with attributes of its own; leave config.extract.attributes empty")
+        clips, people = read_list(videos)
+    else:
+        clips, people = find_clips(videos), People()
+        table = Path(settings.attributes or videos / PEOPLE)
+        if settings.attributes or table.exists():
+            people = read_people(table)
+            identified = [people.identify(clip) for clip in clips]
+            if clips and (people.by_speaker or people.by_clip) and not people.know_any(identified):
+                raise UserError(
+                    f"{table}: none of its rows is of a speaker in {videos}; the first is {clips[0].speaker_id!r}"
+                )
     if not clips:
-        kinds = ", ".join(suffix[1:] for suffix in VIDEO)
-        raise UserError(f"{settings.videos}: no clips here or below: videos ({kinds}), or sound beside images")
-    table = Path(settings.attributes or Path(settings.videos) / PEOPLE)
-    people = read_people(table) if settings.attributes or table.exists() else People()
-    chunks = make_chunks(clips, people, settings.clips_per_shard)
-    identified = [clip for chunk in chunks for clip in chunk.clips]
-    if (people.by_speaker or people.by_clip) and not people.know_any(identified):
-        raise UserError(
-            f"{table}: none of its rows is of a speaker in {settings.videos}; the first is {clips[0].speaker_id!r}"
-        )
-    if not count_shards(chunks)["train"]:
+        raise UserError(f"{videos}: no clips here: videos ({spell(VIDEO)}), or sounds ({spell(SOUND)}) beside images")
+    if LANGUAGE not in settings.extractors:
+        people.index_languages(models.planned_schema(settings).labels[LANGUAGE])
+    return clips, people
+
+
+def _chunks(settings: ml_collections.ConfigDict, clips: Sequence[Clip], people: People) -> list[Chunk]:
+    chunks = pipeline.make_chunks(clips, people, settings.clips_per_shard)
+    if not pipeline.count_shards(chunks)["train"]:
         raise UserError(
             f"{settings.videos}: the training split is empty; a column `split` in {PEOPLE} says who is in it"
         )
     return chunks
 
 
-def _describe(chunks: Sequence[Chunk], job: Job) -> str:
-    lines = [f"{job.out}: {len(chunks)} shards, {sum(is_done(job, chunk) for chunk in chunks)} of them done"]
-    for split, shards in count_shards(chunks).items():
+def _describe(chunks: Sequence[Chunk], out: Path, schema: Schema) -> str:
+    lines = [f"{out}: {len(chunks)} shards, {sum(pipeline.is_done(out, chunk) for chunk in chunks)} of them done"]
+    for split, shards in pipeline.count_shards(chunks).items():
         clips = [clip for chunk in chunks if chunk.split == split for clip in chunk.clips]
         speakers = len({clip.speaker_id for clip in clips})
         lines.append(f"  {split}: {len(clips)} clips of {speakers} speakers in {shards} shards")
-    for part in job.schema.constituents:
-        lines.append(f"  {part.name}: {part.rows} rows of {part.width} ({part.extractor}; {part.windows})")
+    for part in schema.constituents:
+        about = "; ".join(text for text in (part.extractor, part.windows, part.weights) if text)
+        lines.append(f"  {part.name}: {part.rows} rows of {part.width} ({about})")
+    own = {part.name for part in schema.constituents} | {*schema.labels, "age"}
+    rows = matrix_constituents(schema)
+    lines.append(f"  matrix: {spell_rows([p for p in rows if p.name in own])} of {MATRIX_ROWS} rows")
     return "\n".join(lines)
 
 
-def _finish(chunks: Sequence[Chunk], job: Job) -> str:
+def _expect(chunks: Sequence[Chunk], schema: Schema) -> str:
+    """How large the dataset will be."""
+    clip = FACE_BYTES + sum(2 * part.rows * part.width for part in schema.constituents)
+    total = clip * sum(len(chunk.clips) for chunk in chunks)
+    return f"  about {clip / 1e3:.0f} kB a clip, {total / 1e9:.3g} GB in all; nothing was written"
+
+
+def run_chunks(chunks: Sequence[Chunk], job: Job, runner: runners.Runner) -> Counter[str]:
+    """Does the chunks that are not done yet, with a progress bar in clips; returns seconds by stage and `clips`."""
+    pending = [chunk for chunk in chunks if not pipeline.is_done(job.out, chunk)]
+    total = Counter[str]()
+    with _progress(chunks, pending, total) as report:
+        for chunk, done in runner.run(pending, job):
+            total.update(done.seconds)
+            total["clips"] += len(chunk.clips)
+            report(chunk, done)
+    return total
+
+
+@contextmanager
+def _progress(chunks: Sequence[Chunk], pending: Sequence[Chunk], total: Counter) -> Iterator:
+    count = sum(len(chunk.clips) for chunk in chunks)
+    left = sum(len(chunk.clips) for chunk in pending)
+    failed = 0
+    with tqdm(total=count, initial=count - left, unit="clip", desc="extract", disable=not pending) as bar:
+
+        def report(chunk: Chunk, done: Done) -> None:
+            nonlocal failed
+            failed += done.failed
+            stages = [stage for stage in total if stage not in ("clips", "total", "waiting")]
+            slowest = max(stages, key=total.__getitem__)
+            bar.set_postfix_str(f"failed={failed}, slowest {slowest} {total['clips'] / total[slowest]:.3g} clips/s")
+            bar.update(len(chunk.clips))
+
+        yield report
+
+
+def _stages(total: Counter) -> str:
+    """What each stage took, in a worker's seconds; sound and faces are decoded beside the rest."""
+    if not total["clips"]:
+        return ""
+    own = {stage: value for stage, value in total.items() if stage not in ("clips", "total", "sound", "face")}
+    times = own | {"writing": total["total"] - sum(own.values())} | {s: total[s] for s in ("sound", "face")}
+    lines = [f"  {stage}: {value / total['clips']:.4f} s, {total['clips'] / max(value, 1e-9):.3g} clips/s" for stage, value in times.items()]
+    return "\n".join(["\na worker's time for each clip, sound and face beside the rest:", *lines])
+
+
+def _finish(chunks: Sequence[Chunk], out: Path, schema: Schema, provenance: dict) -> str:
     """Writes metadata and failures of the finished shards; returns the summary."""
     written = dict.fromkeys(SPLITS, 0)
     failures: list[dict] = []
     for chunk in chunks:
-        summary = read_summary(job, chunk)
+        summary = pipeline.read_summary(out, chunk)
         written[chunk.split] += len(summary["clips"])
         failures += summary["failures"]
-    write_atomically(job.out / FAILURES, _table(failures))
+    write_atomically(out / FAILURES, _table(failures))
     if not written["train"]:
-        raise UserError(f"no clip of the training split could be used; {job.out / FAILURES} says why")
-    _tidy(job.out)
-    finalise(job.out, job.schema, count_shards(chunks))
-    return _summarise(job.out, written, failures)
+        raise UserError(f"no clip of the training split could be used; {out / FAILURES} says why")
+    _tidy(out)
+    finalise(out, schema, pipeline.count_shards(chunks), provenance)
+    return _summarise(out, written, failures)
 
 
 def _table(failures: Sequence[dict]) -> bytes:
@@ -139,21 +223,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         [
             "python -m extract.run --config configs/demo.py --dry-run",
             "python -m extract.run --config configs/base.py --videos ~/vox2/dev/mp4 --out data/vox2",
-            "python -m extract.run --config configs/demo.py --config.extract.workers=1",
+            "python -m extract.run --config configs/base.py --videos list.csv --out data/mine --runner ray",
+            "python -m extract.run --config configs/base.py --videos ~/vox2 --out data/vox2 --shard-range 3/16",
         ],
     )
-    arguments.add_argument("--videos", metavar="DIR", help="folder of videos, instead of config.extract.videos")
+    arguments.add_argument(
+        "--videos", metavar="PATH", help="folder of videos, or CSV list of them, instead of config.extract.videos"
+    )
     arguments.add_argument("--out", metavar="DIR", help="the dataset's folder, instead of config.extract.out")
+    arguments.add_argument("--runner", choices=runners.RUNNERS, help="instead of config.extract.runner")
+    arguments.add_argument(
+        "--shard-range", metavar="I/N", default="0/1", help="for job arrays: do the I-th of N equal shares, I from 0"
+    )
     arguments.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     args, config = cli.parse_with_config(arguments, argv)
-    for name in ("videos", "out"):
+    for name in ("videos", "out", "runner"):
         if (value := getattr(args, name)) is not None:
             config.extract[name] = value
     try:
-        extract(config.extract, dry_run=args.dry_run)
+        extract(config.extract, dry_run=args.dry_run, part=_part(args.shard_range))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the shards that are finished", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise UserError(f"--shard-range {text}: give I/N with I from 0 to N-1, as in 0/16 ... 15/16")
+    return int(number), int(count)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tfrecords import cli
-from tfrecords.schema import (
-    AUDIO_CONSTITUENTS,
-    CONTINUOUS,
-    EMBEDDING,
-    MATRIX_ROWS,
-    MATRIX_WIDTH,
-    ONE_HOT,
-    Schema,
-)
+from tfrecords.schema import CONTINUOUS, EMBEDDING, MATRIX_ROWS, MATRIX_WIDTH, Schema, matrix_constituents
 
 LIMIT = 10.0  # standardised values are clipped to +-LIMIT
 OLDEST = 100.0  # years; age is min-max scaled from [0, OLDEST]
@@ -66,23 +58,11 @@ class Layout:
 
 
 def make_layout(schema: Schema) -> Layout:
-    """Rows for every constituent: the paper's audio ones (in the dataset's shape, if it has them), the dataset's
-    own further ones, then language, age, gender, ethnicity.
-
-    Raises `UserError` with the sum spelled out where they do not fit 256 rows.
-    """
-    own = {part.name: part for part in schema.constituents}
-    parts = [own.pop(part.name, part) for part in AUDIO_CONSTITUENTS] + list(own.values())
-    shapes = [(part.name, part.rows, part.width, part.kind) for part in parts]
-    widths = {"age": 1, **{name: len(names) for name, names in schema.labels.items()}}
-    shapes += [(name, 1, widths[name], ONE_HOT) for name in ("language", "age", "gender", "ethnicity")]
-    rows = [shape[1] for shape in shapes]
-    if sum(rows) > MATRIX_ROWS:
-        terms = " + ".join(f"{name} {count}" for name, count, *_ in shapes)
-        raise cli.UserError(f"the matrix has {MATRIX_ROWS} rows, the constituents need {terms} = {sum(rows)}")
-    starts = np.cumsum([0, *rows[:-1]]).tolist()
+    """Rows for every constituent, in the order of `matrix_constituents`, which see for what it refuses."""
+    parts = matrix_constituents(schema)
+    starts = np.cumsum([0, *(part.rows for part in parts)]).tolist()
     return Layout(
-        tuple(Block(name, start, *shape) for (name, *shape), start in zip(shapes, starts, strict=True))
+        tuple(Block(part.name, start, part.rows, part.width, part.kind) for part, start in zip(parts, starts))
     )
 
 
@@ -175,10 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--out", default="features.png", type=Path, help="picture to write")
     args = arguments.parse_args(argv)
     clips = Clips(args.data, args.split)
-    found = (clips[i] for i in range(len(clips)))
-    clip = next((c for c in found if args.clip in (None, c["clip_id"])), None)
-    if clip is None:
-        raise cli.UserError(f"{args.data}: no clip {args.clip!r} in split {args.split!r}")
+    clip = clips.find(args.clip)
     layout = make_layout(clips.schema)
     matrix, mask = assemble(stack([clip]), layout, clips.statistics)
     figures.feature_matrix(np.asarray(matrix[0]), np.asarray(mask[0]), layout.to_json(), clip["clip_id"], args.out)

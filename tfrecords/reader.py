@@ -49,6 +49,14 @@ class Clips:
         offset, length = spans[record]
         return decode_clip(read_span(path, record, int(offset), int(length)), self.schema)
 
+    def find(self, clip_id: str | None) -> dict:
+        """The clip of that id, None for the first. Raises `UserError` if there is none."""
+        for i in range(len(self)):
+            clip = self[i]
+            if clip_id in (None, clip["clip_id"]):
+                return clip
+        raise UserError(f"no clip {clip_id!r} among the {len(self)} of this split")
+
 
 def _read_json(directory: Path, name: str) -> dict:
     try:

@@ -7,6 +7,9 @@ Its rows are the rows it takes in the 256x768 feature matrix (paper, Table 1).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+
+from tfrecords.cli import UserError
 
 FACE_SIZE = 128
 MATRIX_ROWS, MATRIX_WIDTH = 256, 768
@@ -15,6 +18,7 @@ MATRIX_ROWS, MATRIX_WIDTH = 256, 768
 EMBEDDING = "embedding"  # to unit length times sqrt(width)
 CONTINUOUS = "continuous"  # standardised with the dataset's mean and std
 ONE_HOT = "one-hot"  # as it is: class membership, or a min-max scaled number
+ASIDE = "aside"  # kept in the record, no row in the matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,9 @@ AUDIO_CONSTITUENTS = (
     Constituent("pyaudioanalysis", 79, 68, CONTINUOUS, windows="0.5/0.3 s"),
     Constituent("mel", 111, 768, CONTINUOUS, windows="666 frames, six to a row"),
 )
+
+# Scores of the spoken languages, beside the label that they decide.
+LANGUAGE_LOGPROBS = Constituent("language_logprobs", 1, 45, ASIDE, windows="whole clip")
 
 # Class names of each label, spelt as DeepFace and SpeechBrain's CommonLanguage spell them, in lower case.
 LABELS = {
@@ -75,6 +82,26 @@ class Schema:
             tuple(Constituent(**c) for c in data["constituents"]),
             {name: tuple(names) for name, names in data["labels"].items()},
         )
+
+
+def matrix_constituents(schema: Schema) -> tuple[Constituent, ...]:
+    """What has rows in the 256x768 matrix, in order: the paper's audio constituents (in the dataset's shape, if it
+    has them), the dataset's own further ones, then language, age, gender, ethnicity.
+
+    Raises `UserError` with the sum spelled out where they do not fit 256 rows.
+    """
+    own = {part.name: part for part in schema.constituents if part.kind != ASIDE}
+    parts = [own.pop(part.name, part) for part in AUDIO_CONSTITUENTS] + list(own.values())
+    widths = {"age": 1, **{name: len(names) for name, names in schema.labels.items()}}
+    parts += [Constituent(name, 1, widths[name], ONE_HOT) for name in ("language", "age", "gender", "ethnicity")]
+    if sum(part.rows for part in parts) > MATRIX_ROWS:
+        raise UserError(f"the matrix has {MATRIX_ROWS} rows, the constituents need {spell_rows(parts)}")
+    return tuple(parts)
+
+
+def spell_rows(parts: Sequence[Constituent]) -> str:
+    """`ecapa 1 + pyannote 26 + ... = 223`."""
+    return " + ".join(f"{part.name} {part.rows}" for part in parts) + f" = {sum(part.rows for part in parts)}"
 
 
 def label_index(labels: dict[str, tuple[str, ...]], kind: str, value: str) -> int:

@@ -2,7 +2,7 @@
 
 Layout of a dataset folder:
     slf-train.tfrecord-00000-of-00008   a shard of clips
-    chunks/<shard>.json                 what is in it: clips, failures, sums for the statistics
+    chunks/<shard>.json                 what is in it: clips, speakers, failures, counts, sums for the statistics
     dataset_info.json, features.json    TFDS's metadata
     metadata.json                       ours: schema and the statistics of the training split
 """
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tfrecords.codec import encode_clip, frame
-from tfrecords.schema import FACE_SIZE, Constituent, Schema
+from tfrecords.schema import FACE_SIZE, UNKNOWN, Constituent, Schema
 
 NAME = "slf"
 SPLITS = ("train", "validation", "test")
@@ -54,10 +55,12 @@ def write_shard(path: Path, schema: Schema, clips: Iterable[dict], failures: Seq
     The shard appears last, by a rename, so a shard that exists is done.
     """
     sums = {part.name: _empty_sums(part) for part in schema.constituents}
-    ids, frames = [], []
+    ids, frames, speakers, people = [], [], set(), {name: Counter() for name in ("age", *schema.labels)}
     for clip in clips:
         frames.append(frame(encode_clip(clip, schema)))
         ids.append(clip["clip_id"])
+        speakers.add(clip["speaker_id"])
+        _count(people, clip)
         for part in schema.constituents:
             if part.name in clip:
                 _add(sums[part.name], clip[part.name])
@@ -65,11 +68,20 @@ def write_shard(path: Path, schema: Schema, clips: Iterable[dict], failures: Seq
         "clips": ids,
         "bytes": sum(map(len, frames)),
         "failures": list(failures),
+        "speakers": sorted(speakers),
+        "people": {name: dict(sorted(counts.items())) for name, counts in people.items()},
         "sums": {name: {key: value.tolist() for key, value in parts.items()} for name, parts in sums.items()},
     }
     write_atomically(summary_path(path.parent, path.name), json.dumps(summary).encode())
     write_atomically(path, b"".join(frames))
     return len(ids)
+
+
+def _count(people: dict[str, Counter], clip: dict) -> None:
+    """Adds a clip to the counts of its decade of age and of its labels; -1 is unknown."""
+    for name, counts in people.items():
+        value = clip.get(name, np.nan if name == "age" else UNKNOWN)
+        counts[int(value if name != "age" else UNKNOWN if np.isnan(value) else value // 10)] += 1
 
 
 def _empty_sums(part: Constituent) -> dict[str, np.ndarray]:
@@ -86,10 +98,13 @@ def _add(sums: dict[str, np.ndarray], value: np.ndarray) -> None:
     sums["squares"] += np.square(rows).sum(0)
 
 
-def finalise(directory: Path, schema: Schema, shards: dict[str, int]) -> dict[str, int]:
+def finalise(
+    directory: Path, schema: Schema, shards: dict[str, int], provenance: dict | None = None
+) -> dict[str, int]:
     """Merges the shards' summaries and writes the metadata; returns clips per split. Idempotent.
 
-    `shards` gives the number of shards of each split; all of them must exist.
+    `shards` gives the number of shards of each split; all of them must exist. `provenance`: what made faces and
+    attributes (constituents say it of themselves).
     """
     summaries = {
         split: [
@@ -102,7 +117,12 @@ def finalise(directory: Path, schema: Schema, shards: dict[str, int]) -> dict[st
         part.name: _mean_std(part, [s["sums"][part.name] for s in summaries.get("train", [])])
         for part in schema.constituents
     }
-    metadata = {"format": FORMAT_VERSION, **schema.to_json(), "statistics": statistics}
+    metadata = {
+        "format": FORMAT_VERSION,
+        **schema.to_json(),
+        "statistics": statistics,
+        "provenance": provenance or {},
+    }
     _write_tfds_metadata(directory, schema, summaries, metadata)
     return {split: sum(len(s["clips"]) for s in parts) for split, parts in summaries.items()}
 

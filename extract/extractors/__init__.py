@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from extract.media import CLIP_SECONDS
 from tfrecords.cli import UserError
-from tfrecords.schema import Constituent
+from tfrecords.schema import AUDIO_CONSTITUENTS, LANGUAGE_LOGPROBS, Constituent
+
+Windows = Sequence[tuple[float, float]]  # (length, hop) in seconds
 
 
 class Extractor(Protocol):
-    """Computes one constituent.
-
-    Making one is cheap: what is heavy waits for the first call, so that a plan can be made without it.
-    """
+    """Computes one constituent. Making one loads its weights."""
 
     constituent: Constituent
 
@@ -28,30 +29,87 @@ class Extractor(Protocol):
         ...
 
 
-# Name -> module, which has `load() -> Extractor`, and the extra that installs what it needs.
-MODULES = {
-    "pyaudioanalysis": ("extract.extractors.pyaudioanalysis", "demo"),
-    "mel": ("extract.extractors.mel", "demo"),
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Where an extractor is found: its module has `load(settings) -> Extractor`."""
+
+    module: str
+    extra: str  # of setup.py, that installs its framework
+    planned: Constituent  # as the paper has it
+
+
+_PAPER = {part.name: part for part in AUDIO_CONSTITUENTS}
+EXTRACTORS = {
+    "ecapa": Entry("extract.extractors.ecapa", "extract", _PAPER["ecapa"]),
+    "pyannote": Entry("extract.extractors.pyannote", "extract", _PAPER["pyannote"]),
+    "titanet": Entry("extract.extractors.nemo", "extract", _PAPER["titanet"]),
+    "speakernet": Entry("extract.extractors.nemo", "extract", _PAPER["speakernet"]),
+    "pyaudioanalysis": Entry("extract.extractors.pyaudioanalysis", "demo", _PAPER["pyaudioanalysis"]),
+    "mel": Entry("extract.extractors.mel", "demo", _PAPER["mel"]),
+    "language": Entry("extract.extractors.language", "extract", LANGUAGE_LOGPROBS),
 }
 
 
-def load(names: Sequence[str]) -> list[Extractor]:
-    """The extractors of those names, in that order.
+def plan(settings: Mapping) -> list[Constituent]:
+    """The constituents that `config.extract` asks for, without loading anything.
 
-    Raises `UserError` for an unknown name, a name given twice, or a package that is not installed.
+    Widths are those of the paper's models; other weights may bring others. Raises `UserError` for an unknown name,
+    a name given twice, or windows that do not fit a clip.
     """
+    names = settings["extractors"]
     if not names:
-        raise UserError(f"config.extract.extractors is empty; choose from: {', '.join(MODULES)}")
+        raise UserError(f"config.extract.extractors is empty; choose from: {', '.join(EXTRACTORS)}")
     if len(set(names)) < len(names):
         raise UserError(f"config.extract.extractors: a name stands there twice: {', '.join(names)}")
-    return [_load(name) for name in names]
+    return [_plan(name, settings.get(name, {})) for name in names]
 
 
-def _load(name: str) -> Extractor:
-    if name not in MODULES:
-        raise UserError(f"config.extract.extractors: no extractor {name!r}; choose from: {', '.join(MODULES)}")
-    module, extra = MODULES[name]
+def _plan(name: str, settings: Mapping) -> Constituent:
+    if name not in EXTRACTORS:
+        raise UserError(f"config.extract.extractors: no extractor {name!r}; choose from: {', '.join(EXTRACTORS)}")
+    planned = EXTRACTORS[name].planned
+    if "windows" not in settings:
+        return planned
+    rows = sum(count_windows(name, length, hop) for length, hop in _pairs(name, settings["windows"]))
+    return dataclasses.replace(planned, rows=rows, windows=spell_windows(settings["windows"]))
+
+
+def _pairs(name: str, windows: Windows) -> Windows:
+    if not windows or any(not isinstance(pair, (tuple, list)) or len(pair) != 2 for pair in windows):
+        raise UserError(f"config.extract.{name}.windows={windows}: give pairs of (length, hop), as in ((24, 24),)")
+    return windows
+
+
+def count_windows(name: str, length: float, hop: float) -> int:
+    """How many windows of `length` every `hop` seconds fit a clip; `UserError` if none."""
+    if not 0 < length <= CLIP_SECONDS or hop <= 0:
+        raise UserError(
+            f"config.extract.{name}.windows: {length:g} s every {hop:g} s does not fit clips of {CLIP_SECONDS} s"
+        )
+    return int((CLIP_SECONDS - length) / hop + 1e-9) + 1
+
+
+def spell_windows(windows: Windows) -> str:
+    """`12/4, 6/2 s`."""
+    if tuple(map(tuple, windows)) == ((CLIP_SECONDS, CLIP_SECONDS),):
+        return "whole clip"
+    return ", ".join(f"{length:g}/{hop:g}" for length, hop in windows) + " s"
+
+
+def load(settings: Mapping) -> list[Extractor]:
+    """The extractors of `config.extract`, their weights loaded, in the config's order.
+
+    Raises `UserError` for what `plan` refuses, a package that is not installed, or weights that are missing.
+    """
+    plan(settings)
+    return [_load(name, settings.get(name, {})) for name in settings["extractors"]]
+
+
+def _load(name: str, settings: Mapping) -> Extractor:
+    entry = EXTRACTORS[name]
     try:
-        return importlib.import_module(module).load()
+        return importlib.import_module(entry.module).load({"name": name, **settings})
     except ModuleNotFoundError as error:
-        raise UserError(f'extractor {name!r} needs the package {error.name}: pip install -e ".[{extra}]"') from None
+        raise UserError(
+            f'extractor {name!r} needs the package {error.name}: pip install -e ".[{entry.extra}]"'
+        ) from error

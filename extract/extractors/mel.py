@@ -7,6 +7,8 @@ silence; without it the window would weigh the very first sample with 0. Six con
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import librosa
 import numpy as np
 
@@ -42,6 +44,6 @@ class Mel:
         return np.log(np.maximum(power, FLOOR)).T.reshape(self.constituent.rows, self.constituent.width)
 
 
-def load() -> Mel:
+def load(settings: Mapping) -> Mel:
     """The extractor `mel`."""
     return Mel()

@@ -6,6 +6,7 @@ The library scales each clip to a peak of 1 first, so loudness is not among them
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 
 import numpy as np
@@ -39,6 +40,6 @@ class PyAudioAnalysis:
         return features.T.astype(np.float32)
 
 
-def load() -> PyAudioAnalysis:
+def load(settings: Mapping) -> PyAudioAnalysis:
     """The extractor `pyaudioanalysis`."""
     return PyAudioAnalysis()

@@ -13,13 +13,15 @@ from extract.run import main
 ROOT = Path(__file__).parents[2]
 
 CONFIG = """
-import ml_collections
+from configs import base
 
 def get_config():
-    return ml_collections.ConfigDict({"extract": {
-        "videos": "", "out": "", "attributes": "", "extractors": ("pyaudioanalysis", "mel"),
-        "detector": "skip", "clips_per_shard": 2, "workers": 1,
-    }})
+    config = base.get_config()
+    config.extract.update(
+        videos="", out="", extractors=("pyaudioanalysis", "mel"), detector="skip", clips_per_shard=2, workers=1
+    )
+    config.extract.deepface.estimate = ()
+    return config
 """
 
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
-from recordings import write_clip
+from recordings import voice, write_clip, write_image, write_wav
 
 from extract import pipeline
-from extract.attributes import People, hashed_split, read_people
+from extract.attributes import People, hashed_split, read_list, read_people
 from extract.media import Clip
 from tfrecords.cli import UserError
-from tfrecords.schema import LABELS
+from tfrecords.reader import Clips
+from tfrecords.schema import LABELS, UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_mistakes_in_the_table_are_told_with_their_line(tmp_path, table, message
     path = tmp_path / "people.csv"
     path.write_bytes(table.encode("latin-1"))
     with pytest.raises(UserError, match=f"people.csv.*{message}"):
-        read_people(path)
+        read_people(path).index_languages(LABELS["language"])
 
 
 def test_a_clips_own_row_goes_before_its_speakers(tmp_path):
@@ -84,3 +85,60 @@ def test_a_table_of_other_people_is_refused(people_folder, tmp_path, extract):
     table.write_text("speaker_id,age\nID0,20\n")
     with pytest.raises(UserError, match=r"none of its rows.*'id0'"):
         extract("--videos", people_folder, "--out", tmp_path / "data", f"--config.extract.attributes={table}")
+
+
+def write_list(folder: Path, *rows: str) -> Path:
+    path = folder / "list.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_a_list_names_clips_speakers_and_attributes(tmp_path):
+    video = write_clip(tmp_path / "far" / "b.mp4")
+    write_clip(tmp_path / "x" / "a, b.mp4")
+    write_wav(tmp_path / "x" / "c.wav", voice(1))
+    write_image(tmp_path / "x" / "c.png")
+    clips, people = read_list(
+        write_list(
+            tmp_path,
+            "speaker_id,path,clip_id,age,language,split",
+            'ann,"x/a, b.mp4",,31,English,train',
+            f"bob,{video},bobs,,,",
+            "ann,./x/c.wav,,,,train",
+        )
+    )
+    assert [(clip.clip_id, clip.speaker_id) for clip in clips] == [("bobs", "bob"), ("x/a, b", "ann"), ("x/c", "ann")]
+    assert clips[0].path == video and clips[2].image == tmp_path / "x" / "c.png"
+    people.index_languages(("german", "english"))
+    assert [people.attributes(clip) for clip in clips] == [{}, {"age": 31, "language": 1}, {}]
+    assert people.split("ann") == "train"
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (("speaker_id,age",), "line 1: there is no column path"),
+        (("path,speaker_id", ",a"), "line 2: path is empty"),
+        (("path,speaker_id", "there.mp4,"), "line 2: speaker_id is empty"),
+        (("path,speaker_id", "there.mp4,a", "nowhere.mp4,a"), "line 3: no such file: .*nowhere.mp4"),
+        (("path,speaker_id", "list.csv,a"), "line 2: .*list.csv: neither a video"),
+        (("path,speaker_id", "there.mp4,a", "./there.mp4,b"), "line 3: a second row for clip 'there'"),
+        (("path,speaker_id,gender", "there.mp4,a,x"), "line 2: gender 'x' is none of"),
+    ],
+)
+def test_mistakes_in_a_list_are_told_with_their_line(tmp_path, rows, message):
+    (tmp_path / "there.mp4").touch()
+    with pytest.raises(UserError, match=f"list.csv, {message}"):
+        read_list(write_list(tmp_path, *rows))
+
+
+def test_a_dataset_from_a_list(tmp_path, extract):
+    write_clip(tmp_path / "v" / "a.mp4")
+    write_clip(tmp_path / "v" / "b.mp4", pitch=200)
+    table = write_list(tmp_path, "path,speaker_id,gender,split", "v/a.mp4,ann,female,train", "v/b.mp4,bob,,test")
+    extract("--videos", table, "--out", tmp_path / "data")
+    (ann,), (bob,) = ([Clips(tmp_path / "data", split)[0]] for split in ("train", "test"))
+    assert (ann["clip_id"], ann["speaker_id"], ann["gender"]) == ("v/a", "ann", LABELS["gender"].index("female"))
+    assert (bob["clip_id"], bob["gender"]) == ("v/b", UNKNOWN)
+    with pytest.raises(UserError, match="leave config.extract.attributes empty"):
+        extract("--videos", table, "--out", tmp_path / "other", "--config.extract.attributes=people.csv")

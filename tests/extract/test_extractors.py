@@ -1,7 +1,6 @@
 """The extractors: shapes, what they depend on, and how they are found."""
 
 import dataclasses
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +16,19 @@ from tfrecords.cli import UserError
 from tfrecords.schema import AUDIO_CONSTITUENTS
 
 ROOT = Path(__file__).parents[2]
-NAMES = tuple(extractors.MODULES)
+NAMES = ("pyaudioanalysis", "mel")  # those without weights
+
+
+def load(*names):
+    return extractors.load({"extractors": names})
+
+
 FLOOR = np.log(1e-10)
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    return {part.constituent.name: part for part in extractors.load(NAMES)}
+    return {part.constituent.name: part for part in load(*NAMES)}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,7 @@ def test_the_constituent_is_the_papers(loaded, waves, name):
 def test_a_batch_is_the_clips_one_by_one_and_again_the_same(loaded, waves, name):
     batch = loaded[name](waves)
     np.testing.assert_array_equal(batch, np.concatenate([loaded[name](wave[None]) for wave in waves]))
-    np.testing.assert_array_equal(batch, extractors.load([name])[0](waves))
+    np.testing.assert_array_equal(batch, load(name)[0](waves))
     assert not np.array_equal(batch[0], batch[1])
 
 
@@ -104,7 +109,7 @@ def test_rows_that_float16_cannot_hold_are_missing():
 
 
 def test_extractors_come_in_the_order_asked_for():
-    loaded = extractors.load(("mel", "pyaudioanalysis"))
+    loaded = load("mel", "pyaudioanalysis")
     assert [part.constituent.name for part in loaded] == ["mel", "pyaudioanalysis"]
 
 
@@ -113,23 +118,42 @@ def test_extractors_come_in_the_order_asked_for():
 )
 def test_wrong_names_are_user_errors(names, message):
     with pytest.raises(UserError, match=message):
-        extractors.load(names)
+        load(*names)
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "librosa", None)
     monkeypatch.delitem(sys.modules, "extract.extractors.mel", raising=False)
     with pytest.raises(UserError, match=r'mel.*librosa: pip install -e "\.\[demo\]"'):
-        extractors.load(("mel",))
+        load("mel")
 
 
 def test_extracting_needs_neither_jax_nor_torch_nor_tensorflow():
     heavy = "{'jax', 'torch', 'tensorflow', 'slf_jax'}"
-    code = f"import sys, extract.run; extract.run.load({NAMES}); sys.exit(str({heavy} & set(sys.modules)))"
+    code = f"import sys, extract.run, extract.extractors as e; e.load({{'extractors': {NAMES}}}); sys.exit(str({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip() == "set()"
 
 
-def test_every_extractor_has_a_module_of_its_name():
-    for name, (module, _) in extractors.MODULES.items():
-        assert importlib.import_module(module).load().constituent.name == name
+@pytest.mark.parametrize(
+    "windows, message",
+    [
+        ((), "give pairs"),
+        ((24, 24), "give pairs"),
+        (((25, 1),), "25 s every 1 s does not fit clips of 24 s"),
+        (((3, 0),), "3 s every 0 s does not fit"),
+    ],
+)
+def test_windows_that_fit_no_clip_are_refused(windows, message):
+    with pytest.raises(UserError, match=rf"config.extract.pyannote.windows.*{message}"):
+        extractors.plan({"extractors": ("pyannote",), "pyannote": {"windows": windows}})
+
+
+def test_rows_follow_from_the_windows():
+    def rows(*windows):
+        (planned,) = extractors.plan({"extractors": ("titanet",), "titanet": {"windows": windows}})
+        return planned.rows, planned.windows
+
+    assert rows((24, 24)) == (1, "whole clip")
+    assert rows((24, 24), (12, 4), (6, 2), (3, 2)) == (26, "24/24, 12/4, 6/2, 3/2 s")
+    assert rows((0.6, 0.2)) == (118, "0.6/0.2 s")

@@ -1,13 +1,15 @@
 """Finding and decoding: what becomes a clip, what comes out of it, and what is said of a broken one."""
 
 import os
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from recordings import FPS, moving_frames, voice, write_clip, write_image, write_video, write_wav
 
-from extract import faces, media
+from extract import media
 from extract.media import MediaError
 from tfrecords.cli import UserError
 
@@ -92,10 +94,10 @@ def test_a_short_sound_is_repeated_to_24_seconds():
 )
 def test_frames_come_from_where_they_are_asked_for(tmp_path, name, codecs):
     path = write_video(tmp_path / name, voice(3, rate=48_000), moving_frames(3), rate=48_000, codecs=codecs)
-    frames = media.decode_frames(path, (0.0, 0.5, 1.0))
+    frames = list(media.decode_frames(path, (0.0, 0.5, 1.0)))
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3 and frames[0].dtype == np.uint8
     assert [bar_position(frame) for frame in frames] == pytest.approx([0, 0.5, 1], abs=0.1)
-    np.testing.assert_array_equal(media.decode_frames(path)[0], frames[1])
+    np.testing.assert_array_equal(next(media.decode_frames(path)), frames[1])
 
 
 def test_a_video_without_a_duration_has_a_middle(tmp_path):
@@ -113,18 +115,18 @@ def test_a_video_without_a_duration_has_a_middle(tmp_path):
                     target.mux(packet)
     with av.open(str(tmp_path / "live.mkv")) as container:
         assert container.duration is None and container.streams.video[0].duration is None
-    assert bar_position(media.decode_frames(tmp_path / "live.mkv")[0]) == pytest.approx(0.5, abs=0.1)
+    assert bar_position(next(media.decode_frames(tmp_path / "live.mkv"))) == pytest.approx(0.5, abs=0.1)
 
 
 def test_a_video_on_its_side_is_set_upright(tmp_path):
     path = write_clip(tmp_path / "phone.mp4")
-    upright = media.decode_frames(path)[0]
+    upright = next(media.decode_frames(path))
     data = bytearray(path.read_bytes())
     quarter = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]  # the display matrix of a quarter turn clockwise
     at = data.index(b"tkhd") + 4 + 40
     data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in quarter)
     path.write_bytes(data)
-    np.testing.assert_array_equal(media.decode_frames(path)[0], np.rot90(upright, -1))
+    np.testing.assert_array_equal(next(media.decode_frames(path)), np.rot90(upright, -1))
 
 
 def test_extremes_are_usable(tmp_path):
@@ -133,7 +135,7 @@ def test_extremes_are_usable(tmp_path):
     single = write_video(tmp_path / "single.mp4", voice(2), moving_frames(1 / FPS))
     assert [frame.shape for frame in media.decode_frames(single, (0, 1))] == [(48, 64, 3)] * 2
     odd = write_clip(tmp_path / 'it\'s a "test" $(x) %d \u00fc\u4f60:1.mp4')
-    assert media.decode_audio(odd).any() and media.decode_frames(odd)
+    assert media.decode_audio(odd).any() and list(media.decode_frames(odd))
 
 
 def empty(path: Path) -> None:
@@ -198,7 +200,7 @@ def test_what_is_wrong_with_a_picture_is_said(tmp_path, make, reason):
     path = tmp_path / "broken.mp4"
     make(path)
     with pytest.raises(MediaError, match=reason):
-        media.decode_frames(path)
+        next(media.decode_frames(path))
 
 
 def test_a_clip_damaged_anywhere_is_decoded_or_refused_but_never_crashes(tmp_path):
@@ -211,7 +213,7 @@ def test_a_clip_damaged_anywhere_is_decoded_or_refused_but_never_crashes(tmp_pat
         broken[where] = rng.integers(256, size=len(where))
         path = tmp_path / "broken.mp4"
         path.write_bytes(broken[: rng.integers(len(broken)) if i % 4 == 0 else None].tobytes())
-        for decode in (media.decode_audio, media.decode_frames):
+        for decode in (media.decode_audio, lambda path: list(media.decode_frames(path))):
             try:
                 decode(path)
                 outcomes.add("decoded")
@@ -238,45 +240,36 @@ def test_a_sound_takes_the_image_beside_it(tmp_path):
     write_wav(tmp_path / "c.wav", voice(1))
     (tmp_path / "c.jpg").write_bytes(b"\xff\xd8\xff no picture")
     good, bare, broken = media.find_clips(tmp_path)
-    assert media.decode_face_frame(good).shape == (60, 80, 3)
+    assert next(media.face_frames(good)).shape == (60, 80, 3)
     with pytest.raises(MediaError, match="no image of the same name"):
-        media.decode_face_frame(bare)
+        next(media.face_frames(bare))
     with pytest.raises(MediaError, match="image cannot be read"):
-        media.decode_face_frame(broken)
+        next(media.face_frames(broken))
 
 
-@pytest.mark.parametrize("height, width", [(128, 128), (300, 512), (512, 300), (7, 9)])
-def test_a_face_is_the_middle_square_of_the_frame(height, width):
-    ramp = np.broadcast_to(np.linspace(0, 255, width), (height, width))
-    frame = np.repeat(ramp[..., None], 3, axis=2).astype(np.uint8)
-    face = faces.crop_face(frame, "skip")
-    assert face.shape == (128, 128, 3) and face.dtype == np.uint8
-    assert face.mean() == pytest.approx(127.5, abs=2)
-    shown = min(height, width) / width  # share of the frame's width that the square has
-    assert np.ptp(face[64, 8:-8, 0].astype(float)) == pytest.approx(255 * shown * 112 / 128, abs=0.1 * 255)
+def test_frames_are_tried_from_the_middle_outwards(tmp_path):
+    assert [media.spread(i) for i in range(7)] == [1 / 2, 1 / 4, 3 / 4, 1 / 8, 5 / 8, 3 / 8, 7 / 8]
+    (clip,) = media.find_clips(write_clip(tmp_path / "a.mp4", seconds=4).parent)
+    positions = [bar_position(frame) for frame in media.face_frames(clip, 3)]
+    np.testing.assert_allclose(positions, [1 / 2, 1 / 4, 3 / 4], atol=0.05)
 
 
-def test_a_frame_of_the_right_size_is_left_as_it_is():
-    frame = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
-    np.testing.assert_array_equal(faces.crop_face(frame, "skip"), frame)
+def test_a_variable_frame_rate_is_read_by_time_not_by_number(tmp_path):
+    frames, path = moving_frames(2), tmp_path / "vfr.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1000)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for number, pixels in enumerate(frames):  # the first half in 0.5 s, the rest in 1.5 s
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = (50 * number if number < 10 else 500 + 150 * (number - 10)), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    middle = bar_position(next(media.decode_frames(path)))
+    assert middle == pytest.approx((10 + (1.0 - 0.5) / 0.15) / 19, abs=0.06)
 
 
-def test_scaling_down_is_antialiased():
-    stripes = np.zeros((1024, 1024, 3), np.uint8)
-    stripes[:, ::2] = 255
-    assert np.abs(faces.crop_face(stripes, "skip").astype(int) - 127).max() < 10
-
-
-def test_a_detected_box_grows_by_the_margins_within_the_frame(monkeypatch):
-    frame = np.zeros((200, 400, 3), np.uint8)
-    frame[60:150, 105:195] = 255  # the square in the box (125, 80, 175, 130) with its margins
-    monkeypatch.setitem(faces.DETECTORS, "fixed", lambda frame: (125.0, 80.0, 175.0, 130.0))
-    assert (faces.crop_face(frame, "fixed") > 128).all()
-    assert (faces.crop_face(frame, "fixed", margins=(0.5, 0.6))[[0, -1]] < 128).all()
-    monkeypatch.setitem(faces.DETECTORS, "corner", lambda frame: (0.0, 0.0, 180.0, 190.0))
-    assert faces.crop_face(frame, "corner").shape == (128, 128, 3)
-
-
-def test_an_unknown_detector_names_the_valid_ones():
-    with pytest.raises(UserError, match=r"magic.*skip"):
-        faces.crop_face(np.zeros((10, 10, 3), np.uint8), "magic")
+def test_surround_sound_becomes_mono(tmp_path):
+    sound = np.tile(tone(440, 1, 48_000), (6, 1))
+    heard = media.decode_audio(write_wav(tmp_path / "surround.wav", sound, 48_000))
+    assert np.argmax(np.abs(np.fft.rfft(heard[:16_000]))) == pytest.approx(440, abs=1)
+    assert 0.1 < np.abs(heard).max() <= 1

@@ -1,7 +1,7 @@
 """The command: what it writes, how it goes on after a kill, and what it says to mistakes."""
 
 import csv
-import dataclasses
+import json
 import os
 import re
 import shutil
@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from recordings import moving_frames, voice, write_clip, write_image, write_video, write_wav
 
-from extract import pipeline, runners
-from extract.extractors import load
-from extract.faces import crop_face
+from configs import base
+from extract import extractors, pipeline, runners
+from extract.faces import cut_face, whole_frame
 from extract.media import Clip, decode_audio, decode_frames, find_clips, fit_audio
 from tfrecords.cli import UserError
 from tfrecords.reader import Clips
-from tfrecords.schema import LABELS, UNKNOWN, Schema
+from tfrecords.schema import LABELS, UNKNOWN
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,16 +44,17 @@ def undisturbed(people_folder, tmp_path_factory, extract) -> Path:
 def test_records_hold_what_the_parts_give(undisturbed, people_folder):
     train = Clips(undisturbed, "train")
     assert len(train) == 6 and len(Clips(undisturbed, "validation")) == len(Clips(undisturbed, "test")) == 2
-    extractors = load(("pyaudioanalysis", "mel"))
-    assert train.schema.constituents == tuple(part.constituent for part in extractors)
+    parts = extractors.load({"extractors": ("pyaudioanalysis", "mel")})
+    assert train.schema.constituents == tuple(part.constituent for part in parts)
     sources = {clip.clip_id: clip for clip in find_clips(people_folder)}
     for i in range(len(train)):
         record = train[i]
         source = sources[record["clip_id"]]
         assert record["speaker_id"] == source.speaker_id
-        np.testing.assert_array_equal(record["face"], crop_face(decode_frames(source.path)[0], "skip"))
+        frame = next(decode_frames(source.path))
+        np.testing.assert_array_equal(record["face"], cut_face(frame, whole_frame(frame)[0]))
         wave = fit_audio(decode_audio(source.path))[None]
-        for part in extractors:
+        for part in parts:
             np.testing.assert_array_equal(record[part.constituent.name], part(wave)[0].astype(np.float16))
 
 
@@ -239,12 +240,48 @@ def test_a_bug_ends_the_run_and_finished_shards_stay(people_folder, tmp_path, ex
     assert len(shards(out)) == 2 and not (out / "metadata.json").exists()
 
 
-def test_a_mistake_in_a_worker_reaches_the_caller(tmp_path):
-    job = pipeline.Job(tmp_path, Schema(()), ("mel",), "skip")
-    clip = Clip("a", "a", write_clip(tmp_path / "a.mp4"))
-    chunks = [pipeline.Chunk("train", f"shard{i}", (clip,), ({},)) for i in range(2)]
-    with pytest.raises(UserError, match="no such detector"):
-        runners.run_chunks(chunks, dataclasses.replace(job, detector="magic"), workers=2)
+def test_a_mistake_in_a_worker_reaches_the_caller():
+    settings = base.get_config().extract.to_dict() | {"extractors": ("mell",), "detector": "skip", "workers": 2}
+    settings |= {"device": "cpu", "deepface": {"estimate": ()}}
+    with pytest.raises(UserError, match="no extractor 'mell'"):
+        with runners._processes(json.dumps(settings), 2, []) as runner:
+            runner.describe()
+
+
+def test_ten_kills_at_random_moments_leave_no_trace(tmp_path, command, extract):
+    videos = tmp_path / "videos"
+    for i in range(60):
+        write_clip(videos / f"id{i % 10}" / "abc" / f"{i:05d}.mp4", seconds=0.6, pitch=90 + 3 * i)
+    (videos / "id3" / "abc" / "broken.mp4").write_text("no video")
+    arguments = ["--videos", str(videos), "--config.extract.clips_per_shard=4"]
+    extract(*arguments, "--out", tmp_path / "undisturbed")
+    out, moments = tmp_path / "killed", np.random.default_rng(0).uniform(0.5, 2.5, 10)
+    for moment in moments:
+        run = subprocess.Popen(
+            [*command, *arguments, "--out", str(out), "--config.extract.workers=2"],
+            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(moment)
+        run.kill()
+        run.wait()
+    extract(*arguments, "--out", out)
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def test_shares_of_the_shards_make_the_same_dataset(people_folder, undisturbed, tmp_path, extract, capsys):
+    out = tmp_path / "data"
+    for part in ("1/3", "0/3"):
+        extract("--videos", people_folder, "--out", out, "--shard-range", part)
+        assert not (out / "metadata.json").exists()
+    assert "shards are left to others" in capsys.readouterr().out
+    extract("--videos", people_folder, "--out", out, "--shard-range", "2/3")
+    assert contents(out) == contents(undisturbed)
+
+
+@pytest.mark.parametrize("part", ["3/3", "x/2", "1", "-1/2", "0/0", ""])
+def test_a_share_that_does_not_exist_is_refused(people_folder, tmp_path, extract, part):
+    with pytest.raises(UserError, match="give I/N with I from 0 to N-1"):
+        extract("--videos", people_folder, "--out", tmp_path / "data", f"--shard-range={part}")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +289,7 @@ def test_a_mistake_in_a_worker_reaches_the_caller(tmp_path):
     [
         (("--videos", "EMPTY"), "EMPTY: no clips here"),
         (("--videos", "nowhere"), "nowhere: no such folder"),
-        ((), "give their folder with --videos"),
+        ((), "no videos: give their folder, or a CSV"),
         (("--videos", "GOOD", "--config.extract.extractors=mell"), "no extractor 'mell'"),
         (("--videos", "GOOD", "--config.extract.detector=magic"), "no such detector"),
         (("--videos", "GOOD", "--config.extract.worker=1"), "did you mean --config.extract.workers"),

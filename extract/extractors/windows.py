@@ -1,0 +1,68 @@
+"""Speaker embeddings over windows of each clip: what the pretrained embedders have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from extract.extractors import Windows, spell_windows
+from extract.frameworks import device, digest
+from extract.media import CLIP_SECONDS, SAMPLE_RATE
+from tfrecords.schema import EMBEDDING, Constituent
+
+SECONDS = 16 * CLIP_SECONDS  # of sound in one forward pass, whatever the windows' length
+
+
+class Embedder:
+    """Waves float32 [clips, 384000] to one embedding for each window: float32 [clips, windows, width].
+
+    Args:
+      name: of the constituent.
+      network: whose weights make the digest.
+      embed: sound [N, samples] on the network's device to embeddings [N, width].
+      windows: (length, hop) in seconds; the rows come in this order.
+      extractor: framework and version.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: torch.nn.Module,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        windows: Windows,
+        extractor: str,
+    ) -> None:
+        self._name, self._network, self._embed = name, network, embed
+        self._windows, self._extractor = windows, extractor
+
+    @cached_property
+    def constituent(self) -> Constituent:
+        rows, width = self(np.zeros((1, CLIP_SECONDS * SAMPLE_RATE), np.float32)).shape[1:]
+        return Constituent(
+            self._name,
+            rows,
+            width,
+            EMBEDDING,
+            self._extractor,
+            digest(self._network),
+            spell_windows(self._windows),
+        )
+
+    def __call__(self, waves: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._rows(waves, length, hop) for length, hop in self._windows], axis=1)
+
+    def _rows(self, waves: np.ndarray, length: float, hop: float) -> np.ndarray:
+        """All windows of one length, of all clips, as one batch (cut where it would not fit memory)."""
+        samples, step = round(length * SAMPLE_RATE), round(hop * SAMPLE_RATE)
+        cuts = np.lib.stride_tricks.sliding_window_view(waves, samples, axis=1, writeable=True)[:, ::step]
+        windows = cuts.reshape(-1, samples)
+        most = max(1, int(SECONDS / length))
+        parts = [self._forward(windows[i : i + most]) for i in range(0, len(windows), most)]
+        return np.concatenate(parts).reshape(*cuts.shape[:2], -1)
+
+    def _forward(self, windows: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return self._embed(torch.from_numpy(windows).to(device())).float().cpu().numpy()

@@ -1,0 +1,77 @@
+"""What `extract.inspect` says of a dataset."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from recordings import write_clip
+
+from extract import inspect
+from tfrecords import writer
+from tfrecords.cli import UserError
+from tfrecords.schema import CONTINUOUS, Constituent, Schema
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Three clips of two people to train on, one to test; one clip's constituent `a` is missing."""
+    out = tmp_path_factory.mktemp("inspected")
+    schema = Schema((Constituent("a", 4, 3, CONTINUOUS, "maker 1.0", "abcd", "0.5/0.3 s"), Constituent("b", 1, 5, CONTINUOUS)))
+    face = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    clips = [
+        {"clip_id": "x/1", "speaker_id": "x", "age": 34.0, "gender": 0},
+        {"clip_id": "x/2", "speaker_id": "x", "age": 39.9, "gender": 0},
+        {"clip_id": "y/1", "speaker_id": "y"},
+    ]
+    full = {"face": face, "a": np.ones((4, 3)), "b": np.ones((1, 5))}
+    records = [full | clips[0], full | clips[1] | {"a": np.full((4, 3), np.nan)}, full | clips[2]]
+    failures = [{"clip": "z/1", "reason": "the file is empty"}]
+    writer.write_shard(out / writer.shard_name("train", 0, 1), schema, records, failures)
+    writer.write_shard(out / writer.shard_name("test", 0, 1), schema, [full | {"clip_id": "t/1", "speaker_id": "t", "gender": 1}])
+    writer.finalise(out, schema, {"train": 1, "test": 1}, {"faces": {"detector": "opencv"}})
+    return out
+
+
+def test_counts_attributes_missing_rows_and_failures(dataset, tmp_path, capsys):
+    inspect.main(["--data", str(dataset), "--out", str(tmp_path / "new" / "all.png")])
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "4 clips" in printed[0]
+    for line in (
+        "train 3 clips 2 speakers 1 shards",
+        "test 1 clips 1 speakers 1 shards",
+        "age unknown 2, 30-39 2",
+        "gender unknown 1, female 2, male 1",
+        "language unknown 4",
+        "a 4 x 3 25.00% maker 1.0; 0.5/0.3 s; abcd",
+        "b 1 x 5 0.00%",
+        "faces: opencv",
+        "failed: 1 clips",
+        "1 the file is empty",
+    ):
+        assert line in printed
+    with Image.open(tmp_path / "new" / "all.png") as picture:
+        assert picture.size > (800, 800) and np.asarray(picture.convert("L")).std() > 10
+
+
+def test_a_clip_can_be_named(dataset, tmp_path):
+    inspect.main(["--data", str(dataset), "--out", str(tmp_path / "a.png"), "--clip", "x/1"])
+    inspect.main(["--data", str(dataset), "--out", str(tmp_path / "b.png"), "--clip", "x/2"])
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--clip", "nobody"), "no clip 'nobody' among the 3"),
+        (("--split", "validation"), "no clips in split 'validation'; it has train, test"),
+    ],
+)
+def test_mistakes_are_told_and_no_picture_is_written(dataset, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        inspect.main(["--data", str(dataset), "--out", str(tmp_path / "a.png"), *flags])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_a_dataset_is_told(tmp_path):
+    write_clip(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match=f"{tmp_path}: no dataset here"):
+        inspect.main(["--data", str(tmp_path), "--out", str(tmp_path / "a.png")])
