@@ -11,26 +11,32 @@ clips a second, bytes a clip, the share of time outside the extractors, peak mem
 from __future__ import annotations
 
 import argparse
+import functools
+import logging
+import multiprocessing
 import resource
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 
 from configs import base
 from extract import deepface, extractors, run
-from extract.frameworks import quiet
+from extract.frameworks import keep_memory, quiet
 from extract.media import CLIP_SAMPLES, SAMPLE_RATE, find_clips
 from extract.talkers.population import generate
 
-Calls = dict[str, Callable[[np.ndarray], object]]
+Calls = dict[str, Callable[[np.ndarray], object]]  # of the sound of all clips
+FRAME = (224, 224, 3)
 
 
-def settings(weights: Path) -> dict:
+def settings(weights: Path) -> ml_collections.ConfigDict:
     """`config.extract` with full-sized random weights on DeepFace's engine pytorch."""
     config = base.get_config().extract
     for name in ("ecapa", "pyannote", "language"):
@@ -41,11 +47,32 @@ def settings(weights: Path) -> dict:
     return config
 
 
+@functools.cache
+def our_calls(weights: Path) -> Calls:
+    """The extractors, the face detector and the estimator of attributes."""
+    keep_memory()
+    config = settings(weights)
+    deepface.start(config.deepface)
+    estimator = deepface.Estimator(config.deepface.estimate)
+    detector = deepface.Detector(config.detector)
+    loaded = extractors.load(config.to_dict())
+    return {
+        **dict(zip(config.extractors, loaded, strict=True)),
+        config.detector: lambda waves: _each(detector, frames(len(waves))),
+        "attributes": lambda waves: estimator([face / np.float32(255) for face in frames(len(waves))]),
+    }
+
+
+@functools.cache
 def plain_calls(weights: Path) -> Calls:
-    """The frameworks' own calls for the sound of one clip."""
+    """The frameworks' own calls, once for every clip (and for every window length)."""
+    deepface.start(settings(weights).deepface)
     import torch
 
+    warnings.simplefilter("ignore")
+    logging.getLogger("speechbrain").setLevel(logging.ERROR)
     with quiet():
+        from deepface import DeepFace
         from nemo.collections.asr.models import EncDecSpeakerLabelModel
         from pyannote.audio import Inference, Model
         from speechbrain.inference.classifiers import EncoderClassifier
@@ -59,16 +86,20 @@ def plain_calls(weights: Path) -> Calls:
 
         ecapa, language, titanet, speakernet = speechbrain("ecapa"), speechbrain("language"), nemo("titanet"), nemo("speakernet")
         model = Model.from_pretrained(weights / "pyannote")
-    slides = [Inference(model, window="sliding", duration=d, step=s) for d, s in ((24.0, 24.0), (12.0, 4.0), (6.0, 2.0), (3.0, 2.0))]
+    slides = [Inference(model, window="sliding", duration=d, step=s) for d, s in settings(weights).pyannote.windows]
     light = dict(zip(("mel", "pyaudioanalysis"), extractors.load({"extractors": ("mel", "pyaudioanalysis")}), strict=True))
 
     def pyannote(wave: np.ndarray) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for slide in slides:
-                slide({"waveform": torch.from_numpy(wave[None]), "sample_rate": SAMPLE_RATE})
+        for slide in slides:
+            slide({"waveform": torch.from_numpy(wave[None]), "sample_rate": SAMPLE_RATE})
 
-    return {
+    def detect(frame: np.ndarray) -> None:
+        DeepFace.extract_faces(frame, detector_backend="retinaface", enforce_detection=False)
+
+    def analyze(face: np.ndarray) -> None:
+        DeepFace.analyze(face, ("age", "gender", "race"), detector_backend="skip", silent=True)
+
+    calls = {
         "ecapa": lambda wave: ecapa.encode_batch(torch.from_numpy(wave)),
         "pyannote": pyannote,
         "titanet": titanet.infer_segment,
@@ -77,54 +108,59 @@ def plain_calls(weights: Path) -> Calls:
         "mel": lambda wave: light["mel"](wave[None]),
         "language": lambda wave: language.classify_batch(torch.from_numpy(wave)),
     }
+    on_sound = {name: functools.partial(_each, call) for name, call in calls.items()}
+    on_frames = {"retinaface": detect, "attributes": analyze}
+    return on_sound | {name: lambda waves, call=call: _each(call, frames(len(waves))) for name, call in on_frames.items()}
 
 
-def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> tuple[float, float, float]:
-    """Median seconds of both, and the median of their ratios in alternating runs."""
-    ours(), theirs()
-    times = [(_seconds(ours), _seconds(theirs)) for _ in range(repeats)]
-    mine, other = zip(*times, strict=True)
-    return statistics.median(mine), statistics.median(other), statistics.median(o / m for m, o in times)
+def _each(call: Callable[[np.ndarray], object], clips: np.ndarray) -> None:
+    for clip in clips:
+        call(clip)
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def frames(count: int) -> np.ndarray:
+    """Noise in the shape of VoxCeleb2's frames."""
+    return np.random.default_rng(0).integers(0, 256, (count, *FRAME), np.uint8)
+
+
+def seconds(calls: Callable[[Path], Calls], weights: Path, name: str, clips: int) -> float:
+    """How long one side takes for the clips, loading left out."""
+    call = calls(weights)[name]
+    waves = np.random.default_rng(0).normal(0, 0.1, (clips, CLIP_SAMPLES)).astype(np.float32)
     start = time.perf_counter()
-    work()
+    call(waves)
     return time.perf_counter() - start
 
 
 def time_extractors(weights: Path, clips: int, repeats: int) -> None:
-    config = settings(weights)
-    loaded = dict(zip(config.extractors, extractors.load(config.to_dict()), strict=True))
-    plain = plain_calls(weights)
-    waves = np.random.default_rng(0).normal(0, 0.1, (clips, CLIP_SAMPLES)).astype(np.float32)
-    print(f"{'seconds a clip':<18}{'ours':>9}{'plain':>9}{'ratio':>8}")
-    for name, part in loaded.items():
-        mine, theirs, ratio = compare(lambda: part(waves), lambda: [plain[name](wave) for wave in waves], repeats)
-        print(f"{name:<18}{mine / clips:>9.4f}{theirs / clips:>9.4f}{ratio:>8.2f}", flush=True)
-    time_attributes(config, clips, repeats)
+    """Both sides in turn, each in a process of its own, as their settings of memory differ."""
+    sides = (our_calls, plain_calls)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as ours, ProcessPoolExecutor(1, context) as plain:
+
+        def once(name: str, count: int) -> list[float]:
+            pools = zip((ours, plain), sides, strict=True)
+            return [pool.submit(seconds, side, weights, name, count).result() for pool, side in pools]
+
+        print(f"{'seconds a clip':<18}{'ours':>9}{'plain':>9}{'ratio':>8}")
+        config = settings(weights)
+        for name in (*config.extractors, config.detector, "attributes"):
+            once(name, 1)
+            times = [once(name, clips) for _ in range(repeats)]
+            mine, theirs = (statistics.median(side) / clips for side in zip(*times, strict=True))
+            ratio = statistics.median(their / my for my, their in times)
+            print(f"{name:<18}{mine:>9.4f}{theirs:>9.4f}{ratio:>8.2f}", flush=True)
 
 
-def time_attributes(config, clips: int, repeats: int) -> None:
-    deepface.start(config.deepface)
-    from deepface import DeepFace
+def time_pipeline(config: ml_collections.ConfigDict, people: int, label: str) -> None:
+    """Extracts the talkers of a population in this process, and prints what `extract.run` prints of its stages.
 
-    estimator = deepface.Estimator(config.deepface.estimate)
-    faces = np.random.default_rng(0).integers(0, 256, (clips, 160, 160, 3), np.uint8)
-    actions = ("age", "gender", "race")
-    mine, theirs, ratio = compare(
-        lambda: estimator([face / np.float32(255) for face in faces]),
-        lambda: [DeepFace.analyze(face, actions, detector_backend="skip", silent=True) for face in faces],
-        repeats,
-    )
-    print(f"{'attributes':<18}{mine / clips:>9.4f}{theirs / clips:>9.4f}{ratio:>8.2f}", flush=True)
-
-
-def time_pipeline(config, people: int, label: str) -> None:
-    """Extracts the talkers of a population in this process, and prints what `extract.run` prints of its stages."""
+    Faces are whole frames: random weights find none. Attributes are estimated, not read.
+    """
     with tempfile.TemporaryDirectory() as folder:
         videos, out = Path(folder) / "videos", Path(folder) / "data"
         generate(videos, people=people, workers=2)
+        (videos / run.PEOPLE).unlink()
         with config.unlocked():
             config.update(videos=str(videos), out=str(out), workers=1, detector="skip")
         start = time.perf_counter()

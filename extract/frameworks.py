@@ -5,6 +5,7 @@ and one clear line where something is missing. Imports none of them by itself.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import io
 import os
@@ -13,6 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from tfrecords.cli import UserError
 
@@ -31,6 +34,10 @@ ENVIRONMENT = {
     "DEEPFACE_LOG_LEVEL": "40",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
+# Clips whose sound is in one forward pass: a GPU wants many, a CPU is no faster and only takes more memory.
+CLIPS = {"cpu": 1, "cuda": 16}
+# Of malloc.h: the most blocks that have memory of their own, and how much may be free before it is given back.
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -105,3 +112,21 @@ def device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def by_passes(forward: Callable[[np.ndarray], np.ndarray], waves: np.ndarray) -> np.ndarray:
+    """What `forward` makes of clips [N, samples], given as many at a time as suit the device."""
+    most = CLIPS[device()]
+    return np.concatenate([forward(waves[i : i + most]) for i in range(0, len(waves), most)])
+
+
+def keep_memory() -> None:
+    """Has this process keep the memory that it frees, for the next forward pass.
+
+    glibc gives large blocks back at once, and the kernel then clears every page of them anew: a quarter of the time
+    that the speaker embedders take on a CPU. Does nothing where the C library has no such setting.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

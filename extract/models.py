@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from extract import deepface, extractors, faces
 from extract.extractors import Extractor
+from extract.frameworks import keep_memory
 from tfrecords.schema import LABELS, LANGUAGE_LOGPROBS, Schema
 
 
@@ -16,6 +17,7 @@ class Models:
     """
 
     def __init__(self, settings: Mapping) -> None:
+        keep_memory()
         estimate = settings["deepface"]["estimate"]
         if settings["detector"] != faces.SKIP or estimate:
             deepface.start(settings["deepface"])

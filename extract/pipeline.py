@@ -186,8 +186,7 @@ def _records(chunk: Chunk, models: Models, failures: list[dict], seconds: Counte
         for part in models.extractors:
             with _timed(seconds, part.constituent.name):
                 constituents[part.constituent.name] = storable(part(sound))
-        with _timed(seconds, "attributes"):
-            estimates = _estimate(models, batch)
+        estimates = _estimate(models, batch, seconds)
         for i, (record, _, _) in enumerate(batch):
             values = {name: value[i] for name, value in constituents.items()}
             # What is known goes before what is estimated.
@@ -231,13 +230,15 @@ def _ahead(items: Iterator[T], seconds: Counter) -> Iterator[T]:
             yield item
 
 
-def _estimate(models: Models, batch: Sequence[Decoded]) -> list[Attributes]:
+def _estimate(models: Models, batch: Sequence[Decoded], seconds: Counter) -> list[Attributes]:
     """Attributes by DeepFace, of the clips of which not all that it estimates is known."""
     estimates: list[Attributes] = [{} for _ in batch]
     if not models.estimator:
         return estimates
     unknown = [i for i, (record, _, _) in enumerate(batch) if not set(models.estimator.names) <= set(record)]
-    for i, estimate in zip(unknown, models.estimator([batch[i][2].close for i in unknown]), strict=True):
+    with _timed(seconds, "attributes"):
+        found = models.estimator([batch[i][2].close for i in unknown])
+    for i, estimate in zip(unknown, found, strict=True):
         estimates[i] = estimate
     return estimates
 

@@ -166,13 +166,16 @@ def _progress(chunks: Sequence[Chunk], pending: Sequence[Chunk], total: Counter)
 
 
 def _stages(total: Counter) -> str:
-    """What each stage took, in a worker's seconds; sound and faces are decoded beside the rest."""
-    if not total["clips"]:
+    """What each stage took of a worker's time, in seconds a clip; sound and faces are decoded beside the rest."""
+    if not (clips := total["clips"]):
         return ""
-    own = {stage: value for stage, value in total.items() if stage not in ("clips", "total", "sound", "face")}
-    times = own | {"writing": total["total"] - sum(own.values())} | {s: total[s] for s in ("sound", "face")}
-    lines = [f"  {stage}: {value / total['clips']:.4f} s, {total['clips'] / max(value, 1e-9):.3g} clips/s" for stage, value in times.items()]
-    return "\n".join(["\na worker's time for each clip, sound and face beside the rest:", *lines])
+    beside = ("sound", "face")
+    times = {stage: value for stage, value in total.items() if stage not in ("clips", "total", *beside)}
+    times["writing"] = total["total"] - sum(times.values())
+    outside = (times["waiting"] + times["writing"]) / total["total"]
+    times |= {f"{stage} (beside)": total[stage] for stage in beside}
+    lines = [f"  {stage}: {value / clips:.4f} s, {clips / value:.3g} clips/s" for stage, value in times.items() if value]
+    return "\n".join([f"\na worker's time for each clip, {outside:.1%} of it outside the models:", *lines])
 
 
 def _finish(chunks: Sequence[Chunk], out: Path, schema: Schema, provenance: dict) -> str:

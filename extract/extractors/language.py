@@ -12,10 +12,9 @@ import numpy as np
 import torch
 
 from extract.extractors.speechbrain import VERSION, load_classifier
-from extract.frameworks import digest
+from extract.frameworks import by_passes, digest
 from tfrecords.schema import LANGUAGE_LOGPROBS, ASIDE, Constituent
 
-BATCH = 16  # clips in one forward pass
 SPELLING = {"ukranian": "ukrainian", "mangolian": "mongolian"}  # as CommonLanguage writes them
 
 
@@ -32,8 +31,7 @@ class Language:
         )
 
     def __call__(self, waves: np.ndarray) -> np.ndarray:
-        parts = [self._classify(waves[i : i + BATCH]) for i in range(0, len(waves), BATCH)]
-        return np.concatenate(parts)[:, None]
+        return by_passes(self._classify, waves)[:, None]
 
     def _classify(self, waves: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

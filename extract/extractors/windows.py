@@ -9,11 +9,9 @@ import numpy as np
 import torch
 
 from extract.extractors import Windows, spell_windows
-from extract.frameworks import device, digest
+from extract.frameworks import by_passes, device, digest
 from extract.media import CLIP_SECONDS, SAMPLE_RATE
 from tfrecords.schema import EMBEDDING, Constituent
-
-SECONDS = 16 * CLIP_SECONDS  # of sound in one forward pass, whatever the windows' length
 
 
 class Embedder:
@@ -52,17 +50,15 @@ class Embedder:
         )
 
     def __call__(self, waves: np.ndarray) -> np.ndarray:
+        return by_passes(self._pass, waves)
+
+    def _pass(self, waves: np.ndarray) -> np.ndarray:
         return np.concatenate([self._rows(waves, length, hop) for length, hop in self._windows], axis=1)
 
     def _rows(self, waves: np.ndarray, length: float, hop: float) -> np.ndarray:
-        """All windows of one length, of all clips, as one batch (cut where it would not fit memory)."""
+        """All windows of one length, of all clips, as one batch."""
         samples, step = round(length * SAMPLE_RATE), round(hop * SAMPLE_RATE)
-        cuts = np.lib.stride_tricks.sliding_window_view(waves, samples, axis=1, writeable=True)[:, ::step]
-        windows = cuts.reshape(-1, samples)
-        most = max(1, int(SECONDS / length))
-        parts = [self._forward(windows[i : i + most]) for i in range(0, len(windows), most)]
-        return np.concatenate(parts).reshape(*cuts.shape[:2], -1)
-
-    def _forward(self, windows: np.ndarray) -> np.ndarray:
+        windows = np.lib.stride_tricks.sliding_window_view(waves, samples, axis=1, writeable=True)[:, ::step]
         with torch.inference_mode():
-            return self._embed(torch.from_numpy(windows).to(device())).float().cpu().numpy()
+            rows = self._embed(torch.from_numpy(windows.reshape(-1, samples)).to(device()))
+        return rows.float().cpu().numpy().reshape(*windows.shape[:2], -1)

@@ -15,7 +15,7 @@ pytest.importorskip("nemo", reason="needs the extra `extract`")
 import torch
 
 from configs import base
-from extract import extractors, random_weights
+from extract import extractors, frameworks, random_weights
 from extract.extractors.language import plain_name
 from extract.media import CLIP_SAMPLES, decode_audio, fit_audio
 from extract.pipeline import storable
@@ -80,12 +80,14 @@ def test_the_constituent_is_the_papers_and_says_where_it_comes_from(loaded, spee
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batch_is_the_clips_one_by_one_and_again_the_same(loaded, settings, speech, name):
+def test_a_batch_is_the_clips_one_by_one_and_again_the_same(loaded, settings, speech, name, monkeypatch):
+    monkeypatch.setitem(frameworks.CLIPS, "cpu", len(speech))
     batch = loaded[name](speech)
     np.testing.assert_array_equal(batch, loaded[name](speech))
     (again,) = extractors.load(settings | {"extractors": (name,)})
     np.testing.assert_array_equal(batch, again(speech))
     assert again.constituent == loaded[name].constituent
+    monkeypatch.undo()
     alone = np.concatenate([loaded[name](wave[None]) for wave in speech])
     np.testing.assert_allclose(batch, alone, rtol=1e-3, atol=1e-3 * np.abs(alone).max())
 
