@@ -199,7 +199,7 @@ def write_faces(home: Path) -> None:
 def write_small_faces(home: Path) -> None:
     """Tiny graphs with the same inputs and outputs, for DeepFace's engine onnx.
 
-    The RetinaFace among them takes any large, bright area for a face.
+    The RetinaFace among them takes any large area that is not dark for a face.
     """
     folder = home / ".deepface" / "weights"
     folder.mkdir(parents=True)
@@ -207,7 +207,7 @@ def write_small_faces(home: Path) -> None:
     for seed, (name, count) in enumerate(classes.items()):
         _save_onnx(folder / f"{name}.onnx", _classifier(count, seed), ["n", 224, 224, 3], {"y": ["n", count]})
     shapes = {f"{kind}{stride}": [1, "h", "w", n] for stride in STRIDES for kind, n in CHANNELS.items()}
-    _save_onnx(folder / "retinaface.onnx", _bright_areas(), [1, "H", "W", 3], shapes)
+    _save_onnx(folder / "retinaface.onnx", _lit_areas(), [1, "H", "W", 3], shapes)
 
 
 STRIDES = (32, 16, 8)
@@ -230,8 +230,8 @@ def _classifier(count: int, seed: int) -> list:
     ]
 
 
-def _bright_areas() -> list:
-    """Scores at stride 32: the mean brightness in [0, 1]; the other strides, boxes and landmarks: zeros."""
+def _lit_areas() -> list:
+    """Scores at stride 32: three times the mean brightness in [0, 1]; other strides, boxes and landmarks: zeros."""
     import numpy as np
     from onnx import helper, numpy_helper
 
@@ -242,7 +242,7 @@ def _bright_areas() -> list:
         for kind, channels in CHANNELS.items():
             scale = np.zeros((channels, 3, 1, 1), np.float32)
             if kind == "score" and stride == 32:
-                scale[2:] = 1 / (3 * 255)
+                scale[2:] = 3 / (3 * 255)
             name = f"{kind}{stride}"
             nodes += [
                 helper.make_node("Constant", [], [f"{name}w"], value=numpy_helper.from_array(scale)),
