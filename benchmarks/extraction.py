@@ -84,10 +84,11 @@ def plain_calls(weights: Path) -> Calls:
         def nemo(name: str) -> EncDecSpeakerLabelModel:
             return EncDecSpeakerLabelModel.restore_from(str(weights / f"{name}.nemo"), map_location="cpu").eval()
 
-        ecapa, language, titanet, speakernet = speechbrain("ecapa"), speechbrain("language"), nemo("titanet"), nemo("speakernet")
+        ecapa, language = speechbrain("ecapa"), speechbrain("language")
+        titanet, speakernet = nemo("titanet"), nemo("speakernet")
         model = Model.from_pretrained(weights / "pyannote")
     slides = [Inference(model, window="sliding", duration=d, step=s) for d, s in settings(weights).pyannote.windows]
-    light = dict(zip(("mel", "pyaudioanalysis"), extractors.load({"extractors": ("mel", "pyaudioanalysis")}), strict=True))
+    mel, pyaudioanalysis = extractors.load({"extractors": ("mel", "pyaudioanalysis")})
 
     def pyannote(wave: np.ndarray) -> None:
         for slide in slides:
@@ -104,13 +105,15 @@ def plain_calls(weights: Path) -> Calls:
         "pyannote": pyannote,
         "titanet": titanet.infer_segment,
         "speakernet": speakernet.infer_segment,
-        "pyaudioanalysis": lambda wave: light["pyaudioanalysis"](wave[None]),
-        "mel": lambda wave: light["mel"](wave[None]),
+        "pyaudioanalysis": lambda wave: pyaudioanalysis(wave[None]),
+        "mel": lambda wave: mel(wave[None]),
         "language": lambda wave: language.classify_batch(torch.from_numpy(wave)),
     }
     on_sound = {name: functools.partial(_each, call) for name, call in calls.items()}
     on_frames = {"retinaface": detect, "attributes": analyze}
-    return on_sound | {name: lambda waves, call=call: _each(call, frames(len(waves))) for name, call in on_frames.items()}
+    return on_sound | {
+        name: lambda waves, call=call: _each(call, frames(len(waves))) for name, call in on_frames.items()
+    }
 
 
 def _each(call: Callable[[np.ndarray], object], clips: np.ndarray) -> None:
@@ -169,7 +172,8 @@ def time_pipeline(config: ml_collections.ConfigDict, people: int, label: str) ->
         written = sum(path.stat().st_size for path in out.glob("slf-*"))
         count = len(find_clips(videos))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"{label}: {count} clips in {elapsed:.1f} s with loading, {written / count / 1e3:.0f} kB a clip, peak {peak:.2f} GB")
+    size = f"{written / count / 1e3:.0f} kB a clip"
+    print(f"{label}: {count} clips in {elapsed:.1f} s with loading, {size}, peak {peak:.2f} GB")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@
 """
 
 import ml_collections
+
 from configs import base
 
 

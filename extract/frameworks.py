@@ -108,7 +108,7 @@ def digest_file(path: Path) -> str:
 
 
 def device() -> str:
-    """"cuda" or "cpu": what `runners` lets this process see."""
+    """`cuda` or `cpu`: what `runners` lets this process see."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 from collections import Counter
@@ -94,7 +93,9 @@ def _missing(schema: Schema, summaries: Sequence[Mapping]) -> dict[str, float]:
 def describe(directory: Path, contents: Contents) -> str:
     """The contents as text."""
     total = sum(contents.clips.values())
-    lines = [f"{directory}: {total} clips, {contents.bytes / 1e6:.1f} MB, {contents.bytes / max(total, 1) / 1e3:.0f} kB each"]
+    lines = [
+        f"{directory}: {total} clips, {contents.bytes / 1e6:.1f} MB, {contents.bytes / max(total, 1) / 1e3:.0f} kB each"
+    ]
     for split in SPLITS:
         if split in contents.clips:
             clips, speakers, shards = (getattr(contents, name)[split] for name in ("clips", "speakers", "shards"))

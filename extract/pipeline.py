@@ -106,11 +106,10 @@ def compare_plans(out: Path, found: Mapping, plan: Mapping) -> None:
     for key, value in json.loads(json.dumps(plan)).items():
         if value == found.get(key):
             continue
-        parts = [part for part in value if value[part] != found.get(key, {}).get(part)] if isinstance(value, dict) else []
-        raise UserError(
-            f"{out} holds a dataset made with other {key}{f' ({parts[0]})' if parts else ''}; "
-            "give another --out, or remove that folder"
-        )
+        before = found.get(key, {})
+        parts = [name for name in value if value[name] != before.get(name)] if isinstance(value, dict) else []
+        part = f" ({parts[0]})" if parts else ""
+        raise UserError(f"{out} holds a dataset made with other {key}{part}; give another --out, or remove that folder")
 
 
 def outline(settings: Mapping, chunks: Sequence[Chunk]) -> dict:

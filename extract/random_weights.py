@@ -156,7 +156,11 @@ def _nemo_config(name: str, small: bool) -> dict:
         return {**shape, "stride": [1], "dilation": [1], "dropout": 0.0, "separable": True, **squeeze}
 
     repeat = 3 if name == "titanet" else 2
-    blocks = [block(width, 3, 1, False), *(block(width, k, repeat, True) for k in (7, 11, 15)), block(wide, 1, 1, False)]
+    blocks = [
+        block(width, 3, 1, False),
+        *(block(width, k, repeat, True) for k in (7, 11, 15)),
+        block(wide, 1, 1, False),
+    ]
     return {
         "sample_rate": rate,
         "labels": None,
@@ -172,7 +176,8 @@ def _nemo_config(name: str, small: bool) -> dict:
             "jasper": blocks,
         },
         "decoder": {
-            "_target_": f"{modules}.SpeakerDecoder", "feat_in": wide, "num_classes": 8 if small else SPEAKERS, **decoder,
+            "_target_": f"{modules}.SpeakerDecoder", "feat_in": wide, "num_classes": 8 if small else SPEAKERS,
+            **decoder,
         },
         "loss": {"_target_": "nemo.collections.asr.losses.angularloss.AngularSoftmaxLoss", "scale": 30, "margin": 0.2},
     }  # fmt: skip

@@ -174,7 +174,9 @@ def _stages(total: Counter) -> str:
     times["writing"] = total["total"] - sum(times.values())
     outside = (times["waiting"] + times["writing"]) / total["total"]
     times |= {f"{stage} (beside)": total[stage] for stage in beside}
-    lines = [f"  {stage}: {value / clips:.4f} s, {clips / value:.3g} clips/s" for stage, value in times.items() if value]
+    lines = [
+        f"  {stage}: {value / clips:.4f} s, {clips / value:.3g} clips/s" for stage, value in times.items() if value
+    ]
     return "\n".join([f"\na worker's time for each clip, {outside:.1%} of it outside the models:", *lines])
 
 
@@ -203,9 +205,9 @@ def _table(failures: Sequence[dict]) -> bytes:
 
 
 def _tidy(out: Path) -> None:
-    """Removes what a killed run left under temporary names."""
+    """Removes what killed runs left of shards; metadata may be in the making by another share's end."""
     for folder in (out, out / "chunks"):
-        for path in folder.glob(".*.tmp-*"):
+        for path in folder.glob(".slf-*.tmp-*"):
             path.unlink(missing_ok=True)
 
 

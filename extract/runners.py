@@ -119,7 +119,7 @@ class _Processes:
 
 @contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Processes started inside never hear an interrupt from the terminal; this one, which stops them, hears it after."""
+    """Processes started inside never hear an interrupt from the terminal; this one, which stops them, does after."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

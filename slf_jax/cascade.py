@@ -100,9 +100,7 @@ class Stage:
 
         def network(x: jax.Array, c_noise: jax.Array, cond: Cond) -> jax.Array:
             images, variables = jnp.concatenate([x, start.image], -1), {"params": params["unet"]}
-            return self.unet.apply(
-                variables, images, c_noise, extras, cond, dropout is not None, rngs=_rngs(dropout)
-            )
+            return self.unet.apply(variables, images, c_noise, extras, cond, dropout is not None, rngs=_rngs(dropout))
 
         return denoiser.make_denoiser(network, self.preconditioning)
 

@@ -39,9 +39,7 @@ def image_grid(images: np.ndarray, path: Path, columns: Sequence[str], rows: Seq
     page.save(path, optimize=True)
 
 
-def feature_matrix(
-    matrix: np.ndarray, mask: np.ndarray, blocks: Sequence[dict], title: str, path: Path
-) -> None:
+def feature_matrix(matrix: np.ndarray, mask: np.ndarray, blocks: Sequence[dict], title: str, path: Path) -> None:
     """Draws a [256, 768] feature matrix; constituents are named, masked rows are grey."""
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(12, 9), layout="constrained")

@@ -48,8 +48,8 @@ def split(mesh: Mesh, mode: str, batch: Any) -> Any:
 def compile_step(step: Callable, mesh: Mesh, mode: str) -> Callable:
     """Compiles `step(state, batch, key) -> (state, metrics)`, written for one device, over the mesh.
 
-    The batch comes from `split`. The step sees its device's part and uses collectives over axis `"data"`; state, key and
-    metrics are the same on every device. The state is donated.
+    The batch comes from `split`. The step sees its device's part and uses collectives over axis `"data"`;
+    state, key and metrics are the same on every device. The state is donated.
 
     `mode`: "shard_map" (one program by `jit`) or "pmap". Both give the same numbers.
     """

@@ -170,8 +170,7 @@ def check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     ]
     if differing:
         raise UserError(
-            f"{workdir}: holds a run made with another config: {'; '.join(differing)}. "
-            "Choose another --config.workdir"
+            f"{workdir}: holds a run made with another config: {'; '.join(differing)}. Choose another --config.workdir"
         )
 
 

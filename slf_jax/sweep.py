@@ -96,9 +96,7 @@ def choose_people(clips: Clips, count: int) -> list[dict]:
     return list(first.values())
 
 
-def sweep(
-    workdir: Path, scales: Sequence[float], *, data: str, split: str, people: int, seed: int, chunk: int
-) -> dict:
+def sweep(workdir: Path, scales: Sequence[float], *, data: str, split: str, people: int, seed: int, chunk: int) -> dict:
     """Samples, measures and draws; returns what metrics.json holds."""
     trained = load(workdir)
     parallel.use_compilation_cache(trained.config.compilation_cache)
@@ -176,7 +174,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ],
     )
     arguments.add_argument("--workdir", required=True, type=Path, help="run directory of slf_jax.train")
-    arguments.add_argument("--scales", required=True, help="guidance scales, parted by commas; 0 ignores the conditions")
+    arguments.add_argument(
+        "--scales", required=True, help="guidance scales, parted by commas; 0 ignores the conditions"
+    )
     arguments.add_argument("--data", default="", help="dataset folder (default: the one it was trained on)")
     arguments.add_argument("--split", default="test")
     arguments.add_argument("--people", type=int, default=64, help="how many speakers (default: 64)")

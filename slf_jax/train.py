@@ -49,7 +49,7 @@ def train(config: ml_collections.ConfigDict) -> bool:
     write_atomically(workdir / "config.json", config.to_json_best_effort(indent=2).encode())
     _describe(config, system, clips, held_out, mesh)
     steps = sum(for_stage(config.train.steps, name) for name in names)
-    with Log(workdir, steps, config.train.log_every) as log, _signals() as stop:
+    with Log(workdir, steps, config.train.log_every) as log, _signals() as stop, short_of_memory(config.train):
         done = all(train_stage(name, meta, system, clips, held_out, mesh, log, stop) for name in names)
     if not done:
         print(f"{workdir}: stopped and saved; run the same command again to go on")
@@ -208,7 +208,10 @@ def _describe(
     have = {part.name for part in clips.schema.constituents} | {"age", *clips.schema.labels}
     missing = [name for name in system.inputs if name not in have]
     print(f"data       {config.data.dir}: {len(clips)} clips to train on, {len(held_out or ())} held out")
-    print(f"inputs     {', '.join(system.inputs)}" + (f" (masked, not in the data: {', '.join(missing)})" if missing else ""))
+    print(
+        f"inputs     {', '.join(system.inputs)}"
+        + (f" (masked, not in the data: {', '.join(missing)})" if missing else "")
+    )
     print(f"devices    {mesh.size} x {kind} by {config.parallel}, {jax.process_count()} process(es)")
 
 
@@ -236,6 +239,19 @@ def _signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def short_of_memory(settings: ml_collections.ConfigDict) -> Iterator[None]:
+    """Tells in one line that what runs inside does not fit the device."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise cli.UserError(
+            f"out of memory: lower config.train.batch_size={settings.batch_size}, or set config.model.*.remat=true"
+        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from records import make_clip
+
 from tfrecords import writer
 from tfrecords.schema import AUDIO_CONSTITUENTS, Schema
 

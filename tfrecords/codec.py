@@ -33,9 +33,7 @@ def _masked_crc(data: bytes) -> int:
 def frame(data: bytes) -> bytes:
     """One record as it stands in a TFRecord file."""
     length = struct.pack("<Q", len(data))
-    return b"".join(
-        (length, struct.pack("<I", _masked_crc(length)), data, struct.pack("<I", _masked_crc(data)))
-    )
+    return b"".join((length, struct.pack("<I", _masked_crc(length)), data, struct.pack("<I", _masked_crc(data))))
 
 
 def index_shard(path: Path) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ def summary_path(directory: Path, shard: str) -> Path:
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes under a temporary name and renames: the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -98,18 +99,14 @@ def _add(sums: dict[str, np.ndarray], value: np.ndarray) -> None:
     sums["squares"] += np.square(rows).sum(0)
 
 
-def finalise(
-    directory: Path, schema: Schema, shards: dict[str, int], provenance: dict | None = None
-) -> dict[str, int]:
+def finalise(directory: Path, schema: Schema, shards: dict[str, int], provenance: dict | None = None) -> dict[str, int]:
     """Merges the shards' summaries and writes the metadata; returns clips per split. Idempotent.
 
     `shards` gives the number of shards of each split; all of them must exist. `provenance`: what made faces and
     attributes (constituents say it of themselves).
     """
     summaries = {
-        split: [
-            json.loads(summary_path(directory, shard_name(split, i, n)).read_text()) for i in range(n)
-        ]
+        split: [json.loads(summary_path(directory, shard_name(split, i, n)).read_text()) for i in range(n)]
         for split, n in shards.items()
         if n
     }

@@ -13,7 +13,7 @@ import torch
 
 from extract.extractors.speechbrain import VERSION, load_classifier
 from extract.frameworks import by_passes, digest
-from tfrecords.schema import LANGUAGE_LOGPROBS, ASIDE, Constituent
+from tfrecords.schema import ASIDE, LANGUAGE_LOGPROBS, Constituent
 
 SPELLING = {"ukranian": "ukrainian", "mangolian": "mongolian"}  # as CommonLanguage writes them
 

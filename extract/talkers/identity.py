@@ -163,9 +163,7 @@ def _draw_latent(rng: np.random.Generator) -> np.ndarray:
     return 0.86 * side + 0.51 * np.clip(rng.standard_normal(LATENTS), -2.5, 2.5)
 
 
-def _scores(
-    z: np.ndarray, age: float, male: bool, ethnicity: int, rng: np.random.Generator
-) -> dict[str, float]:
+def _scores(z: np.ndarray, age: float, male: bool, ethnicity: int, rng: np.random.Generator) -> dict[str, float]:
     """Standardised score of every factor: attributes + voice latents + private noise."""
     low, high = AGE_RANGE
     age_score = (age - (low + high) / 2) / ((high - low) / np.sqrt(12))
@@ -193,9 +191,7 @@ def _face(scores: dict[str, float], male: bool) -> Face:
         glasses = "square" if scores["glasses_shape"] > 0.0 else "round"
     beard = "none"
     if male:
-        beard = ("none", "stubble", "moustache", "full")[
-            int(np.searchsorted((-0.6, 0.0, 0.5), scores["beard"]))
-        ]
+        beard = ("none", "stubble", "moustache", "full")[int(np.searchsorted((-0.6, 0.0, 0.5), scores["beard"]))]
     sizes = {
         name: scores[name]
         for name in (
@@ -214,9 +210,7 @@ def _face(scores: dict[str, float], male: bool) -> Face:
     )
 
 
-def _palette(
-    scores: dict[str, float], age: float, male: bool, ethnicity: int, rng: np.random.Generator
-) -> Palette:
+def _palette(scores: dict[str, float], age: float, male: bool, ethnicity: int, rng: np.random.Generator) -> Palette:
     """Colours and hair style: few values, shared by many people."""
     skin = int(rng.choice(len(SKIN_TONES), p=_SKIN_ODDS[ethnicity]))
     grey = len(HAIR_COLOURS) - 1

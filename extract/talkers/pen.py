@@ -14,9 +14,7 @@ CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], 1)  # points [48, 2] of the un
 class Pen:
     """Draws shapes on a square image, turned by `angle` (radians), scaled, then shifted."""
 
-    def __init__(
-        self, image: Image.Image, shift: tuple[float, float], angle: float, scale: float
-    ) -> None:
+    def __init__(self, image: Image.Image, shift: tuple[float, float], angle: float, scale: float) -> None:
         self._draw = ImageDraw.Draw(image)
         self._unit = image.width * scale
         cos, sin = np.cos(angle), np.sin(angle)

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from extract.talkers import face, video, voice
 from extract.talkers.identity import Identity, draw_identity
+from extract.talkers.look import draw_look
 from tfrecords.cli import UserError
 from tfrecords.writer import write_atomically
-from extract.talkers.look import draw_look
 
 FPS = 4
 SECONDS = (3.0, 12.0)  # length of a clip; short ones are commoner

@@ -46,9 +46,7 @@ def loudness(audio: np.ndarray, count: int) -> np.ndarray:
     return level / level.max()
 
 
-def _syllables(
-    voice: Voice, total: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _syllables(voice: Voice, total: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """First and last sample of every vowel; slow talkers make more and longer pauses."""
     most = int(total / RATE * voice.rate * 2) + 4
     length = rng.gamma(16.0, 1.0 / 16.0, most) / voice.rate
@@ -89,9 +87,7 @@ def _pulses(pitch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return train / np.std(train)
 
 
-def _vowels(
-    source: np.ndarray, starts: np.ndarray, scale: float, rng: np.random.Generator
-) -> np.ndarray:
+def _vowels(source: np.ndarray, starts: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
     """Filter the source by one vowel per syllable, gliding half-way into the next: [total]."""
     rounds = len(starts) // len(_VOWELS_HZ) + 1  # every vowel once in a round, as in a long text
     order = np.concatenate([rng.permutation(len(_VOWELS_HZ)) for _ in range(rounds)])
@@ -122,9 +118,7 @@ def _resonators(formants: np.ndarray, scale: float) -> np.ndarray:
     return sections
 
 
-def _fricatives(
-    noise: np.ndarray, starts: np.ndarray, scale: float, rng: np.random.Generator
-) -> np.ndarray:
+def _fricatives(noise: np.ndarray, starts: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
     """Bursts of high noise just before a third of the syllables: [total]."""
     envelope = np.zeros(len(noise))
     for start in starts[rng.random(len(starts)) < 0.35]:

@@ -80,7 +80,9 @@ class UNet(nn.Module):
         config = self.config
         embedding = self._embed(c_noise, extras, cond)
         cross = iter(zip(cond.keys, cond.values, strict=True))
-        x = nn.Dense(config.width, dtype=self.dtype, name="stem")(space_to_depth(images.astype(self.dtype), config.patch))
+        x = nn.Dense(config.width, dtype=self.dtype, name="stem")(
+            space_to_depth(images.astype(self.dtype), config.patch)
+        )
         place = self.param("place", nn.initializers.normal(0.02), x.shape[1:])
         x = x + place.astype(self.dtype)
 
@@ -128,9 +130,7 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, embedding: jax.Array, keys_values: tuple | None, train: bool
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, embedding: jax.Array, keys_values: tuple | None, train: bool) -> jax.Array:
         config, width = self.config, self.config.widths[self.level]
         x = ResBlock(width, config.dropout, self.dtype, name="res")(x, embedding, train)
         if config.self_attention[self.level]:

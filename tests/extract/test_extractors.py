@@ -130,7 +130,8 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 
 def test_extracting_needs_neither_jax_nor_torch_nor_tensorflow():
     heavy = "{'jax', 'torch', 'tensorflow', 'slf_jax'}"
-    code = f"import sys, extract.run, extract.extractors as e; e.load({{'extractors': {NAMES}}}); sys.exit(str({heavy} & set(sys.modules)))"
+    load_all = f"import sys, extract.run, extract.extractors as e; e.load({{'extractors': {NAMES}}})"
+    code = f"{load_all}; sys.exit(str({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip() == "set()"
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recordings import write_clip
 
 from extract import deepface, faces
-from extract.media import Clip, MediaError, face_frames, find_clips
+from extract.media import MediaError, face_frames, find_clips
 from extract.talkers.population import generate
 from tfrecords.cli import UserError
 from tfrecords.schema import LABELS
@@ -92,7 +91,9 @@ def test_haar_finds_the_face_in_a_photograph(deepface_home, astronaut):
     found = faces.find_face([astronaut], deepface.Detector("opencv"))
     assert found.picture.shape == (128, 128, 3)
     # Cut from the photograph: red and blue are not exchanged.
-    np.testing.assert_allclose(found.picture.mean((0, 1)), astronaut[int(top) : int(bottom), int(left) : int(right)].mean((0, 1)), atol=60)
+    np.testing.assert_allclose(
+        found.picture.mean((0, 1)), astronaut[int(top) : int(bottom), int(left) : int(right)].mean((0, 1)), atol=60
+    )
     assert found.picture[..., 0].mean() > found.picture[..., 2].mean()
 
 
@@ -151,7 +152,10 @@ def test_estimates_in_batches_are_what_deepface_says_of_each_face(deepface_home,
 def test_deepfaces_classes_are_in_our_order(deepface_home):
     from deepface.modules import demography
 
-    assert tuple({"Woman": "female", "Man": "male"}[name] for name in demography.GENDER_LABELS) == deepface.CLASSES["gender"]
+    assert (
+        tuple({"Woman": "female", "Man": "male"}[name] for name in demography.GENDER_LABELS)
+        == deepface.CLASSES["gender"]
+    )
     assert tuple(demography.RACE_LABELS) == deepface.CLASSES["ethnicity"]
 
 
@@ -187,9 +191,13 @@ def test_mistakes_in_the_settings_are_told_before_anything_is_loaded(people_fold
 
 
 def test_without_deepface_the_extra_is_named(people_folder, tmp_path, command):
-    code = "import sys; sys.modules['deepface'] = None; from extract.run import main; from tfrecords import cli; cli.run(main)"
-    arguments = [*command[3:], "--videos", str(people_folder), "--out", str(tmp_path), "--config.extract.detector=opencv"]
+    hidden = "import sys; sys.modules['deepface'] = None"
+    code = f"{hidden}; from extract.run import main; from tfrecords import cli; cli.run(main)"
+    places = ["--videos", str(people_folder), "--out", str(tmp_path)]
+    arguments = [*command[3:], *places, "--config.extract.detector=opencv"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 2 and done.stderr.startswith("error: faces need the package deepface")
     assert 'pip install -e ".[extract]"' in done.stderr and done.stderr.count("\n") == 1

@@ -50,7 +50,7 @@ def settings(weights) -> dict:
 
 @pytest.fixture(scope="session")
 def loaded(settings) -> dict:
-    return {name: part for name, part in zip(NAMES, extractors.load(settings), strict=True)}
+    return dict(zip(NAMES, extractors.load(settings), strict=True))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,9 @@ from tfrecords.schema import CONTINUOUS, Constituent, Schema
 def dataset(tmp_path_factory):
     """Three clips of two people to train on, one to test; one clip's constituent `a` is missing."""
     out = tmp_path_factory.mktemp("inspected")
-    schema = Schema((Constituent("a", 4, 3, CONTINUOUS, "maker 1.0", "abcd", "0.5/0.3 s"), Constituent("b", 1, 5, CONTINUOUS)))
+    schema = Schema(
+        (Constituent("a", 4, 3, CONTINUOUS, "maker 1.0", "abcd", "0.5/0.3 s"), Constituent("b", 1, 5, CONTINUOUS))
+    )
     face = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
     clips = [
         {"clip_id": "x/1", "speaker_id": "x", "age": 34.0, "gender": 0},
@@ -26,7 +28,9 @@ def dataset(tmp_path_factory):
     records = [full | clips[0], full | clips[1] | {"a": np.full((4, 3), np.nan)}, full | clips[2]]
     failures = [{"clip": "z/1", "reason": "the file is empty"}]
     writer.write_shard(out / writer.shard_name("train", 0, 1), schema, records, failures)
-    writer.write_shard(out / writer.shard_name("test", 0, 1), schema, [full | {"clip_id": "t/1", "speaker_id": "t", "gender": 1}])
+    writer.write_shard(
+        out / writer.shard_name("test", 0, 1), schema, [full | {"clip_id": "t/1", "speaker_id": "t", "gender": 1}]
+    )
     writer.finalise(out, schema, {"train": 1, "test": 1}, {"faces": {"detector": "opencv"}})
     return out
 

@@ -17,7 +17,7 @@ from recordings import moving_frames, voice, write_clip, write_image, write_vide
 from configs import base
 from extract import extractors, pipeline, runners
 from extract.faces import cut_face, whole_frame
-from extract.media import Clip, decode_audio, decode_frames, find_clips, fit_audio
+from extract.media import decode_audio, decode_frames, find_clips, fit_audio
 from tfrecords.cli import UserError
 from tfrecords.reader import Clips
 from tfrecords.schema import LABELS, UNKNOWN
@@ -105,7 +105,7 @@ def test_a_killed_run_goes_on_to_the_same_dataset(people_folder, undisturbed, tm
     killed.wait()
     assert not (out / "metadata.json").exists() and len(workers) == 2
     wait_for(lambda: not any(alive(pid) for pid in workers))  # workers end with their parent
-    (out / "chunks" / ".torn.json.tmp-1").write_bytes(b"what a kill inside a write leaves")
+    (out / "chunks" / ".slf-torn.json.tmp-1").write_bytes(b"what a kill inside a write leaves")
     extract("--videos", people_folder, "--out", out)  # by one process: the shards do not depend on who did them
     assert contents(out) == contents(undisturbed)
 

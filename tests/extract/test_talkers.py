@@ -140,9 +140,7 @@ def test_another_population_is_not_mixed_in(folder):
         program.main(["--out", str(folder), "--people", str(PEOPLE), "--seed", "4"])
 
 
-@pytest.mark.parametrize(
-    "flags", [["--people", "2"], ["--people", "x"], ["--seed", "-1"], ["--workers", "0"]]
-)
+@pytest.mark.parametrize("flags", [["--people", "2"], ["--people", "x"], ["--seed", "-1"], ["--workers", "0"]])
 def test_bad_arguments_end_with_status_2(tmp_path, flags):
     out = tmp_path / "videos"
     with pytest.raises(SystemExit) as stop:

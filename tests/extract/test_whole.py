@@ -123,7 +123,9 @@ def test_tfds_opens_it(dataset):
 def test_ray_with_a_worker_killed_makes_the_same_dataset(dataset, flags, tmp_path):
     pytest.importorskip("ray", reason="needs the extra `ray`")
     out = tmp_path / "data"
-    session = run([*flags, "--runner", "ray"], out, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    session = run(
+        [*flags, "--runner", "ray"], out, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
     try:
         deadline = time.monotonic() + 240
         while not list(out.glob("slf-*")):
@@ -132,7 +134,7 @@ def test_ray_with_a_worker_killed_makes_the_same_dataset(dataset, flags, tmp_pat
         busy = [pid for pid in members(session.pid) if b"ray::_work" in command_line(pid)]
         assert busy
         os.kill(busy[0], signal.SIGKILL)
-        printed, errors = session.communicate(timeout=240)
+        _, errors = session.communicate(timeout=240)
     finally:
         session.kill()
     assert session.returncode == 0, errors
@@ -177,9 +179,8 @@ def test_other_weights_in_the_same_folder_are_refused(dataset, flags, tmp_path):
     refused = run(other, out, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     _, errors = refused.communicate(timeout=120)
     assert refused.returncode == 2
-    assert errors == (
-        f"error: {out} holds a dataset made with other constituents (ecapa); give another --out, or remove that folder\n"
-    )
+    problem = "holds a dataset made with other constituents (ecapa)"
+    assert errors == f"error: {out} {problem}; give another --out, or remove that folder\n"
 
 
 def test_a_finished_dataset_needs_no_models(dataset, flags, tmp_path, capsys):

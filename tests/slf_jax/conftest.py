@@ -10,10 +10,10 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 import jax
 import numpy as np
 import pytest
+from tiny import start_training, tiny_config
 
 from slf_jax import cascade, features
 from tfrecords.reader import Clips, stack
-from tiny import start_training, tiny_config
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-
 from records import make_clip
+
 from slf_jax import features
 from tfrecords.cli import UserError
 from tfrecords.reader import Clips, stack
@@ -50,9 +50,11 @@ def test_a_full_clip_fills_223_rows_and_both_classical_features_live():
 def test_a_constituents_values_land_in_its_rows_and_nowhere_else(name):
     clip, other = full_clip(), full_clip()
     rng = np.random.default_rng(9)
-    other[name] = {"age": np.float32(61)}.get(name, np.int32(0)) if np.ndim(clip[name]) == 0 else rng.normal(
-        size=clip[name].shape
-    ).astype(np.float32)
+    other[name] = (
+        {"age": np.float32(61)}.get(name, np.int32(0))
+        if np.ndim(clip[name]) == 0
+        else rng.normal(size=clip[name].shape).astype(np.float32)
+    )
     changed = (assemble(clip)[0] != assemble(other)[0]).any(1)
     block = LAYOUT[name]
     expected = np.zeros(256, bool)
@@ -129,7 +131,9 @@ def test_dropping_takes_whole_constituents_at_the_rates_asked_for():
 
 def test_the_picture_names_its_rows(dataset, tmp_path, capsys):
     out = tmp_path / "features.png"
-    features.main(["--data", str(dataset), "--split", "test", "--clip", make_clip(2, "test")["clip_id"], "--out", str(out)])
+    features.main(
+        ["--data", str(dataset), "--split", "test", "--clip", make_clip(2, "test")["clip_id"], "--out", str(out)]
+    )
     assert "193 of 256 rows known" in capsys.readouterr().out  # 79 + 111 + age, gender, ethnicity
     assert Image.open(out).size[0] > 800
     with pytest.raises(UserError, match="no clip 'nobody'"):

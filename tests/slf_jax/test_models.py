@@ -57,9 +57,7 @@ def test_every_condition_reaches_the_output_of_its_own_image_only(params):
 def test_dropout_drops_in_training_only(params):
     cond = make_cond(CONFIG)
     np.testing.assert_array_equal(apply(params, cond), apply(params, cond))
-    kept, dropped = (
-        apply(params, cond, train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1)
-    )
+    kept, dropped = (apply(params, cond, train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1))
     assert np.abs(kept - dropped).mean() > 1e-4
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny import start_training
 
 from slf_jax import state
 from slf_jax.monitor import Log
-from slf_jax.train import for_stage, train
+from slf_jax.train import for_stage, short_of_memory, train
 from tfrecords.cli import UserError
-from tiny import start_training
 
 
 def weights(config, name="base"):
@@ -129,6 +129,13 @@ def test_what_cannot_work_is_refused_in_one_line(run, fresh_config, key, value, 
         train(config)
     assert "\n" not in str(error.value)
     assert (Path(run.workdir) / "config.json").read_bytes() == before
+
+
+def test_too_little_memory_is_told_with_the_batch_size(fresh_config):
+    with pytest.raises(UserError, match=r"out of memory: lower config.train.batch_size=\(") as error:
+        with short_of_memory(fresh_config("large").train):
+            jax.numpy.zeros((1 << 30, 1 << 16)).block_until_ready()
+    assert "\n" not in str(error.value)
 
 
 def test_pairs_of_settings():

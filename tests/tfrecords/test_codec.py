@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-
 from records import make_clip
+
 from tfrecords import codec, writer
 from tfrecords.schema import UNKNOWN, Constituent, label_index
 

@@ -2,8 +2,8 @@ import json
 
 import numpy as np
 import pytest
-
 from records import make_clip
+
 from tfrecords import writer
 from tfrecords.reader import Clips
 
