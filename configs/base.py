@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
             frames=5,  # of a clip in which a face is looked for: its middle, then 1/4, 3/4, 1/8, ...
             clips_per_shard=256,
             runner="local",  # or "ray"
-            workers=0,  # processes; 0: one for each GPU, else one for each core (about 3 GB each with all models)
+            workers=0,  # processes; 0: one for each GPU, else for every four cores (4 GB each with all models)
             device="auto",  # "cuda", "cpu"; auto: the GPUs there are
         )
     )

@@ -28,6 +28,7 @@ RUNNERS = ("local", "ray")
 DEVICES = ("auto", "cpu", "cuda")
 # Read by the numeric libraries when a process loads them.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+CORES = 4  # of a CPU for one worker's networks: more processes are no faster, and each holds all models
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -51,8 +52,9 @@ def open_runner(settings: Mapping) -> Iterator[Runner]:
         with _ray(settings, text) as runner:
             yield runner
         return
-    gpus = visible_gpus(settings["device"]) if use_networks(settings) else []
-    workers = settings["workers"] or len(gpus) or os.cpu_count() or 1
+    networks = use_networks(settings)
+    gpus = visible_gpus(settings["device"]) if networks else []
+    workers = settings["workers"] or len(gpus) or max(1, (os.cpu_count() or 1) // (CORES if networks else 1))
     if workers == 1:
         os.environ[VISIBLE] = ",".join(gpus[:1])
         yield _Here(text)
@@ -67,7 +69,7 @@ def check(settings: Mapping) -> None:
         if settings[name] not in choices:
             raise UserError(f"config.extract.{name}={settings[name]}: choose from: {', '.join(choices)}")
     if settings["workers"] < 0:
-        raise UserError(f"config.extract.workers={settings['workers']}: give 0 (one for each GPU or core) or more")
+        raise UserError(f"config.extract.workers={settings['workers']}: give 0 (chosen by the machine) or more")
 
 
 def visible_gpus(device: str) -> list[str]:
