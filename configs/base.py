@@ -84,10 +84,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.base = ml_collections.ConfigDict(
         dict(
-            preconditioning="edm",
-            noise_mean=-0.4,  # of ln sigma in training, sigma in units of the data's spread
+            preconditioning="edm",  # or "v", "eps", "x0": what the network predicts
+            noise="lognormal",  # or "cosine", "linear": how training draws sigma, in units of the data's spread
+            noise_mean=-0.4,  # of ln sigma, for lognormal; the larger the image the more
             noise_std=1.2,
-            max_weight=1e4,  # cuts the loss weight (sigma^2 + 1) / sigma^2
+            weight="edm",  # of the loss, (sigma^2 + 1) / sigma^2, or "snr", 1 / sigma^2
+            max_weight=1e4,  # cuts it; with "snr" it is min-SNR's gamma
             residual=False,  # diffuse the face less its up-sampled low-resolution image
             spread=0.5,  # standard deviation of what is diffused
             spread_alone=0.5,  # the same without a low-resolution image
@@ -97,8 +99,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.diffusion.upsampler = ml_collections.ConfigDict(
         dict(
             preconditioning="edm",
+            noise="lognormal",
             noise_mean=0.0,
             noise_std=1.2,
+            weight="edm",
             max_weight=1e4,
             residual=True,
             spread=0.15,
@@ -130,12 +134,17 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.sample = ml_collections.ConfigDict(
         dict(
-            sampler="dpmpp_2m",
+            sampler="dpmpp_2m",  # or "heun", "ddim", "ancestral"
             steps=24,
+            levels="karras",  # from sigma_max to sigma_min by rho; or "training", evenly through training's levels
             sigma_min=0.005,  # in units of the data's spread
             sigma_max=160.0,
             rho=7.0,
+            churn=0.0,  # noise added and taken out again on the way, by heun
             temperature=1.0,  # scales the first noise; below 1 trades variety for fidelity
+            interval=(),  # of sigma, (low, high), in which there is guidance; (): at all levels
+            threshold="static",  # of x0 estimates, or "dynamic", "none"
+            quantile=0.95,  # of absolute values, at which "dynamic" cuts
             guide_consistency=True,  # the result's 8x8 average equals the guide
         )
     )

@@ -8,6 +8,8 @@ itself), divided by its standard deviation, so that the diffusion core always se
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +26,7 @@ from slf_jax.models.unet import UNet, UNetConfig
 from tfrecords.cli import UserError
 
 GUIDE_SIZE = 8
+LEVELS = ("karras", "training")
 STAGES = ("base", "upsampler")
 SIZES = {"base": (GUIDE_SIZE, 32), "upsampler": (32, 128)}  # low-resolution and own side
 
@@ -56,6 +59,14 @@ class Start:
     level: jax.Array
 
 
+@flax.struct.dataclass
+class Noise:
+    """A person's noise in one stage: `first` [B, size, size, 3], and `keys` [B] of what a sampler adds on the way."""
+
+    first: jax.Array
+    keys: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One U-Net of the cascade with its diffusion settings (`config.diffusion`, documented in configs/base.py)."""
@@ -64,13 +75,29 @@ class Stage:
     conditioner: Conditioner
     unet: UNet
     preconditioning: str
+    noise: str
     noise_mean: float
     noise_std: float
+    weight: str
     max_weight: float
     residual: bool
     spread: float
     spread_alone: float
     low_noise: float
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("preconditioning", denoiser.PRECONDITIONINGS),
+            ("noise", noise.DISTRIBUTIONS),
+            ("weight", denoiser.WEIGHTS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is none of: {', '.join(choices)}")
+
+    @property
+    def levels(self) -> noise.Levels:
+        """The noise levels of training."""
+        return noise.Levels(self.noise, self.noise_mean, self.noise_std)
 
     @property
     def low(self) -> int:
@@ -139,36 +166,45 @@ class Stage:
         # The network sees the noisy image, but what it has to find is the difference from the clean one.
         clean, start = self.start(low, present, level), self.start(noisy, present, level)
         data = (face - self.offset(clean)) / self.unit(present)
-        uniform = noise.stratified(_uniform(k_sigma), place, count)
-        sigma = noise.lognormal(uniform, self.noise_mean, self.noise_std)
+        sigma = self.levels(noise.stratified(_uniform(k_sigma), place, count))
         drops = (None, None) if dropout is None else jax.random.split(dropout)
         cond = self.condition(params, matrix, mask, drops[0])
         denoise = self.denoiser(params, start, drops[1])
-        loss = denoiser.denoising_loss(denoise, data, _normal(k_noise, face.shape[1:]), sigma, cond, self.max_weight)
-        return loss, sigma
+        weight = denoiser.loss_weight(self.weight, sigma, self.max_weight)
+        return denoiser.denoising_loss(denoise, data, _normal(k_noise, data.shape[1:]), sigma, cond, weight), sigma
 
     def sample(
-        self, params: Mapping, cond: Cond, null: Cond, start: Start, scale: jax.Array, unit_noise: jax.Array,
+        self, params: Mapping, cond: Cond, null: Cond, start: Start, scale: jax.Array, noise: Noise,
         settings: SampleSettings, guide: jax.Array, guided: jax.Array,
     ) -> jax.Array:  # fmt: skip
         """Images [B, size, size, 3] at one guidance scale. `guide` [B, 8, 8, 3], `guided` [B] (1: there is one)."""
         unit, offset = self.unit(start.present), self.offset(start)
-        denoise = self.denoiser(params, start)
-        both = guidance.classifier_free(
-            lambda x, sigma: denoise(x, sigma, cond), lambda x, sigma: denoise(x, sigma, null), scale
-        )
 
         def correct(data: jax.Array) -> jax.Array:
-            image = jnp.clip(offset + unit * data, -1, 1)
+            image = guidance.threshold(offset + unit * data, settings.threshold, settings.quantile)
             if settings.guide_consistency:
                 matched = guidance.match_average(image, guide)
                 image = jnp.where(guided[:, None, None, None] > 0, matched, image)
             return (image - offset) / unit
 
-        sigmas = noise.karras_sigmas(settings.steps, settings.sigma_min, settings.sigma_max, settings.rho)
-        x = sigmas[0] * settings.temperature * unit_noise
-        data = samplers.SAMPLERS[settings.sampler](guidance.corrected(both, correct), x, sigmas)
+        denoise = self._guided(params, cond, null, start, scale, settings.interval)
+        sigmas = settings.sigmas(self.levels)
+        x = sigmas[0] * settings.temperature * noise.first
+        data = settings.run(guidance.corrected(denoise, correct), x, sigmas, noise.keys)
         return jnp.clip(offset + unit * data, -1, 1)
+
+    def _guided(
+        self, params: Mapping, cond: Cond, null: Cond, start: Start, scale: jax.Array, interval: tuple[float, ...]
+    ) -> guidance.Bound:
+        """The denoiser with its conditions, guided within the interval of sigma, or everywhere if that is empty."""
+        denoise = self.denoiser(params, start)
+        bind = lambda cond: lambda x, sigma: denoise(x, sigma, cond)  # noqa: E731
+        both = guidance.classifier_free(bind(cond), bind(null), scale)
+        if not interval:
+            return both
+        # Outside one branch is enough; at scale 0 the null one, so that the conditions stay without effect.
+        either = jax.tree.map(lambda own, none: jnp.where(scale > 0, own, none), cond, null)
+        return guidance.within(interval, both, bind(either))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,11 +213,50 @@ class SampleSettings:
 
     sampler: str
     steps: int
+    levels: str
     sigma_min: float
     sigma_max: float
     rho: float
+    churn: float
     temperature: float
+    interval: tuple[float, ...]
+    threshold: str
+    quantile: float
     guide_consistency: bool
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("sampler", self.sampler, samplers.SAMPLERS),
+            ("levels", self.levels, LEVELS),
+            ("threshold", self.threshold, guidance.THRESHOLDS),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r} is none of: {', '.join(choices)}")
+        for name, fits, rule in (
+            ("steps", self.steps >= 1, "a sampler takes at least one step"),
+            ("sigma_min", 0 < self.sigma_min < self.sigma_max < math.inf, "0 < sigma_min < sigma_max"),
+            ("churn", self.churn == 0 or (self.churn > 0 and self.sampler == "heun"), "only heun has a churn, above 0"),
+            ("quantile", 0 < self.quantile <= 1, "above 0, at most 1"),
+            ("interval", _is_interval(self.interval), "two levels of sigma, low and high, or () for all"),
+        ):
+            if not fits:
+                raise ValueError(f"{name}={getattr(self, name)}: {rule}")
+
+    def sigmas(self, trained: noise.Levels) -> np.ndarray:
+        """The noise levels that the sampler visits, for a stage trained at certain levels."""
+        if self.levels == "training":
+            return trained.sigmas(self.steps)
+        return noise.karras_sigmas(self.steps, self.sigma_min, self.sigma_max, self.rho)
+
+    @property
+    def run(self) -> samplers.Sampler:
+        """The sampler."""
+        sampler = samplers.SAMPLERS[self.sampler]
+        return functools.partial(sampler, churn=self.churn) if self.churn else sampler
+
+
+def _is_interval(values: tuple[float, ...]) -> bool:
+    return not values or (len(values) == 2 and 0 <= values[0] < values[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +275,7 @@ class System:
 
     def sample(
         self, params: Mapping[str, Mapping], clips: Mapping[str, jax.Array], guides: jax.Array, guided: jax.Array,
-        unit_noise: Mapping[str, jax.Array], scales: jax.Array, settings: SampleSettings,
+        noise: Mapping[str, Noise], scales: jax.Array, settings: SampleSettings,
     ) -> jax.Array:  # fmt: skip
         """S scales x B people through both stages.
 
@@ -209,22 +284,20 @@ class System:
         Args:
           params: of each stage.
           clips: raw records, leading axis B. guides: [B, 8, 8, 3] in [-1, 1]. guided: [B], 0 = from noise alone.
-          unit_noise: of each stage, [B, size, size, 3].
-          scales: [S], traced: a new scale does not recompile.
+          noise: of each stage, as `person_noise` gives it.
+          scales: [S, 2], of base and upsampler, traced: a new scale does not recompile.
 
         Returns: images [S, B, 128, 128, 3] in [-1, 1].
         """
         matrix, mask = self.features(clips)
         conds = {name: self._conds(name, params, matrix, mask) for name in STAGES}
 
-        def at(scale: jax.Array) -> jax.Array:
+        def at(pair: jax.Array) -> jax.Array:
             image, present = guides, guided
-            for name in STAGES:
+            for name, scale in zip(STAGES, pair, strict=True):
                 stage = self.stages[name]
                 start = stage.start(image, present, jnp.zeros(len(guides)))
-                image = stage.sample(
-                    params[name], *conds[name], start, scale, unit_noise[name], settings, guides, guided
-                )
+                image = stage.sample(params[name], *conds[name], start, scale, noise[name], settings, guides, guided)
                 present = jnp.ones(len(guides))
             return image
 
@@ -232,14 +305,14 @@ class System:
 
     def sample_stage(
         self, name: str, params: Mapping, clips: Mapping[str, jax.Array], faces: jax.Array,
-        unit_noise: jax.Array, scales: jax.Array, settings: SampleSettings,
+        noise: Noise, scales: jax.Array, settings: SampleSettings,
     ) -> jax.Array:  # fmt: skip
         """One stage alone, from the real low-resolution image of `faces`; [S, B, size, size, 3]."""
         stage, ones = self.stages[name], jnp.ones(len(faces))
         cond, null = self._conds(name, {name: params}, *self.features(clips))
         start = stage.start(guidance.area_average(faces, stage.low), ones, 0 * ones)
         sample = lambda scale: stage.sample(  # noqa: E731
-            params, cond, null, start, scale, unit_noise, settings, make_guide(faces), ones
+            params, cond, null, start, scale, noise, settings, make_guide(faces), ones
         )
         return jax.vmap(sample)(scales)
 
@@ -250,14 +323,15 @@ class System:
         return stage.condition(params[name], matrix, mask), null
 
 
-def person_noise(seed: int, people: jax.Array) -> dict[str, jax.Array]:
-    """Unit noise of each stage [B, size, size, 3], a function of the seed and of each person's number alone."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), people)
-    shapes = {name: (SIZES[name][1], SIZES[name][1], 3) for name in STAGES}
-    return {
-        name: _normal(jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys), shapes[name])
-        for i, name in enumerate(STAGES)
-    }
+def person_noise(seed: int, people: jax.Array) -> dict[str, Noise]:
+    """The noise of each stage, a function of the seed and of each person's number alone."""
+    people_keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), people)
+    numbered = lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(people_keys)  # noqa: E731
+    noise = {}
+    for i, name in enumerate(STAGES):
+        size = SIZES[name][1]
+        noise[name] = Noise(_normal(numbered(i), (size, size, 3)), numbered(len(STAGES) + i))
+    return noise
 
 
 def build(
@@ -281,12 +355,11 @@ def build(
 
 
 def sample_settings(config: ml_collections.ConfigDict) -> SampleSettings:
-    settings = SampleSettings(**config.sample.to_dict())
-    if settings.sampler not in samplers.SAMPLERS:
-        raise UserError(f"config.sample.sampler={settings.sampler!r} is none of: {', '.join(samplers.SAMPLERS)}")
-    if settings.steps < 1:
-        raise UserError(f"config.sample.steps={settings.steps}: a sampler takes at least one step")
-    return settings
+    """`config.sample`, checked. Raises `UserError`."""
+    try:
+        return SampleSettings(**{key: _plain(value) for key, value in config.sample.items()})
+    except ValueError as error:
+        raise UserError(f"config.sample.{error}") from None
 
 
 def _dtype(name: str) -> str:

@@ -29,17 +29,27 @@ GRID_ROWS = 8
 CONTROL_SCALE = 2.0  # at the scale nearest to this one, everybody also gets another person's conditions
 
 
-def parse_scales(text: str) -> tuple[float, ...]:
-    """`"0,1,2.5"` to numbers; `UserError` if empty, negative or no numbers."""
+Scale = tuple[float, float]  # of base and upsampler
+
+
+def parse_scales(text: str) -> tuple[Scale, ...]:
+    """`"0,2.5,4:1"` to pairs; one number serves both stages. `UserError` if empty, negative or no numbers."""
     try:
-        scales = tuple(float(part) for part in text.split(",") if part.strip())
+        scales = [tuple(float(number) for number in part.split(":")) for part in text.split(",") if part.strip()]
     except ValueError:
         raise cli.UserError(f"--scales {text!r}: give numbers parted by commas, as in --scales 0,1,2,4") from None
     if not scales:
         raise cli.UserError("--scales is empty; give at least one, as in --scales 0,1,2,4")
-    if any(not math.isfinite(scale) or scale < 0 for scale in scales):
+    if any(len(scale) > 2 for scale in scales):
+        raise cli.UserError(f"--scales {text}: a scale is one number, or BASE:UPSAMPLER as in 4:1")
+    if any(not math.isfinite(number) or number < 0 for scale in scales for number in scale):
         raise cli.UserError(f"--scales {text}: a guidance scale is a finite number of at least 0")
-    return scales
+    return tuple((scale[0], scale[-1]) for scale in scales)
+
+
+def spell(scale: Scale) -> str:
+    """`2.5`, or `4:1` where the stages differ."""
+    return f"{scale[0]:g}" if scale[0] == scale[1] else f"{scale[0]:g}:{scale[1]:g}"
 
 
 def person_number(clip_id: str) -> int:
@@ -67,7 +77,7 @@ class Sampler:
         return self._system.sample(params, records, guides, guided, noise, scales, self.settings)
 
     def __call__(
-        self, clips: Mapping[str, np.ndarray], people: np.ndarray, scales: Sequence[float], seed: int, *,
+        self, clips: Mapping[str, np.ndarray], people: np.ndarray, scales: Sequence[Scale], seed: int, *,
         guided: bool = True, progress: str = "",
     ) -> np.ndarray:  # fmt: skip
         """uint8 images [S, B, 128, 128, 3]; `clips` are records of B people, `people` their numbers."""
@@ -96,7 +106,7 @@ def choose_people(clips: Clips, count: int) -> list[dict]:
     return list(first.values())
 
 
-def sweep(workdir: Path, scales: Sequence[float], *, data: str, split: str, people: int, seed: int, chunk: int) -> dict:
+def sweep(workdir: Path, scales: Sequence[Scale], *, data: str, split: str, people: int, seed: int, chunk: int) -> dict:
     """Samples, measures and draws; returns what metrics.json holds."""
     trained = load(workdir)
     parallel.use_compilation_cache(trained.config.compilation_cache)
@@ -106,7 +116,7 @@ def sweep(workdir: Path, scales: Sequence[float], *, data: str, split: str, peop
     sampler = Sampler(trained, min(chunk, len(chosen)))
     images = sampler(batch, numbers, scales, seed, progress=f"{len(scales)} scales x {len(chosen)} people")
     # Everybody's own thumbnail and noise with the next person's voice and attributes.
-    at = min(range(len(scales)), key=lambda i: abs(scales[i] - CONTROL_SCALE))
+    at = min(range(len(scales)), key=lambda i: abs(scales[i][0] - CONTROL_SCALE))
     others = {key: value if key == "face" else np.roll(value, 1, 0) for key, value in batch.items()}
     swapped = sampler(others, numbers, scales[at : at + 1], seed, progress="control: another person's conditions")
     real = batch["face"]
@@ -117,16 +127,18 @@ def sweep(workdir: Path, scales: Sequence[float], *, data: str, split: str, peop
         "seed": seed,
         "sampler": trained.config.sample.to_dict(),
         "checkpoints": trained.digests,
-        "scales": {f"{scale:g}": measure(image, real) for scale, image in zip(scales, images, strict=True)},
+        "scales": {spell(scale): measure(image, real) for scale, image in zip(scales, images, strict=True)},
         "controls": {
-            "other_persons_conditions": {"scale": scales[at], **measure(swapped[0], real)},
+            "other_persons_conditions": {"scale": spell(scales[at]), **measure(swapped[0], real)},
             "bicubic": measure(bicubic(real), real),
             "mean_face": measure(np.broadcast_to(mean_face(Clips(data, "train")), real.shape), real),
         },
     }
     guides = figures.enlarge(figures.to_uint8(cascade.make_guide(cascade.to_float(jnp.asarray(real)))), 128)
     page = np.stack([guides, *images, real], 1)[:GRID_ROWS]
-    figures.image_grid(page, workdir / "sweep" / "grid.png", ["8x8 guide", *(f"scale {s:g}" for s in scales), "real"])
+    figures.image_grid(
+        page, workdir / "sweep" / "grid.png", ["8x8 guide", *(f"scale {spell(scale)}" for scale in scales), "real"]
+    )
     write_atomically(workdir / "sweep" / "metrics.json", json.dumps(report, indent=2).encode())
     return report
 
@@ -157,7 +169,7 @@ def table(report: dict) -> str:
     controls = dict(report["controls"])
     other = controls.pop("other_persons_conditions")
     rows = {f"scale {scale}": figures for scale, figures in report["scales"].items()}
-    rows[f"scale {other['scale']:g}, another person's conditions"] = other
+    rows[f"scale {other['scale']}, another person's conditions"] = other
     rows |= {name.replace("_", " "): figures for name, figures in controls.items()}
     lines = ["{:38} {:>6} {:>6} {:>11}".format("", "PSNR", "SSIM", "guide error")]
     lines += [f"{name:38} {m['psnr']:6.2f} {m['ssim']:6.3f} {m['guide_error']:11.2f}" for name, m in rows.items()]
@@ -175,7 +187,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments.add_argument("--workdir", required=True, type=Path, help="run directory of slf_jax.train")
     arguments.add_argument(
-        "--scales", required=True, help="guidance scales, parted by commas; 0 ignores the conditions"
+        "--scales",
+        required=True,
+        help="guidance scales, parted by commas; 0 ignores the conditions; 4:1 is 4 in base and 1 in upsampler",
     )
     arguments.add_argument("--data", default="", help="dataset folder (default: the one it was trained on)")
     arguments.add_argument("--split", default="test")

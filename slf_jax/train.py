@@ -116,7 +116,7 @@ def make_step(
 ) -> Callable[[TrainState, Mapping, jax.Array], tuple[TrainState, dict]]:  # fmt: skip
     """One training step as one device sees it, with collectives over axis `"data"`."""
     stage = system.stages[name]
-    edges = stage.noise_mean + stage.noise_std * jax.scipy.special.ndtri(jnp.arange(1, BUCKETS) / BUCKETS)
+    edges = jnp.log(stage.levels(jnp.arange(1, BUCKETS) / BUCKETS))
 
     def step(state: TrainState, batch: Mapping, key: jax.Array) -> tuple[TrainState, dict]:
         count = len(batch["face"])

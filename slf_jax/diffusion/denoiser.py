@@ -11,7 +11,8 @@ import jax.numpy as jnp
 # (x [B, H, W, C], sigma [B], cond) -> estimate of the clean data [B, H, W, C]
 Denoiser = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
-PRECONDITIONINGS = ("edm", "x0")
+PRECONDITIONINGS = ("edm", "v", "eps", "x0")
+WEIGHTS = ("edm", "snr")
 
 
 def expand(values: jax.Array, like: jax.Array) -> jax.Array:
@@ -22,13 +23,20 @@ def expand(values: jax.Array, like: jax.Array) -> jax.Array:
 def coefficients(kind: str, sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """c_skip, c_out, c_in, c_noise for data of unit standard deviation.
 
-    "edm": Karras et al. 2022, Table 1. "x0": the network predicts the clean data itself; better where training
-    is short or the network narrower than its patch, which then need not carry the noise through.
+    "edm": Karras et al. 2022, Table 1. "v": Salimans & Ho 2022; for data of unit spread it is edm's with the
+    network's sign turned. "eps": the network predicts the noise (Ho et al. 2020). "x0": the network predicts the
+    clean data itself; better where training is short or the network narrower than its patch, which then need not
+    carry the noise through.
     """
     spread = jnp.sqrt(sigma**2 + 1)
+    # All see x / sqrt(sigma^2 + 1), the variance-preserving process' own x.
     c_in, c_noise = 1 / spread, jnp.log(sigma) / 4
     if kind == "edm":
         return 1 / spread**2, sigma / spread, c_in, c_noise
+    if kind == "v":
+        return 1 / spread**2, -sigma / spread, c_in, c_noise
+    if kind == "eps":
+        return jnp.ones_like(sigma), -sigma, c_in, c_noise
     if kind == "x0":
         return jnp.zeros_like(sigma), jnp.ones_like(sigma), c_in, c_noise
     raise ValueError(f"preconditioning {kind!r} is none of {', '.join(PRECONDITIONINGS)}")
@@ -45,14 +53,22 @@ def make_denoiser(network: Callable, kind: str) -> Denoiser:
     return denoise
 
 
-def denoising_loss(
-    denoise: Denoiser, clean: jax.Array, noise: jax.Array, sigma: jax.Array, cond: Any, max_weight: float
-) -> jax.Array:
-    """Weighted squared error per item [B].
+def loss_weight(kind: str, sigma: jax.Array, most: float) -> jax.Array:
+    """Weight [B] of the squared error of x0, cut at `most`, which takes capacity from the nearly clean levels.
 
-    The weight is EDM's (sigma^2 + 1) / sigma^2, at which every noise level starts with the same loss, cut at
-    `max_weight`, which takes capacity from the nearly clean levels.
+    "edm": (sigma^2 + 1) / sigma^2, at which every noise level starts with the same loss. "snr": 1 / sigma^2, the
+    plain error of the noise; cut at gamma it is min-SNR-gamma (Hang et al. 2023), whatever the network predicts.
     """
+    if kind == "edm":
+        return jnp.minimum((sigma**2 + 1) / sigma**2, most)
+    if kind == "snr":
+        return jnp.minimum(1 / sigma**2, most)
+    raise ValueError(f"weight {kind!r} is none of {', '.join(WEIGHTS)}")
+
+
+def denoising_loss(
+    denoise: Denoiser, clean: jax.Array, noise: jax.Array, sigma: jax.Array, cond: Any, weight: jax.Array
+) -> jax.Array:
+    """Weighted squared error per item [B]."""
     error = denoise(clean + expand(sigma, clean) * noise, sigma, cond) - clean
-    weight = jnp.minimum((sigma**2 + 1) / sigma**2, max_weight)
     return weight * jnp.square(error).mean(tuple(range(1, clean.ndim)))

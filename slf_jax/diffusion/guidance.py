@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from slf_jax.diffusion.denoiser import expand
+
+THRESHOLDS = ("static", "dynamic", "none")
 
 # (x [B, H, W, C], sigma [B]) -> x0 estimate: a denoiser whose conditions are bound
 Bound = Callable[[jax.Array, jax.Array], jax.Array]
@@ -26,9 +28,35 @@ def classifier_free(conditional: Bound, null: Bound, scale: jax.Array) -> Bound:
     return denoise
 
 
+def within(interval: Sequence[float], inside: Bound, outside: Bound) -> Bound:
+    """`inside` where sigma lies in `interval` (low, high], `outside` elsewhere; only one of them is computed.
+
+    For a guidance interval (Kynkaanniemi et al. 2024). All items have the same sigma, as they have in a sampler.
+    """
+    low, high = interval
+
+    def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:
+        return jax.lax.cond((sigma[0] > low) & (sigma[0] <= high), inside, outside, x, sigma)
+
+    return denoise
+
+
 def corrected(denoise: Bound, correct: Callable[[jax.Array], jax.Array]) -> Bound:
     """Applies `correct` to each x0 estimate."""
     return lambda x, sigma: correct(denoise(x, sigma))
+
+
+def threshold(images: jax.Array, kind: str, quantile: float) -> jax.Array:
+    """Brings x0 estimates [B, H, W, C] back to [-1, 1].
+
+    "static" clips. "dynamic" clips at the `quantile` of each image's absolute values, where that is above 1, and
+    divides by it (Saharia et al. 2022). "none" leaves them.
+    """
+    if kind == "dynamic":
+        most = jnp.quantile(jnp.abs(images).reshape(len(images), -1), quantile, axis=-1)
+        most = expand(jnp.maximum(most, 1.0), images)
+        return jnp.clip(images, -most, most) / most
+    return jnp.clip(images, -1, 1) if kind == "static" else images
 
 
 def area_average(images: jax.Array, size: int) -> jax.Array:

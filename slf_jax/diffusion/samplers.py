@@ -1,7 +1,8 @@
 """Samplers: free functions from noise and an array of noise levels to data, each one `lax.scan`.
 
-All integrate the probability flow dx/dsigma = (x - denoise(x, sigma)) / sigma (Karras et al. 2022, Eq. 1).
-They take x = sigma_0 * noise and sigmas [steps + 1] that fall to 0.
+They take x = sigma_0 * noise, sigmas [steps + 1] that fall to 0, and a key for each item, from which those that add
+noise on the way draw it: what an item gets does not depend on its neighbours. All but `ancestral` integrate the
+probability flow dx/dsigma = (x - denoise(x, sigma)) / sigma (Karras et al. 2022, Eq. 1).
 """
 
 from __future__ import annotations
@@ -13,35 +14,82 @@ import jax.numpy as jnp
 
 from slf_jax.diffusion.guidance import Bound
 
+Sampler = Callable[[Bound, jax.Array, jax.Array, jax.Array], jax.Array]
+
 
 def _scan(step: Callable, x: jax.Array, carry: jax.Array, *levels: jax.Array) -> jax.Array:
     (x, _), _ = jax.lax.scan(lambda state, level: (step(*state, *level), None), (x, carry), levels)
     return x
 
 
-def heun(denoise: Bound, x: jax.Array, sigmas: jax.Array) -> jax.Array:
-    """Second-order Heun (Karras et al. 2022, Alg. 1 without churn): 2 * steps - 1 evaluations."""
+def _at(denoise: Bound, x: jax.Array, sigma: jax.Array) -> jax.Array:
+    return denoise(x, jnp.full(x.shape[:1], sigma))
+
+
+def _fresh(keys: jax.Array, number: jax.Array, x: jax.Array) -> jax.Array:
+    """Unit noise for step `number`, like x."""
+    draw = lambda key: jax.random.normal(jax.random.fold_in(key, number), x.shape[1:], x.dtype)  # noqa: E731
+    return jax.vmap(draw)(keys)
+
+
+def ancestral(denoise: Bound, x: jax.Array, sigmas: jax.Array, keys: jax.Array) -> jax.Array:
+    """DDPM's posterior q(x_s | x_t, x0) at each step (Ho et al. 2020, Eq. 6-7), in sigma space."""
     sigmas = jnp.asarray(sigmas)
 
-    def slope(x: jax.Array, sigma: jax.Array) -> jax.Array:
-        return (x - denoise(x, jnp.full(x.shape[:1], sigma))) / sigma
+    def step(x: jax.Array, unused: jax.Array, number: jax.Array, sigma: jax.Array, following: jax.Array) -> tuple:
+        estimate, kept = _at(denoise, x, sigma), (following / sigma) ** 2
+        mean = estimate + kept * (x - estimate)
+        return mean + following * jnp.sqrt(1 - kept) * _fresh(keys, number, x), unused
+
+    return _scan(step, x, jnp.zeros(()), jnp.arange(len(sigmas) - 1), sigmas[:-1], sigmas[1:])
+
+
+def ddim(denoise: Bound, x: jax.Array, sigmas: jax.Array, keys: jax.Array) -> jax.Array:  # noqa: ARG001
+    """DDIM without noise (Song et al. 2021), which in sigma space is Euler's method: first order."""
+    sigmas = jnp.asarray(sigmas)
 
     def step(x: jax.Array, unused: jax.Array, sigma: jax.Array, following: jax.Array) -> tuple:
+        estimate = _at(denoise, x, sigma)
+        return estimate + following / sigma * (x - estimate), unused
+
+    return _scan(step, x, jnp.zeros(()), sigmas[:-1], sigmas[1:])
+
+
+def heun(denoise: Bound, x: jax.Array, sigmas: jax.Array, keys: jax.Array, churn: float = 0.0) -> jax.Array:
+    """Second-order Heun (Karras et al. 2022, Alg. 2): 2 * steps - 1 evaluations.
+
+    `churn` > 0 adds noise before each step and takes it out again (S_churn, at all levels, with S_noise 1).
+    """
+    sigmas = jnp.asarray(sigmas)
+    growth = min(churn / (len(sigmas) - 1), 2**0.5 - 1)
+
+    def slope(x: jax.Array, sigma: jax.Array) -> jax.Array:
+        return (x - _at(denoise, x, sigma)) / sigma
+
+    def stir(x: jax.Array, number: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if not growth:
+            return x, sigma
+        raised = sigma * (1 + growth)
+        return x + jnp.sqrt(raised**2 - sigma**2) * _fresh(keys, number, x), raised
+
+    def step(x: jax.Array, unused: jax.Array, number: jax.Array, sigma: jax.Array, following: jax.Array) -> tuple:
+        x, sigma = stir(x, number, sigma)
         first = slope(x, sigma)
         trial = x + (following - sigma) * first
         return x + (following - sigma) * (first + slope(trial, following)) / 2, unused
 
-    x = _scan(step, x, jnp.zeros(()), sigmas[:-2], sigmas[1:-1])
+    last = len(sigmas) - 2
+    x = _scan(step, x, jnp.zeros(()), jnp.arange(last), sigmas[:-2], sigmas[1:-1])
     # The last step, to 0, is Euler's: the slope has no value there. It lands on the x0 estimate.
-    return denoise(x, jnp.full(x.shape[:1], sigmas[-2]))
+    return _at(denoise, *stir(x, last, sigmas[-2]))
 
 
-def dpmpp_2m(denoise: Bound, x: jax.Array, sigmas: jax.Array) -> jax.Array:
+def dpmpp_2m(denoise: Bound, x: jax.Array, sigmas: jax.Array, keys: jax.Array) -> jax.Array:  # noqa: ARG001
     """DPM-Solver++(2M) (Lu et al. 2022): second order, one evaluation a step."""
     sigmas = jnp.asarray(sigmas)
 
     def step(x: jax.Array, last: jax.Array, before: jax.Array, sigma: jax.Array, following: jax.Array) -> tuple:
-        estimate = denoise(x, jnp.full(x.shape[:1], sigma))
+        estimate = _at(denoise, x, sigma)
         # Extrapolate x0 over lambda = -ln sigma; the first step has no past, the last one (to 0) wants none.
         h_last, h = jnp.log(before / sigma), jnp.log(sigma / following)
         usable = (before > sigma) & (following > 0)
@@ -53,4 +101,4 @@ def dpmpp_2m(denoise: Bound, x: jax.Array, sigmas: jax.Array) -> jax.Array:
     return _scan(step, x, jnp.zeros_like(x), before, sigmas[:-1], sigmas[1:])
 
 
-SAMPLERS: dict[str, Callable[[Bound, jax.Array, jax.Array], jax.Array]] = {"heun": heun, "dpmpp_2m": dpmpp_2m}
+SAMPLERS: dict[str, Sampler] = {"ancestral": ancestral, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m}

@@ -116,8 +116,7 @@ class UNet(nn.Module):
         width = self.config.cond_width
         noise = nn.Dense(width, dtype=self.dtype, name="noise")(fourier(c_noise, 64))
         extra = nn.Dense(width, dtype=self.dtype, name="extras")(extras)
-        pooled = nn.Dense(width, dtype=self.dtype, name="pooled")(cond.pooled)
-        mixed = nn.silu(nn.LayerNorm(dtype=self.dtype, name="mix_norm")(noise + extra + pooled))
+        mixed = nn.silu(nn.LayerNorm(dtype=self.dtype, name="mix_norm")(noise + extra + cond.pooled))
         mixed = nn.silu(nn.Dense(width, dtype=self.dtype, name="embedding")(mixed))
         return jnp.concatenate([mixed, jnp.broadcast_to(cond.pooled, mixed.shape)], -1)
 

@@ -1,4 +1,7 @@
+import dataclasses
+
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,8 +22,8 @@ def sample(system, params, config):
     def program(batch, people, scales, guided):
         guides = cascade.make_guide(cascade.to_float(batch["face"]))
         present = jnp.full(len(guides), guided)
-        unit_noise = cascade.person_noise(0, people)
-        return system.sample(params, batch, guides, present, unit_noise, scales, settings)
+        pairs = jnp.stack([scales, scales], -1)
+        return system.sample(params, batch, guides, present, cascade.person_noise(0, people), pairs, settings)
 
     def run(batch, scales, guided=True, people=None):
         people = jnp.arange(len(batch["face"])) if people is None else people
@@ -56,7 +59,7 @@ def test_scale_one_is_plain_conditional_sampling(system, params, config, batch, 
     sigmas = noise.karras_sigmas(settings.steps, settings.sigma_min, settings.sigma_max, settings.rho)
     matrix, mask = system.features(batch)
     image = guides = cascade.make_guide(cascade.to_float(batch["face"]))
-    count, unit_noise = len(image), cascade.person_noise(0, jnp.arange(len(image)))
+    count, drawn = len(image), cascade.person_noise(0, jnp.arange(len(image)))
     for name in cascade.STAGES:
         stage = system.stages[name]
         start = stage.start(image, jnp.ones(count), jnp.zeros(count))
@@ -66,8 +69,8 @@ def test_scale_one_is_plain_conditional_sampling(system, params, config, batch, 
             clipped = jnp.clip(start.image + stage.spread * denoise(x, sigma, cond), -1, 1)
             return (guidance.match_average(clipped, guides) - start.image) / stage.spread
 
-        x = sigmas[0] * settings.temperature * unit_noise[name]
-        data = samplers.SAMPLERS[settings.sampler](estimate, x, sigmas)
+        x = sigmas[0] * settings.temperature * drawn[name].first
+        data = samplers.SAMPLERS[settings.sampler](estimate, x, sigmas, drawn[name].keys)
         image = jnp.clip(start.image + stage.spread * data, -1, 1)
     np.testing.assert_allclose(sample(batch, [0.0, 1.0])[1], image, atol=2e-3)
 
@@ -80,9 +83,54 @@ def test_conditions_computed_once_equal_conditions_computed_each_step(system, pa
     x, sigmas = jax.random.normal(jax.random.key(0), (6, 32, 32, 3)), noise.karras_sigmas(3, 0.2, 5.0)
     cached = stage.condition(p, matrix, mask)
     denoise = stage.denoiser(p, start)
-    once = samplers.heun(lambda x, s: denoise(x, s, cached), x, sigmas)
-    each = samplers.heun(lambda x, s: denoise(x, s, stage.condition(p, matrix, mask)), x, sigmas)
+    keys = jax.random.split(jax.random.key(1), 6)
+    once = samplers.heun(lambda x, s: denoise(x, s, cached), x, sigmas, keys)
+    each = samplers.heun(lambda x, s: denoise(x, s, stage.condition(p, matrix, mask)), x, sigmas, keys)
     np.testing.assert_allclose(once, each, atol=1e-5)
+
+
+def matmul_flops(jaxpr):
+    """Multiply-adds of the matrix products and convolutions of a program, a loop's as often as it runs."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+        total += times * sum(matmul_flops(inner) for inner in jax.extend.core.jaxprs_in_params(eqn.params))
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            depth = np.prod([eqn.invars[0].aval.shape[axis] for axis in contracted])
+            total += int(depth * eqn.outvars[0].aval.size)
+        elif eqn.primitive.name == "conv_general_dilated":
+            kernel, out = eqn.invars[1].aval, eqn.outvars[0].aval
+            total += kernel.size // out.shape[-1] * out.size
+    return total
+
+
+def test_more_steps_cost_no_more_conditioning(system, params, config, batch):
+    count, stage = len(batch["face"]), system.stages["base"]
+    noises, scales = cascade.person_noise(0, jnp.arange(count)), jnp.ones(1)
+    faces = cascade.to_float(batch["face"])
+
+    def sampling(steps):
+        settings = dataclasses.replace(cascade.sample_settings(config), steps=steps)
+        return jax.make_jaxpr(
+            lambda p: system.sample_stage("base", p, batch, faces, noises["base"], scales, settings)
+        )(params["base"]).jaxpr
+
+    matrix, mask = system.features(batch)
+    conditioning, evaluation = (
+        matmul_flops(jax.make_jaxpr(function)(params["base"]).jaxpr)
+        for function in (
+            lambda p: stage.condition(p, matrix, mask),
+            lambda p: stage.denoiser(p, stage.start(cascade.make_guide(faces), jnp.ones(count), jnp.zeros(count)))(
+                noises["base"].first, jnp.ones(count), stage.condition(p, matrix, mask)
+            ),
+        )
+    )
+    three, six, twelve = (matmul_flops(sampling(steps)) for steps in (3, 6, 12))
+    assert twelve - six == 2 * (six - three) > 0
+    # A step is two evaluations, with the conditions and without, and nothing else.
+    upsampling = matmul_flops(jax.make_jaxpr(lambda x: cascade.upsample(x, 32))(cascade.make_guide(faces)).jaxpr)
+    assert six - three == 3 * 2 * (evaluation - conditioning - upsampling)
 
 
 def test_shared_conditions_equal_repeated_ones(system, params, batch):
@@ -122,8 +170,9 @@ def test_people_and_scales_do_not_touch_each_other(sample, batch):
 def test_noise_belongs_to_the_person():
     whole, one = cascade.person_noise(3, jnp.arange(5)), cascade.person_noise(3, jnp.array([4]))
     for name in cascade.STAGES:
-        np.testing.assert_array_equal(whole[name][4], one[name][0])
-        assert not np.array_equal(whole[name][4], whole[name][3])
+        np.testing.assert_array_equal(whole[name].first[4], one[name].first[0])
+        assert whole[name].keys[4] == one[name].keys[0] != whole[name].keys[3]
+        assert not np.array_equal(whole[name].first[4], whole[name].first[3])
 
 
 def test_without_a_guide_the_thumbnail_cannot_reach_the_output(sample, batch):
@@ -159,7 +208,16 @@ def test_the_loss_sees_guide_dropout_only_in_the_base_stage(system, params, batc
         ("model.base.mults", (1, 2, 3), "one entry per level"),
         ("model.base.head_width", 7, "multiple"),
         ("data.inputs", ("mel", "melody"), "unknown constituent 'melody'"),
-        ("sample.sampler", "euler", "heun, dpmpp_2m"),
+        ("diffusion.base.preconditioning", "x1", "edm, v, eps, x0"),
+        ("diffusion.base.noise", "normal", "lognormal, cosine, linear"),
+        ("diffusion.upsampler.weight", "p2", "weight='p2' is none of: edm, snr"),
+        ("sample.sampler", "euler", "ancestral, ddim, heun, dpmpp_2m"),
+        ("sample.levels", "even", "karras, training"),
+        ("sample.threshold", "soft", "static, dynamic, none"),
+        ("sample.sigma_min", 50.0, "sigma_min < sigma_max"),
+        ("sample.churn", 40.0, "only heun"),
+        ("sample.interval", (3.0, 1.0), "low and high"),
+        ("sample.quantile", 0.0, "above 0"),
         ("sample.steps", 0, "at least one step"),
     ],
 )
