@@ -62,6 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
             self_attention=(False, True, True),
             cross_attention=(False, True, True),
             head_width=64,
+            attention="xla",  # or "cudnn": fused, where compute is bfloat16 on an NVIDIA GPU
             cond_width=512,
             dropout=0.1,
             remat=False,
@@ -76,6 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
             self_attention=(False, False, False, True),
             cross_attention=(False, False, False, True),
             head_width=48,
+            attention="xla",
             cond_width=512,
             dropout=0.1,
             remat=False,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 ZERO = nn.initializers.zeros
+ATTENTIONS = ("xla", "cudnn")
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
@@ -56,8 +57,6 @@ class ResBlock(nn.Module):
         h = nn.silu(h * (1 + scale) + shift)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv3x3(self.width, self.dtype, "conv2", kernel_init=ZERO)(h)
-        if x.shape[-1] != self.width:
-            x = nn.Dense(self.width, dtype=self.dtype, name="skip")(x)
         return x + h
 
 
@@ -71,10 +70,17 @@ def qk_norm(dtype: jnp.dtype, name: str) -> nn.RMSNorm:
     return nn.RMSNorm(dtype=dtype, name=name)
 
 
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str) -> jax.Array:
+    """Softmax attention of [B, N, heads, head_width]; "cudnn" is used where it can be, XLA's elsewhere."""
+    fused = implementation == "cudnn" and q.dtype.itemsize == 2 and jax.default_backend() == "gpu"
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else "xla")
+
+
 class SelfAttention(nn.Module):
     """Attention of an image's positions to each other, as a residual branch."""
 
     head_width: int
+    implementation: str
     dtype: jnp.dtype
 
     @nn.compact
@@ -84,7 +90,7 @@ class SelfAttention(nn.Module):
         q, k, v = jnp.split(nn.Dense(3 * c, dtype=self.dtype, name="qkv")(tokens), 3, -1)
         q = qk_norm(self.dtype, "q_norm")(split_heads(q, self.head_width))
         k = qk_norm(self.dtype, "k_norm")(split_heads(k, self.head_width))
-        out = jax.nn.dot_product_attention(q, k, split_heads(v, self.head_width))
+        out = attend(q, k, split_heads(v, self.head_width), self.implementation)
         out = nn.Dense(c, dtype=self.dtype, kernel_init=ZERO, name="out")(out.reshape(b, h * w, c))
         return x + out.reshape(x.shape)
 
@@ -93,6 +99,7 @@ class CrossAttention(nn.Module):
     """Attention of an image's positions to keys and values computed beforehand, as a residual branch."""
 
     head_width: int
+    implementation: str
     dtype: jnp.dtype
 
     @nn.compact
@@ -104,6 +111,6 @@ class CrossAttention(nn.Module):
         q = qk_norm(self.dtype, "q_norm")(split_heads(q, self.head_width))
         # Shared keys serve all images' positions as if they were one image's: no copy of them is made.
         q = q.reshape(keys.shape[0], -1, *q.shape[2:])
-        out = jax.nn.dot_product_attention(q, keys, values).reshape(b, h * w, c)
+        out = attend(q, keys, values, self.implementation).reshape(b, h * w, c)
         out = nn.Dense(c, dtype=self.dtype, kernel_init=ZERO, name="out")(out)
         return x + out.reshape(x.shape)

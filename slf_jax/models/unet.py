@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from slf_jax.models.blocks import (
+    ATTENTIONS,
     ZERO,
     CrossAttention,
     ResBlock,
@@ -28,6 +29,7 @@ class UNetConfig:
 
     patch: side of the squares folded into channels before the first level.
     blocks: residual blocks on the way down, and as many on the way up.
+    attention: "xla", or "cudnn": fused, where compute is in half precision on an NVIDIA GPU.
     cond_width: D of conditioning tokens, pooled vector and noise embedding.
     """
 
@@ -38,11 +40,14 @@ class UNetConfig:
     self_attention: tuple[bool, ...]
     cross_attention: tuple[bool, ...]
     head_width: int
+    attention: str
     cond_width: int
     dropout: float
     remat: bool
 
     def __post_init__(self) -> None:
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention={self.attention!r} is none of: {', '.join(ATTENTIONS)}")
         levels = {len(self.mults), len(self.blocks), len(self.self_attention), len(self.cross_attention)}
         if len(levels) != 1:
             raise ValueError("mults, blocks, self_attention and cross_attention have one entry per level each")
@@ -80,7 +85,7 @@ class UNet(nn.Module):
         config = self.config
         embedding = self._embed(c_noise, extras, cond)
         cross = iter(zip(cond.keys, cond.values, strict=True))
-        x = nn.Dense(config.width, dtype=self.dtype, name="stem")(
+        x = nn.Dense(config.widths[0], dtype=self.dtype, name="stem")(
             space_to_depth(images.astype(self.dtype), config.patch)
         )
         place = self.param("place", nn.initializers.normal(0.02), x.shape[1:])
@@ -100,11 +105,14 @@ class UNet(nn.Module):
                 x = conv3x3(config.widths[level + 1], self.dtype, f"shrink{level}", strides=2)(x)
         for level, count in reversed(list(enumerate(config.blocks))):
             for i in range(count):
-                x = block(jnp.concatenate([x, skips.pop()], -1), level, f"up{level}_{i}")
+                # Merged before the block, whose convolutions then need not be twice as wide (Bao et al. 2023, U-ViT).
+                both = jnp.concatenate([x, skips.pop()], -1)
+                x = nn.Dense(config.widths[level], dtype=self.dtype, name=f"merge{level}_{i}")(both)
+                x = block(x, level, f"up{level}_{i}")
             if level:
                 x = nn.Dense(4 * config.widths[level - 1], dtype=self.dtype, name=f"grow{level}")(x)
                 x = depth_to_space(x, 2)
-        x = nn.silu(group_norm(config.width, self.dtype, "norm")(x))
+        x = nn.silu(group_norm(config.widths[0], self.dtype, "norm")(x))
         out = conv3x3(3 * config.patch**2, self.dtype, "out", kernel_init=ZERO)(x)
         return depth_to_space(out.astype(jnp.float32), config.patch)
 
@@ -133,7 +141,7 @@ class Block(nn.Module):
         config, width = self.config, self.config.widths[self.level]
         x = ResBlock(width, config.dropout, self.dtype, name="res")(x, embedding, train)
         if config.self_attention[self.level]:
-            x = SelfAttention(config.head_width, self.dtype, name="self")(x)
+            x = SelfAttention(config.head_width, config.attention, self.dtype, name="self")(x)
         if keys_values is not None:
-            x = CrossAttention(config.head_width, self.dtype, name="cross")(x, *keys_values)
+            x = CrossAttention(config.head_width, config.attention, self.dtype, name="cross")(x, *keys_values)
         return x

@@ -10,7 +10,7 @@ from slf_jax.models.unet import UNet, UNetConfig
 
 CONFIG = UNetConfig(
     patch=2, width=16, mults=(1, 2), blocks=(1, 2), self_attention=(False, True), cross_attention=(False, True),
-    head_width=8, cond_width=16, dropout=0.5, remat=False,
+    head_width=8, attention="xla", cond_width=16, dropout=0.5, remat=False,
 )  # fmt: skip
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 6)).astype(np.float32))
 SIGMA, EXTRAS = jnp.array([-1.0, 0.5]), jnp.ones((2, 2))
@@ -78,3 +78,11 @@ def test_sizes_that_do_not_fit_are_refused():
         dataclasses.replace(CONFIG, blocks=(1,))
     with pytest.raises(ValueError, match="no multiple"):
         dataclasses.replace(CONFIG, head_width=7)
+    with pytest.raises(ValueError, match="xla, cudnn"):
+        dataclasses.replace(CONFIG, attention="flash")
+
+
+def test_fused_attention_falls_back_where_it_cannot_run(params):
+    """The same checkpoint samples on a machine without a GPU."""
+    found = apply(params, make_cond(CONFIG), dataclasses.replace(CONFIG, attention="cudnn"))
+    np.testing.assert_array_equal(found, apply(params, make_cond(CONFIG)))
