@@ -236,6 +236,7 @@ class SampleSettings:
             ("steps", self.steps >= 1, "a sampler takes at least one step"),
             ("sigma_min", 0 < self.sigma_min < self.sigma_max < math.inf, "0 < sigma_min < sigma_max"),
             ("churn", self.churn == 0 or (self.churn > 0 and self.sampler == "heun"), "only heun has a churn, above 0"),
+            ("temperature", 0 <= self.temperature < math.inf, "a finite number of at least 0"),
             ("quantile", 0 < self.quantile <= 1, "above 0, at most 1"),
             ("interval", _is_interval(self.interval), "two levels of sigma, low and high, or () for all"),
         ):
@@ -247,6 +248,11 @@ class SampleSettings:
         if self.levels == "training":
             return trained.sigmas(self.steps)
         return noise.karras_sigmas(self.steps, self.sigma_min, self.sigma_max, self.rho)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the guided denoiser (NFE) in each stage."""
+        return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
 
     @property
     def run(self) -> samplers.Sampler:
@@ -358,7 +364,7 @@ def sample_settings(config: ml_collections.ConfigDict) -> SampleSettings:
     """`config.sample`, checked. Raises `UserError`."""
     try:
         return SampleSettings(**{key: _plain(value) for key, value in config.sample.items()})
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"config.sample.{error}") from None
 
 

@@ -125,11 +125,12 @@ def select(mask: jax.Array, layout: Layout, names: Sequence[str]) -> jax.Array:
     return mask & keep
 
 
-def drop(keys: jax.Array, mask: jax.Array, layout: Layout, rate: float, rate_all: float) -> jax.Array:
-    """Drops conditions in training: each constituent of each item with `rate`, all of an item's with `rate_all`.
+def drop(keys: jax.Array, mask: jax.Array, layout: Layout, rates: Mapping[str, float], rate_all: float) -> jax.Array:
+    """Drops conditions in training: each constituent of each item at its own rate, all of an item's at `rate_all`.
 
-    Args: keys [B], mask [B, 256]. The latter is what classifier-free guidance learns its null branch from.
+    Args: keys [B], mask [B, 256], rates by constituent (none: never). Guidance learns its null branch from `rate_all`.
     """
+    rate = np.array([rates.get(name, 0.0) for name in layout.names], np.float32)
 
     def kept_rows(key: jax.Array) -> jax.Array:
         each = jax.random.uniform(key, (len(layout.blocks) + 1,))

@@ -43,6 +43,7 @@ def train(config: ml_collections.ConfigDict) -> bool:
     clips, held_out = Clips(config.data.dir, "train"), _held_out(config.data.dir)
     layout = features.make_layout(clips.schema)
     system = cascade.build(config, layout, clips.statistics)
+    _check_rates(config.train, layout)
     meta = Meta(config, layout, clips.statistics)
     workdir = Path(config.workdir)
     check_same_run(config, workdir)
@@ -190,6 +191,15 @@ def _check_batch(batch_size: int) -> None:
             f"config.train.batch_size={batch_size} does not divide over {devices} devices; "
             f"choose a multiple of {devices}"
         )
+
+
+def _check_rates(settings: ml_collections.ConfigDict, layout: features.Layout) -> None:
+    """Raises `UserError` if something is to be withheld that does not exist, or at no share."""
+    features.check_inputs(tuple(settings.constituent_drop), layout)
+    rates = {f"constituent_drop.{name}": rate for name, rate in settings.constituent_drop.items()}
+    for name, rate in {**rates, "cond_drop": settings.cond_drop, "guide_drop": settings.guide_drop}.items():
+        if not 0 <= rate <= 1:
+            raise cli.UserError(f"config.train.{name}={rate}: a share lies between 0 and 1")
 
 
 def _held_out(directory: str) -> Clips | None:

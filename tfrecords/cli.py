@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import difflib
 import importlib.util
 import logging
@@ -140,6 +141,8 @@ def _tuple(text: str, current: tuple) -> tuple:
     if text.strip().startswith(("(", "[")):
         return tuple(ast.literal_eval(text))
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if current and not isinstance(current[0], str):
-        return tuple(ast.literal_eval(part) for part in parts)
-    return tuple(parts)
+    if not current:  # nothing tells what it holds: numbers where all read as numbers
+        with contextlib.suppress(ValueError, SyntaxError):
+            return tuple(ast.literal_eval(part) for part in parts)
+        return tuple(parts)
+    return tuple(parts) if isinstance(current[0], str) else tuple(ast.literal_eval(part) for part in parts)

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slf_jax import cascade
+from slf_jax import cascade, features
 from slf_jax.diffusion import guidance, noise, samplers
 from slf_jax.models.blocks import depth_to_space, space_to_depth
-from tfrecords.cli import UserError
+from tfrecords.cli import UserError, load_config
+from tfrecords.schema import Schema
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +113,9 @@ def test_more_steps_cost_no_more_conditioning(system, params, config, batch):
 
     def sampling(steps):
         settings = dataclasses.replace(cascade.sample_settings(config), steps=steps)
-        return jax.make_jaxpr(
-            lambda p: system.sample_stage("base", p, batch, faces, noises["base"], scales, settings)
-        )(params["base"]).jaxpr
+        return jax.make_jaxpr(lambda p: system.sample_stage("base", p, batch, faces, noises["base"], scales, settings))(
+            params["base"]
+        ).jaxpr
 
     matrix, mask = system.features(batch)
     conditioning, evaluation = (
@@ -227,3 +228,39 @@ def test_settings_that_do_not_fit_are_refused(config, system, key, value, messag
     with pytest.raises(UserError, match=message):
         cascade.build(changed, system.layout, system.statistics)
         cascade.sample_settings(changed)
+
+
+def test_the_papers_settings_train_and_sample(config, system, params, batch):
+    """Noise prediction, cosine and linear levels, min-SNR, ancestral steps, dynamic thresholds: settings only."""
+    paper = load_config("configs/paper.py")
+    paper.model, paper.data.inputs, paper.sample.steps = config.model, config.data.inputs, 3
+    rebuilt = cascade.build(paper, system.layout, system.statistics)
+    keys, faces = jax.random.split(jax.random.key(0), 6), cascade.to_float(batch["face"])
+    for name, stage in rebuilt.stages.items():
+
+        def loss(p, stage=stage):
+            return stage.loss(p, faces, *rebuilt.features(batch), keys, jnp.arange(6), 6, guide_drop=0.0)[0].mean()
+
+        mean, grads = jax.jit(jax.value_and_grad(loss))(params[name])
+        assert np.isfinite(mean) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    images = jax.jit(rebuilt.sample, static_argnames="settings")(
+        params, {k: v for k, v in batch.items() if k != "face"}, cascade.make_guide(faces), jnp.ones(6),
+        cascade.person_noise(0, jnp.arange(6)), jnp.ones((2, 2)), settings=cascade.sample_settings(paper),
+    )  # fmt: skip
+    assert images.shape == (2, 6, 128, 128, 3) and np.isfinite(images).all()
+
+
+@pytest.mark.parametrize(
+    "path, base, upsampler",
+    [
+        ("configs/demo.py", (1.5, 3), (1.5, 3)),
+        ("configs/base.py", (50, 100), (50, 100)),
+        # The original's U-Nets have 604 M and 493 M.
+        ("configs/paper.py", (480, 720), (400, 620)),
+    ],
+)
+def test_presets_have_about_the_millions_of_parameters_they_should(path, base, upsampler):
+    system = cascade.build(load_config(path), features.make_layout(Schema(())), {})
+    for name, (least, most) in (("base", base), ("upsampler", upsampler)):
+        shapes = jax.eval_shape(system.stages[name].init, jax.random.key(0))
+        assert least < sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 < most

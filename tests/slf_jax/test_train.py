@@ -117,6 +117,8 @@ def test_a_digest_sees_one_flipped_bit_and_a_swap():
         ("data.dir", "nowhere", "extract.run"),
         ("parallel", "threads", "neither 'shard_map' nor 'pmap'"),
         ("train.batch_size", (0,), "batch_size=0"),
+        ("train.constituent_drop.mel", 1.5, "constituent_drop.mel=1.5: a share lies between 0 and 1"),
+        ("train.cond_drop", float("nan"), "cond_drop=nan: a share"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(run, fresh_config, key, value, message):

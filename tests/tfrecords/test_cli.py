@@ -10,6 +10,8 @@ def load(**overrides):
 def test_any_leaf_can_be_set_and_keeps_its_type():
     config = load(train__steps="7", train__ema="0.5", train__flip="false", workdir="here", data__inputs="mel,age")
     assert tuple(config.train.steps) == (7,) and config.train.ema == 0.5 and config.train.flip is False
+    assert tuple(load(sample__interval="0.2,5").sample.interval) == (0.2, 5)
+    assert tuple(load(extract__deepface__estimate="age,gender").extract.deepface.estimate) == ("age", "gender")
     assert config.workdir == "here" and tuple(config.data.inputs) == ("mel", "age")
 
 

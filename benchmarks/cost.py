@@ -1,0 +1,160 @@
+"""What a face costs, for each preset: `python benchmarks/cost.py [configs/base.py configs/paper.py ...]`.
+
+Parameters and GFLOP (a multiply-add is two) of each stage, counted by XLA on the lowered program; nothing is run. A
+face costs NFE x 2 evaluations (guidance has two branches) of each stage and its conditions once. The original SLF's
+figures stand beside them. With `--sizes`: how the sizes of `configs/base.py` were chosen, with the seconds that an
+evaluation takes on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from slf_jax import cascade, features
+from tfrecords import cli
+from tfrecords.schema import MATRIX_ROWS, MATRIX_WIDTH, Schema
+
+# imagen-pytorch at SLF's sizes: millions of parameters, GFLOP an evaluation, which encodes the conditions anew.
+ORIGINAL = {"base": (604.1, 50.2), "upsampler": (493.2, 476.0)}
+ORIGINAL_EVALUATIONS = 2 * 1000
+
+SIZES = {  # what `configs/base.py` was weighed against
+    "base": {
+        "chosen": {},
+        "patch 2": dict(patch=2),
+        "attention at 32 px too": dict(self_attention=(True, True, True), cross_attention=(True, True, True)),
+        "attention at 8 px only": dict(self_attention=(False, False, True), cross_attention=(False, False, True)),
+        "width 192": dict(width=192),
+    },
+    "upsampler": {
+        "chosen": {},
+        "patch 1, one level more": dict(
+            patch=1, mults=(1, 1, 2, 4, 4), blocks=(1, 1, 2, 3, 3),
+            self_attention=(False,) * 4 + (True,), cross_attention=(False,) * 4 + (True,),
+        ),
+        "patch 4, one level less": dict(
+            patch=4, mults=(2, 4, 4), blocks=(2, 3, 3),
+            self_attention=(False, False, True), cross_attention=(False, False, True),
+        ),
+        "even blocks": dict(blocks=(2, 2, 2, 2)),
+        "attention at 16 px too": dict(
+            self_attention=(False, False, True, True), cross_attention=(False, False, True, True)
+        ),
+        "width 144": dict(width=144),
+    },
+}  # fmt: skip
+
+
+def make_system(config: ml_collections.ConfigDict) -> cascade.System:
+    """A config's system with the paper's whole matrix: no data set is needed."""
+    return cascade.build(config, features.make_layout(Schema(())), {})
+
+
+def gflop(function: Callable, *arguments: object) -> float:
+    """Of one call, from XLA's count on the lowered program. Scans count once: give it nothing that loops."""
+    return jax.jit(function).lower(*arguments).cost_analysis()["flops"] / 1e9
+
+
+def evaluation(stage: cascade.Stage) -> tuple[Callable, tuple]:
+    """The stage's denoiser as a function, and the shapes of its arguments for one image."""
+    shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)  # noqa: E731
+    params = jax.eval_shape(stage.init, jax.random.key(0))
+    matrix, mask = shape(1, MATRIX_ROWS, MATRIX_WIDTH), shape(1, MATRIX_ROWS, dtype=bool)
+    cond = jax.eval_shape(stage.condition, params, matrix, mask)
+    image = shape(1, stage.size, stage.size, 3)
+    start = cascade.Start(image, shape(1), shape(1))
+    return lambda p, x, sigma, c, start: stage.denoiser(p, start)(x, sigma, c), (params, image, shape(1), cond, start)
+
+
+def stage_cost(stage: cascade.Stage) -> dict[str, float]:
+    """Millions of parameters, GFLOP of an evaluation and of encoding a person's conditions."""
+    function, arguments = evaluation(stage)
+    params = arguments[0]
+    matrix = jnp.zeros((1, MATRIX_ROWS, MATRIX_WIDTH))
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6,
+        "evaluation": gflop(function, *arguments),
+        "conditions": gflop(stage.condition, params, matrix, matrix[:, :, 0] > 0),
+    }
+
+
+def face_cost(costs: Mapping[str, Mapping[str, float]], settings: cascade.SampleSettings) -> float:
+    """TFLOP of one face by both stages, with guidance at all levels."""
+    each = [2 * settings.evaluations * cost["evaluation"] + cost["conditions"] for cost in costs.values()]
+    return sum(each) / 1000
+
+
+def seconds(stage: cascade.Stage, rounds: int) -> float:
+    """Median seconds of an evaluation of one image, compiled, after a first one."""
+    function, arguments = evaluation(stage)
+    rng = np.random.default_rng(0)
+    arguments = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape).astype(np.float32) * 0.05), arguments)
+    compiled = jax.jit(function).lower(*arguments).compile()
+    times = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def presets(paths: list[str]) -> None:
+    print(f"{'':26}{'stage':12}{'M parameters':>13}{'GFLOP/eval':>12}{'conditions':>12}{'NFE':>6}{'TFLOP a face':>14}")
+    for path in paths:
+        config = cli.load_config(path)
+        system, settings = make_system(config), cascade.sample_settings(config)
+        costs = {name: stage_cost(system.stages[name]) for name in cascade.STAGES}
+        face = f"{face_cost(costs, settings):.2f}"
+        for name, cost in costs.items():
+            print(
+                f"{path:26}{name:12}{cost['parameters']:13.1f}{cost['evaluation']:12.2f}{cost['conditions']:12.2f}"
+                f"{settings.evaluations:6}{face:>14}"
+            )
+            path = face = ""
+    face = f"{ORIGINAL_EVALUATIONS * sum(each for _, each in ORIGINAL.values()) / 1000:.0f}"
+    for path, (name, (parameters, each)) in zip(("original SLF", ""), ORIGINAL.items(), strict=True):
+        print(f"{path:26}{name:12}{parameters:13.1f}{each:12.1f}{'in each':>12}{1000:6}{face if path else '':>14}")
+
+
+def sizes(rounds: int) -> None:
+    print(f"{'stage':12}{'sizes':28}{'M parameters':>13}{'GFLOP/eval':>12}{'seconds':>10}{'GFLOP/s':>10}")
+    cases = [(name, label, change) for name, group in SIZES.items() for label, change in group.items()]
+    lines = []
+    for name, label, change in tqdm(cases, leave=False):
+        config = cli.load_config("configs/base.py")
+        config.model[name].update(change)
+        stage = make_system(config).stages[name]
+        cost, each = stage_cost(stage), seconds(stage, rounds)
+        lines.append(
+            f"{name:12}{label:28}{cost['parameters']:13.1f}{cost['evaluation']:12.2f}"
+            f"{each:10.4f}{cost['evaluation'] / each:10.0f}"
+        )
+    print("\n".join(lines))
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    arguments.add_argument("configs", nargs="*", default=["configs/demo.py", "configs/base.py", "configs/paper.py"])
+    arguments.add_argument("--sizes", action="store_true", help="weigh base.py's sizes against others")
+    arguments.add_argument("--rounds", type=int, default=10, help="timed evaluations of each (default: 10)")
+    args = arguments.parse_args()
+    presets(args.configs)
+    if args.sizes:
+        device = jax.devices()[0].device_kind
+        print(f"\nOne evaluation of one image, {device}, jax {jax.__version__}")
+        sizes(args.rounds)
+
+
+if __name__ == "__main__":
+    cli.run(main)
