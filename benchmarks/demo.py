@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from slf_jax import cascade, features, parallel, state, train
+from slf_jax.diffusion.guidance import area_average
 from tfrecords.cli import load_config
 from tfrecords.reader import Clips, batches, stack
 
@@ -72,10 +73,13 @@ def sampling(system: cascade.System, clips: Clips, name: str, settings: cascade.
     people = 16
     batch = stack([clips[i % len(clips)] for i in range(people)])
     params = jax.jit(system.stages[name].init)(jax.random.key(0))
-    noise = cascade.person_noise(0, np.arange(people))[name]
-    faces = cascade.to_float(batch["face"])
-    program = jax.jit(lambda s: system.sample_stage(name, params, batch, faces, noise, s, settings))
-    return 1e3 * seconds(lambda: program(np.ones(1, np.float32)), repeats) / (2 * settings.steps * people)
+    noise = cascade.person_noise(0, np.arange(people))
+    low = area_average(cascade.to_float(batch["face"]), system.stages[name].low)
+    program = jax.jit(
+        lambda scales: system.sample({name: params}, batch, low, np.ones(people), noise, scales, settings, (name,))
+    )
+    evaluations = 2 * settings.evaluations * people
+    return 1e3 * seconds(lambda: program(np.ones((1, 2), np.float32)), repeats) / evaluations
 
 
 def main() -> None:

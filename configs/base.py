@@ -10,7 +10,7 @@ the sizes bought, in GFLOP of one evaluation (`python benchmarks/cost.py --sizes
 
 - The upsampler folds 2x2 pixels into channels: 20.3, where a first level at 128 px takes 32.8.
 - Its blocks lie at low resolution, (1, 2, 3, 3): 16 M more parameters than (2, 2, 2, 2) for 4 % more work.
-- Its attention at 16 px only: 24.2 with 32 px as well, though the 16 px level already sees the whole face.
+- Its attention at 8 px only: 24.2 with 16 px as well.
 - Attention of the base stage from 16 px down: 12.7 with 32 px as well, and twice the seconds on a CPU; 7.9 without 16 px.
 - The base stage keeps single pixels: folding would leave 2.1, but 32 px are all that it has to draw.
 - Half as wide again, 104 M and 138 M parameters, costs 2.2 times as much.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -29,6 +29,11 @@ GUIDE_SIZE = 8
 LEVELS = ("karras", "training")
 STAGES = ("base", "upsampler")
 SIZES = {"base": (GUIDE_SIZE, 32), "upsampler": (32, 128)}  # low-resolution and own side
+
+
+def to_uint8(images: jax.Array) -> jax.Array:
+    """Images in [-1, 1] to uint8."""
+    return jnp.round(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
 
 
 def to_float(images: jax.Array) -> jax.Array:
@@ -274,53 +279,50 @@ class System:
     inputs: tuple[str, ...]
     stages: Mapping[str, Stage]
 
+    def without(self, names: Sequence[str]) -> System:
+        """The same system with some of its inputs masked. Raises `UserError` for a name that is none of them."""
+        for name in names:
+            if name not in self.inputs:
+                raise UserError(f"{name!r} is no input of this system; its inputs are: {', '.join(self.inputs)}")
+        return dataclasses.replace(self, inputs=tuple(name for name in self.inputs if name not in names))
+
     def features(self, clips: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Matrix [B, 256, 768] and row mask [B, 256] of a batch of records."""
         matrix, mask = features.assemble(clips, self.layout, self.statistics)
         return matrix, features.select(mask, self.layout, self.inputs)
 
     def sample(
-        self, params: Mapping[str, Mapping], clips: Mapping[str, jax.Array], guides: jax.Array, guided: jax.Array,
-        noise: Mapping[str, Noise], scales: jax.Array, settings: SampleSettings,
+        self, params: Mapping[str, Mapping], clips: Mapping[str, jax.Array], low: jax.Array, given: jax.Array,
+        noise: Mapping[str, Noise], scales: jax.Array, settings: SampleSettings, stages: Sequence[str] = STAGES,
     ) -> jax.Array:  # fmt: skip
-        """S scales x B people through both stages.
+        """S scales x B people through `stages`, one after the other.
 
         The people's conditions, noise, keys and values are computed once and shared by all scales.
 
         Args:
           params: of each stage.
-          clips: raw records, leading axis B. guides: [B, 8, 8, 3] in [-1, 1]. guided: [B], 0 = from noise alone.
+          clips: raw records, leading axis B.
+          low: [B, side, side, 3] in [-1, 1], what the first stage starts from: the guide, or for the upsampler a face
+            of 32x32. given: [B], 0 = there is none, the base stage starts from noise alone.
           noise: of each stage, as `person_noise` gives it.
           scales: [S, 2], of base and upsampler, traced: a new scale does not recompile.
 
-        Returns: images [S, B, 128, 128, 3] in [-1, 1].
+        Returns: images [S, B, side, side, 3] in [-1, 1], of the last stage.
         """
         matrix, mask = self.features(clips)
-        conds = {name: self._conds(name, params, matrix, mask) for name in STAGES}
+        conds = {name: self._conds(name, params, matrix, mask) for name in stages}
+        guide = make_guide(low)
 
         def at(pair: jax.Array) -> jax.Array:
-            image, present = guides, guided
-            for name, scale in zip(STAGES, pair, strict=True):
-                stage = self.stages[name]
-                start = stage.start(image, present, jnp.zeros(len(guides)))
-                image = stage.sample(params[name], *conds[name], start, scale, noise[name], settings, guides, guided)
-                present = jnp.ones(len(guides))
+            image, present = low, given
+            for name in stages:
+                stage, scale = self.stages[name], pair[STAGES.index(name)]
+                start = stage.start(image, present, jnp.zeros(len(low)))
+                image = stage.sample(params[name], *conds[name], start, scale, noise[name], settings, guide, given)
+                present = jnp.ones(len(low))
             return image
 
         return jax.vmap(at)(scales)
-
-    def sample_stage(
-        self, name: str, params: Mapping, clips: Mapping[str, jax.Array], faces: jax.Array,
-        noise: Noise, scales: jax.Array, settings: SampleSettings,
-    ) -> jax.Array:  # fmt: skip
-        """One stage alone, from the real low-resolution image of `faces`; [S, B, size, size, 3]."""
-        stage, ones = self.stages[name], jnp.ones(len(faces))
-        cond, null = self._conds(name, {name: params}, *self.features(clips))
-        start = stage.start(guidance.area_average(faces, stage.low), ones, 0 * ones)
-        sample = lambda scale: stage.sample(  # noqa: E731
-            params, cond, null, start, scale, noise, settings, make_guide(faces), ones
-        )
-        return jax.vmap(sample)(scales)
 
     def _conds(self, name: str, params: Mapping, matrix: jax.Array, mask: jax.Array) -> tuple[Cond, Cond]:
         """Conditions of the people, and the null branch's: one for all."""
@@ -329,10 +331,12 @@ class System:
         return stage.condition(params[name], matrix, mask), null
 
 
-def person_noise(seed: int, people: jax.Array) -> dict[str, Noise]:
-    """The noise of each stage, a function of the seed and of each person's number alone."""
-    people_keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), people)
-    numbered = lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(people_keys)  # noqa: E731
+def person_noise(seed: int, people: jax.Array, draws: jax.Array | int = 0) -> dict[str, Noise]:
+    """The noise of each stage: a function of the seed, each person's number [B] and that of the draw alone."""
+    fold = jax.vmap(jax.random.fold_in)
+    keys = fold(jnp.broadcast_to(jax.random.key(seed), people.shape), people)
+    keys = fold(keys, jnp.broadcast_to(draws, people.shape))
+    numbered = lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)  # noqa: E731
     noise = {}
     for i, name in enumerate(STAGES):
         size = SIZES[name][1]

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from tfrecords import cli
-from tfrecords.schema import CONTINUOUS, EMBEDDING, MATRIX_ROWS, MATRIX_WIDTH, Schema, matrix_constituents
+from tfrecords.schema import (
+    CONTINUOUS,
+    EMBEDDING,
+    MATRIX_ROWS,
+    MATRIX_WIDTH,
+    Schema,
+    matrix_constituents,
+)
 
 LIMIT = 10.0  # standardised values are clipped to +-LIMIT
 OLDEST = 100.0  # years; age is min-max scaled from [0, OLDEST]
@@ -52,10 +59,6 @@ class Layout:
     def to_json(self) -> list[dict]:
         return [dataclasses.asdict(block) for block in self.blocks]
 
-    @classmethod
-    def from_json(cls, data: Sequence[dict]) -> Layout:
-        return cls(tuple(Block(**block) for block in data))
-
 
 def make_layout(schema: Schema) -> Layout:
     """Rows for every constituent, in the order of `matrix_constituents`, which see for what it refuses."""
@@ -71,6 +74,47 @@ def check_inputs(names: Sequence[str], layout: Layout) -> None:
     for name in names:
         if name not in layout.names:
             raise cli.UserError(f"unknown constituent {name!r}; this dataset's are: {', '.join(layout.names)}")
+
+
+def check_same_features(
+    names: Sequence[str], trained: Schema, statistics: Mapping, given: Schema, given_statistics: Mapping, where: str
+) -> None:
+    """Raises `UserError` if a dataset's features are not those that a system was trained with.
+
+    For each of the constituents `names` that training had: shape, kind and weights have to be the same, the values
+    of about the same place and size.
+    """
+    have = {part.name: part for part in given.constituents}
+    for part in (part for part in trained.constituents if part.name in names):
+        if part.name not in have:
+            raise cli.UserError(
+                f"{where}: has no {part.name!r}, which this system was trained with; extract it, or leave it out with "
+                f"--without {part.name}"
+            )
+        other = have[part.name]
+        for what in ("rows", "width", "kind", "weights"):
+            if getattr(part, what) != getattr(other, what):
+                raise cli.UserError(
+                    f"{where}: {part.name!r} has {what} {getattr(other, what) or 'unknown'}, this system was trained "
+                    f"with {getattr(part, what) or 'unknown'}; extract it the same way, or leave it out with "
+                    f"--without {part.name}"
+                )
+        if part.name in statistics and part.name in given_statistics:
+            _check_same_scale(part.name, statistics[part.name], given_statistics[part.name], where)
+    for name in ("gender", "ethnicity", "language"):
+        if name in names and trained.labels[name] != given.labels[name]:
+            raise cli.UserError(f"{where}: the classes of {name!r} are not those that this system was trained with")
+
+
+def _check_same_scale(name: str, trained: Mapping, given: Mapping, where: str) -> None:
+    """Other people speak otherwise, but not many standard deviations otherwise."""
+    shift = np.median(np.abs(given["mean"] - trained["mean"]) / trained["std"])
+    ratio = np.median(given["std"] / trained["std"])
+    if not (shift < 3 and 0.2 < ratio < 5):
+        raise cli.UserError(
+            f"{where}: {name!r} lies {shift:.1f} standard deviations from what this system was trained with and varies "
+            f"{ratio:.2g} times as much; extract it the same way, or leave it out with --without {name}"
+        )
 
 
 def assemble(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from tfrecords.writer import write_atomically
 
 INK, PAPER, GAP = (32, 32, 32), (255, 255, 255), 2
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] to uint8."""
-    return np.round(np.clip(np.asarray(images, np.float32) * 127.5 + 127.5, 0, 255)).astype(np.uint8)
 
 
 def enlarge(images: np.ndarray, size: int) -> np.ndarray:
@@ -35,8 +34,16 @@ def image_grid(images: np.ndarray, path: Path, columns: Sequence[str], rows: Seq
         draw.text((6, top + r * height + height // 2), name, INK, font, anchor="lm")
     for (r, c), _ in np.ndenumerate(images[:, :, 0, 0, 0]):
         page.paste(Image.fromarray(images[r, c]), (left + c * width, top + r * height))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    page.save(path, optimize=True)
+    save_png(page, path)
+
+
+def save_png(picture: Image.Image, path: Path, notes: Mapping[str, object] | None = None) -> None:
+    """Writes a PNG whole or not at all, with `notes` as its text chunks."""
+    text, file = PngInfo(), io.BytesIO()
+    for key, value in (notes or {}).items():
+        text.add_text(key, str(value))
+    picture.save(file, "png", optimize=True, pnginfo=text)
+    write_atomically(path, file.getvalue())
 
 
 def feature_matrix(matrix: np.ndarray, mask: np.ndarray, blocks: Sequence[dict], title: str, path: Path) -> None:

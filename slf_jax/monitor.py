@@ -103,10 +103,10 @@ class Preview:
 
     def page(self, params: Any) -> tuple[np.ndarray, list[str]]:
         """uint8 images [people, columns, 128, 128, 3] and the columns' names: input, each scale, the real face."""
-        samples = np.asarray(self._sample(params, self._few))
+        samples = self._sample(params, self._few)
         real = cascade.to_float(jnp.asarray(self._few["face"]))
-        low, own = (np.asarray(area_average(real, size)) for size in (self._stage.low, self._stage.size))
-        columns = [figures.enlarge(figures.to_uint8(images), 128) for images in (low, *samples, own)]
+        low, own = (area_average(real, size) for size in (self._stage.low, self._stage.size))
+        columns = [figures.enlarge(np.asarray(cascade.to_uint8(images)), 128) for images in (low, *samples, own)]
         names = [f"{self._stage.low}x{self._stage.low}", *(f"scale {s:g}" for s in PREVIEW_SCALES), "real"]
         return np.stack(columns, 1), names
 
@@ -120,6 +120,12 @@ class Preview:
         return self._stage.loss(params, faces, matrix, mask, keys, place, count, guide_drop=0.0)[0].mean()
 
     def _images(self, params: Any, clips: Mapping) -> jax.Array:
-        noise = cascade.person_noise(0, jnp.arange(len(clips["face"])))[self._stage.name]
-        faces, scales = cascade.to_float(clips["face"]), jnp.array(PREVIEW_SCALES)
-        return self._system.sample_stage(self._stage.name, params, clips, faces, noise, scales, self._settings)
+        stage, count = self._stage, len(clips["face"])
+        low, noise = (
+            area_average(cascade.to_float(clips["face"]), stage.low),
+            cascade.person_noise(0, jnp.arange(count)),
+        )
+        scales = jnp.array([(scale, scale) for scale in PREVIEW_SCALES])
+        return self._system.sample(
+            {stage.name: params}, clips, low, jnp.ones(count), noise, scales, self._settings, (stage.name,)
+        )

@@ -1,7 +1,7 @@
 """What a training step carries, and its checkpoints.
 
 A checkpoint has three parts: `ema` (the averaged parameters, all that sampling needs), `training` (the rest of
-the state) and `meta` (config, features' layout and statistics, digests). Orbax keeps no checksum of its data, so
+the state) and `meta` (config, the features' schema and statistics, digests). Orbax keeps no checksum of its data, so
 a digest of ours is checked on restore.
 """
 
@@ -22,8 +22,9 @@ import optax
 import orbax.checkpoint as ocp
 
 from slf_jax.cascade import STAGES, Stage, System, build
-from slf_jax.features import Layout
+from slf_jax.features import make_layout
 from tfrecords.cli import UserError
+from tfrecords.schema import Schema
 
 # Settings that decide what a checkpoint's numbers mean: a run cannot go on with others.
 FIXED = ("model", "diffusion", "data.inputs", "train.batch_size", "seed")
@@ -64,14 +65,14 @@ class Meta:
     """What stands beside the numbers in a checkpoint."""
 
     config: ml_collections.ConfigDict
-    layout: Layout
+    schema: Schema
     statistics: Mapping[str, Mapping[str, np.ndarray]]
 
     def to_json(self) -> dict:
         statistics = {n: {k: v.tolist() for k, v in both.items()} for n, both in self.statistics.items()}
         return {
             "config": json.loads(self.config.to_json()),
-            "layout": self.layout.to_json(),
+            "schema": self.schema.to_json(),
             "statistics": statistics,
         }
 
@@ -82,7 +83,7 @@ class Meta:
             for name, both in data["statistics"].items()
         }
         config = ml_collections.ConfigDict(data["config"], convert_dict=True)
-        return cls(config, Layout.from_json(data["layout"]), statistics)
+        return cls(config, Schema.from_json(data["schema"]), statistics)
 
 
 class Checkpoints:
@@ -182,9 +183,9 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained system as a run left it: its config, EMA parameters and digests by stage."""
+    """A trained system as a run left it: its config and features, EMA parameters and digests by stage."""
 
-    config: ml_collections.ConfigDict
+    meta: Meta
     system: System
     params: dict[str, Any]
     digests: dict[str, str]
@@ -192,7 +193,7 @@ class Trained:
 
 def load(workdir: str | Path) -> Trained:
     """The newest EMA weights of both stages of a run; `UserError` if a stage is missing."""
-    config, system, params, digests = None, None, {}, {}
+    meta, system, params, digests = None, None, {}, {}
     for name in STAGES:
         if not any(Path(workdir).glob(f"checkpoints/{name}/[0-9]*")):
             raise UserError(
@@ -203,7 +204,7 @@ def load(workdir: str | Path) -> Trained:
             step = checkpoints.latest()
             if system is None:
                 meta = checkpoints.meta(step)
-                config, system = meta.config, build(meta.config, meta.layout, meta.statistics)
+                system = build(meta.config, make_layout(meta.schema), meta.statistics)
             like = jax.eval_shape(system.stages[name].init, jax.random.key(0))
             params[name], digests[name] = checkpoints.restore_ema(step, like)
-    return Trained(config, system, params, digests)
+    return Trained(meta, system, params, digests)

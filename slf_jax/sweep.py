@@ -8,19 +8,16 @@ controls).
 from __future__ import annotations
 
 import json
-import math
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from slf_jax import cascade, figures, parallel
+from slf_jax import cascade, figures, sampling
 from slf_jax.evaluation import metrics
-from slf_jax.state import Trained, load
+from slf_jax.sampling import Sampler, Scale, spell
+from slf_jax.state import Trained
 from tfrecords import cli
 from tfrecords.reader import Clips, stack
 from tfrecords.writer import write_atomically
@@ -29,133 +26,59 @@ GRID_ROWS = 8
 CONTROL_SCALE = 2.0  # at the scale nearest to this one, everybody also gets another person's conditions
 
 
-Scale = tuple[float, float]  # of base and upsampler
-
-
-def parse_scales(text: str) -> tuple[Scale, ...]:
-    """`"0,2.5,4:1"` to pairs; one number serves both stages. `UserError` if empty, negative or no numbers."""
-    try:
-        scales = [tuple(float(number) for number in part.split(":")) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise cli.UserError(f"--scales {text!r}: give numbers parted by commas, as in --scales 0,1,2,4") from None
-    if not scales:
-        raise cli.UserError("--scales is empty; give at least one, as in --scales 0,1,2,4")
-    if any(len(scale) > 2 for scale in scales):
-        raise cli.UserError(f"--scales {text}: a scale is one number, or BASE:UPSAMPLER as in 4:1")
-    if any(not math.isfinite(number) or number < 0 for scale in scales for number in scale):
-        raise cli.UserError(f"--scales {text}: a guidance scale is a finite number of at least 0")
-    return tuple((scale[0], scale[-1]) for scale in scales)
-
-
-def spell(scale: Scale) -> str:
-    """`2.5`, or `4:1` where the stages differ."""
-    return f"{scale[0]:g}" if scale[0] == scale[1] else f"{scale[0]:g}:{scale[1]:g}"
-
-
-def person_number(clip_id: str) -> int:
-    """A number that a clip's noise is drawn from, whatever else is sampled with it."""
-    return zlib.crc32(clip_id.encode()) & 0x7FFFFFFF
-
-
-class Sampler:
-    """A trained system compiled for chunks of `chunk` people at a fixed number of scales."""
-
-    def __init__(self, trained: Trained, chunk: int) -> None:
-        devices = jax.device_count()
-        self.chunk = math.ceil(chunk / devices) * devices
-        self.settings = cascade.sample_settings(trained.config)
-        self._mesh = parallel.make_mesh()
-        self._params = parallel.replicate(self._mesh, trained.params)
-        self._system, self._program = trained.system, jax.jit(self._run)
-
-    def _run(
-        self, params: Mapping, clips: Mapping, people: jax.Array, guided: jax.Array, seed: int, scales: jax.Array
-    ) -> jax.Array:
-        noise = cascade.person_noise(seed, people)
-        guides = cascade.make_guide(cascade.to_float(clips["face"]))
-        records = {key: value for key, value in clips.items() if key != "face"}
-        return self._system.sample(params, records, guides, guided, noise, scales, self.settings)
-
-    def __call__(
-        self, clips: Mapping[str, np.ndarray], people: np.ndarray, scales: Sequence[Scale], seed: int, *,
-        guided: bool = True, progress: str = "",
-    ) -> np.ndarray:  # fmt: skip
-        """uint8 images [S, B, 128, 128, 3]; `clips` are records of B people, `people` their numbers."""
-        count, parts = len(people), []
-        for first in tqdm(range(0, count, self.chunk), desc=progress, unit="chunk", disable=not progress):
-            # The last chunk is filled up with its first person, so that nothing compiles twice.
-            places = np.arange(first, first + self.chunk)
-            places = np.where(places < count, places, first)
-            batch, numbers = parallel.split(
-                self._mesh, "shard_map", ({k: v[places] for k, v in clips.items()}, people[places])
-            )
-            present = jnp.full(self.chunk, float(guided))
-            images = self._program(self._params, batch, numbers, present, seed, jnp.array(scales, jnp.float32))
-            parts.append(figures.to_uint8(images)[:, : count - first])
-        return np.concatenate(parts, 1)
-
-
-def choose_people(clips: Clips, count: int) -> list[dict]:
-    """The first clip of each of the first `count` speakers."""
-    first: dict[str, dict] = {}
-    for i in range(len(clips)):
-        clip = clips[i]
-        first.setdefault(clip["speaker_id"], clip)
-        if len(first) == count:
-            break
-    return list(first.values())
-
-
-def sweep(workdir: Path, scales: Sequence[Scale], *, data: str, split: str, people: int, seed: int, chunk: int) -> dict:
-    """Samples, measures and draws; returns what metrics.json holds."""
-    trained = load(workdir)
-    parallel.use_compilation_cache(trained.config.compilation_cache)
-    data = data or trained.config.data.dir
-    chosen = choose_people(Clips(data, split), people)
-    batch, numbers = stack(chosen), np.array([person_number(clip["clip_id"]) for clip in chosen])
-    sampler = Sampler(trained, min(chunk, len(chosen)))
-    images = sampler(batch, numbers, scales, seed, progress=f"{len(scales)} scales x {len(chosen)} people")
+def sweep(
+    trained: Trained, sampler: Sampler, clips: Clips, train_clips: Clips, scales: Sequence[Scale], *,
+    people: int, samples: int, seed: int,
+) -> tuple[dict, np.ndarray]:  # fmt: skip
+    """Samples and measures; returns what metrics.json holds, and the grid [rows, columns, 128, 128, 3]."""
+    chosen = sampling.choose_people(clips, people)
+    batch, numbers = stack(chosen), np.array([sampling.person_number(clip["clip_id"]) for clip in chosen])
+    progress = f"{len(scales)} scales x {len(chosen)} people x {samples}"
+    images = sampler(batch, numbers, scales, seed, samples=samples, progress=progress)
     # Everybody's own thumbnail and noise with the next person's voice and attributes.
     at = min(range(len(scales)), key=lambda i: abs(scales[i][0] - CONTROL_SCALE))
     others = {key: value if key == "face" else np.roll(value, 1, 0) for key, value in batch.items()}
-    swapped = sampler(others, numbers, scales[at : at + 1], seed, progress="control: another person's conditions")
+    progress = "control: another person's conditions"
+    swapped = sampler(others, numbers, scales[at : at + 1], seed, samples=samples, progress=progress)
     real = batch["face"]
+    controls = {"bicubic": bicubic(real), "mean_face": np.broadcast_to(mean_face(train_clips), real.shape)}
     report = {
-        "data": data,
-        "split": split,
         "people": len(chosen),
+        "samples": samples,
         "seed": seed,
-        "sampler": trained.config.sample.to_dict(),
+        "sampler": {**trained.meta.config.sample.to_dict(), "evaluations": sampler.settings.evaluations},
         "checkpoints": trained.digests,
         "scales": {spell(scale): measure(image, real) for scale, image in zip(scales, images, strict=True)},
         "controls": {
             "other_persons_conditions": {"scale": spell(scales[at]), **measure(swapped[0], real)},
-            "bicubic": measure(bicubic(real), real),
-            "mean_face": measure(np.broadcast_to(mean_face(Clips(data, "train")), real.shape), real),
+            **{name: measure(image[:, None], real) for name, image in controls.items()},
         },
     }
-    guides = figures.enlarge(figures.to_uint8(cascade.make_guide(cascade.to_float(jnp.asarray(real)))), 128)
-    page = np.stack([guides, *images, real], 1)[:GRID_ROWS]
-    figures.image_grid(
-        page, workdir / "sweep" / "grid.png", ["8x8 guide", *(f"scale {spell(scale)}" for scale in scales), "real"]
-    )
-    write_atomically(workdir / "sweep" / "metrics.json", json.dumps(report, indent=2).encode())
-    return report
+    guides = figures.enlarge(np.asarray(cascade.to_uint8(cascade.make_guide(cascade.to_float(jnp.asarray(real))))), 128)
+    repeated = (np.broadcast_to(x[:, None], images.shape[1:]) for x in (guides, real))
+    page = np.stack([next(repeated), *images, next(repeated)], 2)
+    return report, page.reshape(-1, *page.shape[2:])[:GRID_ROWS]
 
 
 def measure(images: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """Means over people of PSNR (dB), SSIM and guide error (of 255)."""
-    return {
-        "psnr": float(metrics.psnr(images, real).mean()),
-        "ssim": float(metrics.ssim(images, real).mean()),
-        "guide_error": float(metrics.guide_error(images, real).mean()),
-    }
+    """Means over people and samples of PSNR (dB), SSIM and guide error (of 255), of images [B, samples, H, W, 3].
+
+    With several samples also the standard deviation of each sample's mean over people.
+    """
+    kinds = {"psnr": metrics.psnr, "ssim": metrics.ssim, "guide_error": metrics.guide_error}
+    found = {}
+    for name, kind in kinds.items():
+        each = [float(kind(images[:, i], real).mean()) for i in range(images.shape[1])]
+        found[name] = float(np.mean(each))
+        if len(each) > 1:
+            found[f"{name}_sd"] = float(np.std(each, ddof=1))
+    return found
 
 
 def bicubic(faces: np.ndarray) -> np.ndarray:
     """What the guides of uint8 faces [B, 128, 128, 3] look like up-sampled: the control every system must beat."""
     guides = cascade.make_guide(cascade.to_float(jnp.asarray(faces)))
-    return figures.to_uint8(cascade.upsample(guides, faces.shape[1]))
+    return np.asarray(cascade.to_uint8(cascade.upsample(guides, faces.shape[1])))
 
 
 def mean_face(clips: Clips) -> np.ndarray:
@@ -182,30 +105,36 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Samples the same people at several guidance scales in one batch, draws and measures them.",
         [
             "python -m slf_jax.sweep --workdir runs/demo --scales 0,1,2,4,8",
+            "python -m slf_jax.sweep --workdir runs/demo --scales 0,2,4:1 --samples 4 --without mel",
             "python -m slf_jax.sweep --workdir runs/vox2 --scales 0,2,4,6,8 --split validation --people 118 --chunk 32",
+            "python -m slf_jax.sweep --workdir runs/demo --scales 1,2 --config.sample.sampler=heun --out heun",
         ],
     )
-    arguments.add_argument("--workdir", required=True, type=Path, help="run directory of slf_jax.train")
+    sampling.add_arguments(arguments)
     arguments.add_argument(
         "--scales",
         required=True,
         help="guidance scales, parted by commas; 0 ignores the conditions; 4:1 is 4 in base and 1 in upsampler",
     )
-    arguments.add_argument("--data", default="", help="dataset folder (default: the one it was trained on)")
-    arguments.add_argument("--split", default="test")
     arguments.add_argument("--people", type=int, default=64, help="how many speakers (default: 64)")
-    arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--chunk", type=int, default=16, help="people sampled together; bounds memory (default: 16)")
-    args = arguments.parse_args(argv)
-    if min(args.people, args.chunk) < 1:
-        raise cli.UserError("--people and --chunk are at least 1")
-    report = sweep(
-        args.workdir, parse_scales(args.scales), data=args.data, split=args.split,
-        people=args.people, seed=args.seed, chunk=args.chunk,
-    )  # fmt: skip
-    print(f"{report['people']} people of split {report['split']!r}, seed {report['seed']}")
+    arguments.add_argument("--out", type=Path, help="folder to write to (default: WORKDIR/sweep)")
+    args, trained = sampling.parse(arguments, argv)
+    scales, without, out = sampling.parse_scales(args.scales), sampling.names(args.without), args.out
+    if args.people < 1:
+        raise cli.UserError(f"--people {args.people}: give at least 1")
+    clips = sampling.open_clips(trained, args, without)
+    train_clips = Clips(trained.meta.config.data.dir, "train")
+    sampler = Sampler(trained, without=without, chunk=args.chunk, memory=args.memory)
+    report, page = sweep(
+        trained, sampler, clips, train_clips, scales, people=args.people, samples=args.samples, seed=args.seed
+    )
+    report = {"data": str(clips.directory), "split": args.split, "without": without, **report}
+    out = out or args.workdir / "sweep"
+    figures.image_grid(page, out / "grid.png", ["8x8 guide", *(f"scale {spell(scale)}" for scale in scales), "real"])
+    write_atomically(out / "metrics.json", json.dumps(report, indent=2).encode())
+    print(f"{report['people']} people of split {args.split!r}, {args.samples} sample(s) of each, seed {args.seed}")
     print(table(report))
-    print(f"{args.workdir / 'sweep' / 'grid.png'}\n{args.workdir / 'sweep' / 'metrics.json'}")
+    print(f"{out / 'grid.png'}\n{out / 'metrics.json'}")
 
 
 if __name__ == "__main__":

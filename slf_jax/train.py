@@ -44,7 +44,7 @@ def train(config: ml_collections.ConfigDict) -> bool:
     layout = features.make_layout(clips.schema)
     system = cascade.build(config, layout, clips.statistics)
     _check_rates(config.train, layout)
-    meta = Meta(config, layout, clips.statistics)
+    meta = Meta(config, clips.schema, clips.statistics)
     workdir = Path(config.workdir)
     check_same_run(config, workdir)
     write_atomically(workdir / "config.json", config.to_json_best_effort(indent=2).encode())

@@ -13,7 +13,7 @@ import difflib
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -52,11 +52,19 @@ def parse_with_config(
     arguments.add_argument_group(
         "overrides", "--config.KEY=VALUE sets any leaf of the config, e.g. --config.train.steps=100"
     )
+    args, overrides = parse_overrides(arguments, argv)
+    return args, load_config(args.config, overrides)
+
+
+def parse_overrides(
+    arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Parses flags, and any number of `--config.key=value` into `{"key": "value"}`."""
     args, rest = arguments.parse_known_args(argv)
     wrong = [arg for arg in rest if not arg.startswith("--config.")]
     if wrong:
         arguments.error(f"unrecognized arguments: {' '.join(wrong)}")
-    return args, load_config(args.config, _pairs(rest))
+    return args, _pairs(rest)
 
 
 def _pairs(rest: Sequence[str]) -> dict[str, str]:
@@ -84,9 +92,14 @@ def load_config(path: str, overrides: dict[str, str] | None = None) -> ml_collec
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: a config file defines get_config()")
     config = module.get_config()
-    for key, text in (overrides or {}).items():
-        _override(config, key, text)
+    override(config, overrides or {})
     return config
+
+
+def override(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
+    """Sets `{"a.b": "value"}`, each read as the type that the config's own value has. Raises `UserError`."""
+    for key, text in overrides.items():
+        _override(config, key, text)
 
 
 def _override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
@@ -129,7 +142,7 @@ def _typed(key: str, text: str, current: object) -> object:
             return int(text)
         if isinstance(current, float):
             return float(text)
-        if isinstance(current, tuple):
+        if isinstance(current, (tuple, list)):
             return _tuple(text, current)
         return ast.literal_eval(text)
     except (ValueError, KeyError, SyntaxError):
@@ -137,7 +150,7 @@ def _typed(key: str, text: str, current: object) -> object:
         raise UserError(f"--config.{key}={text}: this setting is of type {kind}, now {current!r}") from None
 
 
-def _tuple(text: str, current: tuple) -> tuple:
+def _tuple(text: str, current: Sequence) -> tuple:
     if text.strip().startswith(("(", "[")):
         return tuple(ast.literal_eval(text))
     parts = [part.strip() for part in text.split(",") if part.strip()]

@@ -20,12 +20,12 @@ TEXT = ("clip_id", "speaker_id")
 class Clips:
     """One split of a dataset folder, by index; a source for Grain.
 
-    Attributes: `schema`, and `statistics`, `{constituent: {"mean": [width], "std": [width]}}`.
+    Attributes: `directory`, `schema`, and `statistics`, `{constituent: {"mean": [width], "std": [width]}}`.
     Raises `UserError` if the folder is no dataset, `CorruptShard` if a shard is damaged.
     """
 
     def __init__(self, directory: str | Path, split: str = "train") -> None:
-        directory = Path(directory)
+        self.directory = directory = Path(directory)
         info, metadata = (_read_json(directory, name) for name in ("dataset_info.json", "metadata.json"))
         self.schema = Schema.from_json(metadata)
         self.statistics = {

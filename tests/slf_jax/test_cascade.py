@@ -108,14 +108,18 @@ def matmul_flops(jaxpr):
 
 def test_more_steps_cost_no_more_conditioning(system, params, config, batch):
     count, stage = len(batch["face"]), system.stages["base"]
-    noises, scales = cascade.person_noise(0, jnp.arange(count)), jnp.ones(1)
+    noises, scales = cascade.person_noise(0, jnp.arange(count)), jnp.ones((1, 2))
     faces = cascade.to_float(batch["face"])
 
     def sampling(steps):
         settings = dataclasses.replace(cascade.sample_settings(config), steps=steps)
-        return jax.make_jaxpr(lambda p: system.sample_stage("base", p, batch, faces, noises["base"], scales, settings))(
-            params["base"]
-        ).jaxpr
+
+        def base(p):
+            return system.sample(
+                {"base": p}, batch, cascade.make_guide(faces), jnp.ones(count), noises, scales, settings, ("base",)
+            )
+
+        return jax.make_jaxpr(base)(params["base"]).jaxpr
 
     matrix, mask = system.features(batch)
     conditioning, evaluation = (

@@ -1,0 +1,161 @@
+"""Faces of people: `python -m slf_jax.sample --workdir runs/demo`.
+
+Writes one PNG for each face, named by its clip, which says in its text chunks that it is synthetic and how it came
+about (clip, seed, scale, sampler, evaluations, checkpoints), and a contact sheet.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from slf_jax import cascade, figures, sampling
+from slf_jax.diffusion.guidance import area_average
+from slf_jax.sampling import Sampler
+from slf_jax.state import Trained
+from tfrecords import cli
+from tfrecords.reader import Clips, stack
+from tfrecords.schema import FACE_SIZE
+
+SHEET_ROWS = 32
+SYNTHETIC = "yes: made by a diffusion model; not a photograph, and not an identification of anybody"
+
+
+def read_guide(path: Path) -> np.ndarray:
+    """A picture's centre square as a face [128, 128, 3] uint8 with the same 8x8 averages. Raises `UserError`."""
+    try:
+        with Image.open(path) as picture:
+            picture = ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise cli.UserError(f"--guide {path}: cannot be read as a picture ({error})") from None
+    return np.asarray(ImageOps.fit(picture, (FACE_SIZE, FACE_SIZE), Image.Resampling.BOX))
+
+
+def find_clips(clips: Clips, ids: Sequence[str], people: int) -> list[dict]:
+    """The clips of these ids, or the first of each of so many speakers. Raises `UserError`."""
+    if not ids:
+        return sampling.choose_people(clips, people)
+    found = {}
+    for i in range(len(clips)):
+        if len(found) == len(set(ids)):
+            break
+        clip = clips[i]
+        if clip["clip_id"] in ids:
+            found[clip["clip_id"]] = clip
+    for wanted in ids:
+        if wanted not in found:
+            raise cli.UserError(f"{clips.directory}: no clip {wanted!r} among the {len(clips)} of this split")
+    return [found[wanted] for wanted in ids]
+
+
+def write_faces(images: np.ndarray, names: Sequence[str], out: Path, notes: Sequence[Mapping]) -> list[Path]:
+    """Writes images [B, samples, H, W, 3] with each person's notes, to which the sample's number is added."""
+    count, paths = images.shape[1], []
+    for (person, draw), _ in tqdm(list(np.ndenumerate(images[:, :, 0, 0, 0])), desc="writing", unit="face"):
+        path = out / (f"{names[person]}_{draw:02d}.png" if count > 1 else f"{names[person]}.png")
+        figures.save_png(Image.fromarray(images[person, draw]), path, {**notes[person], "sample": draw})
+        paths.append(path)
+    return paths
+
+
+def unique_names(ids: Sequence[str]) -> list[str]:
+    """File names of clips, told apart by a number where two ids read the same."""
+    names = [sampling.file_name(each) for each in ids]
+    same = [name for name in names if names.count(name) > 1]
+    return [f"{n}_{sampling.person_number(i):08x}" if n in same else n for n, i in zip(names, ids, strict=True)]
+
+
+def contact_sheet(
+    images: np.ndarray, faces: np.ndarray, real: np.ndarray, ids: Sequence[str], side: int, guided: bool, path: Path
+) -> None:
+    """What each face started from, its samples, and the real face beside them, for up to `SHEET_ROWS` people."""
+    columns = [f"sample {i}" for i in range(images.shape[1])]
+    parts = [figures.enlarge(images, FACE_SIZE), real[:, None]]
+    if guided:
+        low = np.asarray(cascade.to_uint8(area_average(cascade.to_float(jnp.asarray(faces)), side)))
+        parts.insert(0, figures.enlarge(low, FACE_SIZE)[:, None])
+        columns.insert(0, f"{side}x{side}")
+    page = np.concatenate(parts, 1)[:SHEET_ROWS]
+    figures.image_grid(page, path, [*columns, "real"], [each[:40] for each in ids[:SHEET_ROWS]])
+
+
+def describe(trained: Trained, sampler: Sampler, stages: Sequence[str], scale: sampling.Scale, seed: int) -> dict:
+    """What is noted in each PNG, whoever it shows."""
+    return {
+        "synthetic": SYNTHETIC,
+        "seed": seed,
+        "scale": sampling.spell(scale),
+        "sampler": sampler.settings.sampler,
+        "evaluations": f"{sampler.settings.evaluations} a stage",
+        "stages": ", ".join(stages),
+        "checkpoints": ", ".join(f"{name} {trained.digests[name]}" for name in stages),
+        "Software": f"slf-jax {importlib.metadata.version('slf-jax')}",
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = cli.parser(
+        "slf_jax.sample",
+        "Draws faces from a trained system: of a thumbnail and a voice, of a voice alone, or of a thumbnail alone.",
+        [
+            "python -m slf_jax.sample --workdir runs/demo                               # 8x8 thumbnail, voice, attributes",
+            "python -m slf_jax.sample --workdir runs/demo --no-guide --samples 4        # voice and attributes, from noise",
+            "python -m slf_jax.sample --workdir runs/demo --scale 0                     # the thumbnail alone",
+            "python -m slf_jax.sample --workdir runs/demo --without age,gender,ethnicity",
+            "python -m slf_jax.sample --workdir runs/demo --clips p00812/00001/00001 --guide thumbnail.png",
+            "python -m slf_jax.sample --workdir runs/demo --stages upsampler            # 32x32 to 128x128",
+        ],
+    )
+    sampling.add_arguments(arguments)
+    arguments.add_argument("--clips", default="", metavar="IDS", help="clip ids, parted by commas")
+    arguments.add_argument("--people", type=int, default=8, help="without --clips: of how many speakers (default: 8)")
+    arguments.add_argument(
+        "--scale", default="1", help="guidance scale, or BASE:UPSAMPLER; 0: thumbnail alone (default: 1)"
+    )
+    arguments.add_argument(
+        "--guide", type=Path, metavar="FILE", help="picture whose thumbnail all get, for the clip's own"
+    )
+    arguments.add_argument("--no-guide", action="store_true", help="no thumbnail: from noise")
+    arguments.add_argument(
+        "--stages", default="base,upsampler", help="base (to 32x32), upsampler (from 32x32), or both"
+    )
+    arguments.add_argument("--out", type=Path, help="folder to write to (default: WORKDIR/faces)")
+    args, trained = sampling.parse(arguments, argv)
+    stages, without = sampling.names(args.stages), sampling.names(args.without)
+    scales = sampling.parse_scales(args.scale, "--scale")
+    if stages not in (cascade.STAGES, *((name,) for name in cascade.STAGES)):
+        raise cli.UserError(f"--stages {args.stages}: give one of base,upsampler or base or upsampler")
+    if len(scales) != 1:
+        raise cli.UserError(f"--scale {args.scale}: give one; several at once are slf_jax.sweep's")
+    if args.no_guide and (args.guide or stages[0] != "base"):
+        raise cli.UserError("--no-guide starts the base stage from noise: leave out --guide and --stages upsampler")
+    if args.people < 1:
+        raise cli.UserError(f"--people {args.people}: give at least 1")
+    clips = sampling.open_clips(trained, args, without)
+    chosen = find_clips(clips, sampling.names(args.clips), args.people)
+    batch, ids = stack(chosen), [clip["clip_id"] for clip in chosen]
+    real = batch["face"]
+    if args.guide:
+        batch["face"] = np.broadcast_to(read_guide(args.guide), real.shape)
+    sampler = Sampler(trained, stages=stages, without=without, chunk=args.chunk, memory=args.memory)
+    numbers = np.array([sampling.person_number(each) for each in ids])
+    (images,) = sampler(
+        batch, numbers, scales, args.seed, samples=args.samples, guided=not args.no_guide, progress="sampling"
+    )
+    guide = "none" if args.no_guide else args.guide.name if args.guide else "of the clip's face"
+    common = {**describe(trained, sampler, stages, scales[0], args.seed), "guide": guide, "without": ", ".join(without)}
+    out = args.out or args.workdir / "faces"
+    paths = write_faces(images, unique_names(ids), out, [{"clip": each, **common} for each in ids])
+    side = cascade.SIZES[stages[0]][0]
+    contact_sheet(images, batch["face"], real, ids, side, not args.no_guide, out / "contact_sheet.png")
+    print(f"{len(paths)} faces in {out}, all of them on {out / 'contact_sheet.png'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

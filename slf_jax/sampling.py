@@ -1,0 +1,213 @@
+"""A trained system at work: scales x people x samples in one compiled program, in chunks that fit memory."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from slf_jax import cascade, features, parallel
+from slf_jax.diffusion.guidance import area_average
+from slf_jax.state import Trained, load
+from tfrecords import cli
+from tfrecords.reader import Clips
+
+Scale = tuple[float, float]  # of base and upsampler
+
+
+def parse_scales(text: str, flag: str = "--scales") -> tuple[Scale, ...]:
+    """`"0,2.5,4:1"` to pairs; one number serves both stages. `UserError` if empty, negative or no numbers."""
+    try:
+        scales = [tuple(float(number) for number in part.split(":")) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise cli.UserError(f"{flag} {text!r}: give numbers parted by commas, as in {flag} 0,1,2,4") from None
+    if not scales:
+        raise cli.UserError(f"{flag} is empty; give at least one, as in {flag} 0,1,2,4")
+    if any(len(scale) > 2 for scale in scales):
+        raise cli.UserError(f"{flag} {text}: a scale is one number, or BASE:UPSAMPLER as in 4:1")
+    if any(not math.isfinite(number) or number < 0 for scale in scales for number in scale):
+        raise cli.UserError(f"{flag} {text}: a guidance scale is a finite number of at least 0")
+    return tuple((scale[0], scale[-1]) for scale in scales)
+
+
+def spell(scale: Scale) -> str:
+    """`2.5`, or `4:1` where the stages differ."""
+    return f"{scale[0]:g}" if scale[0] == scale[1] else f"{scale[0]:g}:{scale[1]:g}"
+
+
+def person_number(clip_id: str) -> int:
+    """A number that a clip's noise is drawn from, whatever else is sampled with it."""
+    return zlib.crc32(clip_id.encode()) & 0x7FFFFFFF
+
+
+def file_name(clip_id: str) -> str:
+    """A clip's id as a file name without an ending: ids are data, and may hold anything."""
+    name = re.sub(r"[^\w.-]+", "_", clip_id, flags=re.ASCII).lstrip(".")
+    return name if name and len(name) <= 150 else f"{name[:140]}{person_number(clip_id):08x}"
+
+
+def choose_people(clips: Clips, count: int) -> list[dict]:
+    """The first clip of each of the first `count` speakers."""
+    first: dict[str, dict] = {}
+    for i in range(len(clips)):
+        clip = clips[i]
+        first.setdefault(clip["speaker_id"], clip)
+        if len(first) == count:
+            break
+    return list(first.values())
+
+
+class Sampler:
+    """A trained system compiled for chunks of people, once for each number of scales.
+
+    Args:
+      stages: which run, one after the other; the first starts from the faces' own low-resolution image.
+      without: inputs that are masked.
+      chunk: most rows (people x samples) at once. memory: GB on each device that a chunk may take; 0: most of what
+        is free.
+    """
+
+    def __init__(
+        self, trained: Trained, *, stages: Sequence[str] = cascade.STAGES, without: Sequence[str] = (),
+        chunk: int = 16, memory: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.settings = cascade.sample_settings(trained.meta.config)
+        self._system, self._stages = trained.system.without(without), tuple(stages)
+        self._mesh, self._limit = parallel.make_mesh(), chunk
+        self._memory = memory * 1e9 or _free_memory()
+        self._params = parallel.replicate(self._mesh, {name: trained.params[name] for name in stages})
+        self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._params))
+        self._jit = jax.jit(self._run)
+        self._programs: dict[int, tuple[int, jax.stages.Compiled]] = {}
+
+    def _run(
+        self, params: Mapping, clips: Mapping, people: jax.Array, draws: jax.Array, given: jax.Array, seed: jax.Array,
+        scales: jax.Array,
+    ) -> jax.Array:  # fmt: skip
+        low = area_average(cascade.to_float(clips["face"]), cascade.SIZES[self._stages[0]][0])
+        noise = cascade.person_noise(seed, people, draws)
+        images = self._system.sample(params, clips, low, given, noise, scales, self.settings, self._stages)
+        return cascade.to_uint8(images)
+
+    def __call__(
+        self, clips: Mapping[str, np.ndarray], people: np.ndarray, scales: Sequence[Scale], seed: int, *,
+        samples: int = 1, guided: bool = True, progress: str = "",
+    ) -> np.ndarray:  # fmt: skip
+        """uint8 images [S, B, samples, side, side, 3].
+
+        `clips` are records of B people, `people` their numbers. Not `guided`: the base stage starts from noise alone.
+        """
+        count = len(people) * samples
+
+        def arguments(places: np.ndarray) -> tuple:
+            # The last chunk is filled up with its first row, so that nothing compiles twice.
+            rows = np.where(places < count, places, places[0])
+            batch = {key: value[rows // samples] for key, value in clips.items()}
+            given = np.full(len(rows), float(guided), np.float32)
+            split = parallel.split(self._mesh, "shard_map", (batch, people[rows // samples], rows % samples, given))
+            rest = (jnp.asarray(seed, jnp.int32), jnp.asarray(scales, jnp.float32))
+            return self._params, *split, *parallel.replicate(self._mesh, rest)
+
+        chunk, program = self._program(len(scales), count, arguments)
+        # The next chunk is on its way to the device before the last one's images are fetched.
+        parts, pending = [], None
+        for first in tqdm(range(0, count, chunk), desc=progress, unit="chunk", disable=not progress):
+            images = program(*arguments(np.arange(first, first + chunk)))
+            if pending is not None:
+                parts.append(np.asarray(pending))
+            pending = images
+        images = np.concatenate([*parts, np.asarray(pending)], 1)[:, :count]
+        return images.reshape(len(scales), len(people), samples, *images.shape[2:])
+
+    def _program(self, scales: int, rows: int, arguments: Callable) -> tuple[int, jax.stages.Compiled]:
+        """The compiled program for so many scales, and the rows it takes: as many as fit."""
+        if scales not in self._programs:
+            devices = self._mesh.size
+            chunk = math.ceil(min(rows, self._limit) / devices) * devices
+            program, fixed, need = self._compile(chunk, arguments)
+            while need > self._memory and chunk > devices:
+                fits = int(chunk / devices * (self._memory - fixed) / (need - fixed))
+                chunk = max(1, min(fits, chunk // devices - 1)) * devices
+                program, fixed, need = self._compile(chunk, arguments)
+            if need > self._memory:
+                raise cli.UserError(
+                    f"one person at {scales} scales takes {need / 1e9:.2f} GB on a device, {self._memory / 1e9:.2f} GB "
+                    "may be used; give fewer scales at once, or more with --memory"
+                )
+            self._programs[scales] = chunk, program
+        return self._programs[scales]
+
+    def _compile(self, chunk: int, arguments: Callable) -> tuple[jax.stages.Compiled, int, int]:
+        """The program for so many rows, and the bytes it takes on a device: whatever their number, and in all."""
+        program = self._jit.lower(*arguments(np.arange(chunk))).compile()
+        use = program.memory_analysis()
+        return program, self._size, self._size + use.temp_size_in_bytes + use.output_size_in_bytes
+
+
+def _free_memory() -> float:
+    """Bytes on each device that sampling may take."""
+    use = jax.local_devices()[0].memory_stats()
+    if use:
+        return 0.9 * (use["bytes_limit"] - use["bytes_in_use"])
+    return 0.5 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
+
+
+def add_arguments(arguments: argparse.ArgumentParser) -> None:
+    """The flags that all commands which sample share."""
+    arguments.add_argument("--workdir", required=True, type=Path, help="run directory of slf_jax.train")
+    arguments.add_argument("--data", default="", help="dataset folder (default: the one it was trained on)")
+    arguments.add_argument("--split", default="test", help="default: test")
+    arguments.add_argument("--seed", type=int, default=0, help="default: 0")
+    arguments.add_argument("--samples", type=int, default=1, help="faces of each person (default: 1)")
+    arguments.add_argument("--without", default="", metavar="NAMES", help="inputs to mask, as in mel,language")
+    arguments.add_argument("--chunk", type=int, default=16, help="most faces at once at each scale (default: 16)")
+    arguments.add_argument(
+        "--memory", type=float, default=0.0, metavar="GB",
+        help="that a chunk may take on each device; smaller chunks are made where it would take more (default: most of "
+        "what is free)",
+    )  # fmt: skip
+    arguments.add_argument_group(
+        "overrides", "--config.sample.KEY=VALUE changes how to sample, e.g. --config.sample.steps=32"
+    )
+
+
+def parse(arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, Trained]:
+    """Parses flags and overrides, and loads the system. Raises `UserError`."""
+    args, overrides = cli.parse_overrides(arguments, argv)
+    for name in ("samples", "chunk"):
+        if getattr(args, name) < 1:
+            raise cli.UserError(f"--{name} {getattr(args, name)}: give at least 1")
+    if not 0 <= args.memory < math.inf:
+        raise cli.UserError(f"--memory {args.memory}: give gigabytes, or leave it out")
+    if not 0 <= args.seed < 2**31:
+        raise cli.UserError(f"--seed {args.seed}: give a number from 0 to {2**31 - 1}")
+    for key in overrides:
+        if not key.startswith("sample."):
+            raise cli.UserError(f"--config.{key}: of a trained system only --config.sample.* can be changed")
+    trained = load(args.workdir)
+    cli.override(trained.meta.config, overrides)
+    parallel.use_compilation_cache(trained.meta.config.compilation_cache)
+    return args, trained
+
+
+def open_clips(trained: Trained, args: argparse.Namespace, without: Sequence[str]) -> Clips:
+    """The split to sample from; `UserError` if its features are not those that the system was trained with."""
+    directory = args.data or trained.meta.config.data.dir
+    clips, meta = Clips(directory, args.split), trained.meta
+    inputs = trained.system.without(without).inputs
+    features.check_same_features(inputs, meta.schema, meta.statistics, clips.schema, clips.statistics, directory)
+    return clips
+
+
+def names(text: str) -> tuple[str, ...]:
+    """`"mel, age"` to names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

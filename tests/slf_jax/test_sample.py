@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from slf_jax import cascade, features, sample
+from slf_jax.evaluation import metrics
+from tfrecords.cli import UserError
+from tfrecords.reader import Clips
+from tfrecords.schema import Constituent, Schema
+
+
+@pytest.fixture(scope="module")
+def draw(run, tmp_path_factory):
+    """Runs the command; returns its pictures by name (without the contact sheet)."""
+
+    def main(*flags):
+        out = tmp_path_factory.mktemp("faces")
+        sample.main(["--workdir", run.workdir, "--out", str(out), "--people", "2", *flags])
+        assert (out / "contact_sheet.png").stat().st_size > 1000
+        return {path.stem: Image.open(path) for path in sorted(out.glob("*.png")) if path.stem != "contact_sheet"}
+
+    return main
+
+
+def error_of(picture, face):
+    return metrics.guide_error(np.asarray(picture)[None], face[None])[0]
+
+
+def test_every_face_tells_how_it_came_about(run, draw):
+    faces = draw("--samples", "2", "--scale", "2:1", "--seed", "5", "--without", "mel")
+    clips = Clips(run.data.dir, "test")
+    name = sample.unique_names([clips[0]["clip_id"]])[0]
+    assert list(faces)[:2] == [f"{name}_00", f"{name}_01"] and len(faces) == 4
+    first = faces[f"{name}_00"]
+    assert first.size == (128, 128)
+    notes = first.text
+    assert notes["synthetic"].startswith("yes") and notes["clip"] == clips[0]["clip_id"]
+    assert (notes["seed"], notes["sample"], notes["scale"], notes["without"]) == ("5", "0", "2:1", "mel")
+    assert notes["sampler"] == "dpmpp_2m" and notes["evaluations"] == "3 a stage"
+    assert notes["guide"] == "of the clip's face" and "base " in notes["checkpoints"]
+    assert not np.array_equal(first, faces[f"{name}_01"])
+
+
+def test_the_thumbnail_holds_where_there_is_one(run, draw, tmp_path):
+    clip = Clips(run.data.dir, "test")[0]
+    name = sample.unique_names([clip["clip_id"]])[0]
+    other = np.random.default_rng(0).integers(60, 190, (8, 8, 3)).astype(np.uint8)
+    Image.fromarray(other).save(tmp_path / "thumbnail.png")
+    guided, free = draw()[name], draw("--no-guide")[name]
+    foreign = draw("--guide", str(tmp_path / "thumbnail.png"))[name]
+    assert error_of(guided, clip["face"]) < 1 < error_of(free, clip["face"])
+    assert error_of(foreign, other.repeat(16, 0).repeat(16, 1)) < 1 < error_of(foreign, clip["face"])
+    assert free.text["guide"] == "none" and foreign.text["guide"] == "thumbnail.png"
+
+
+def test_any_stage_alone(draw):
+    small, large = draw("--stages", "base"), draw("--stages", "upsampler")
+    assert {picture.size for picture in small.values()} == {(32, 32)}
+    assert {picture.size for picture in large.values()} == {(128, 128)}
+    assert list(large.values())[0].text["checkpoints"].startswith("upsampler ")
+
+
+def test_chosen_clips_come_in_their_order(run, draw):
+    clips = Clips(run.data.dir, "test")
+    ids = [clips[3]["clip_id"], clips[1]["clip_id"]]
+    assert set(draw("--clips", ",".join(ids))) == set(sample.unique_names(ids))
+
+
+def test_names_that_read_the_same_are_told_apart():
+    names = sample.unique_names(["a/b", "a_b", "c"])
+    assert len(set(names)) == 3 and names[2] == "c"
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--scale", "nan"], "--scale nan: a guidance scale is a finite"),
+        (["--scale", "1,2"], "give one"),
+        (["--stages", "third"], "--stages third"),
+        (["--no-guide", "--stages", "upsampler"], "--no-guide"),
+        (["--guide", "README.md"], "README.md: cannot be read as a picture"),
+        (["--guide", "none.png"], "none.png: cannot be read as a picture"),
+        (["--clips", "nobody"], "no clip 'nobody'"),
+        (["--without", "voice"], "'voice' is no input"),
+        (["--people", "0"], "--people 0"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_one_line(run, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message) as error:
+        sample.main(["--workdir", run.workdir, "--out", str(tmp_path / "out"), *flags])
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+MEL, ECAPA = Constituent("mel", 111, 768, "continuous"), Constituent("ecapa", 1, 192, "embedding", weights="aa")
+
+
+def statistics(mean=0.0, std=1.0):
+    return {"mel": {"mean": np.full(768, mean), "std": np.full(768, std)}}
+
+
+@pytest.mark.parametrize(
+    "schema, given, message",
+    [
+        (Schema((MEL, ECAPA)), statistics(0.5, 2.0), None),
+        (Schema((MEL,)), statistics(), "has no 'ecapa'.*--without ecapa"),
+        (Schema((Constituent("mel", 100, 768, "continuous"), ECAPA)), statistics(), "'mel' has rows 100, .* with 111"),
+        (Schema((Constituent("mel", 111, 64, "continuous"), ECAPA)), statistics(), "'mel' has width 64, .* with 768"),
+        (Schema((MEL, Constituent("ecapa", 1, 192, "embedding", weights="bb"))), statistics(), "has weights bb, .* aa"),
+        (Schema((MEL, ECAPA)), statistics(mean=40.0), "'mel' lies 40.0 standard deviations"),
+        (Schema((MEL, ECAPA)), statistics(std=100.0), "varies 1e\\+02 times"),
+    ],
+)
+def test_features_other_than_those_of_training_are_refused(schema, given, message):
+    arguments = (("mel", "ecapa", "age"), Schema((MEL, ECAPA)), statistics(), schema, given, "data/other")
+    if message is None:
+        features.check_same_features(*arguments)
+    else:
+        with pytest.raises(UserError, match=f"data/other: .*{message}|data/other: {message}") as error:
+            features.check_same_features(*arguments)
+        assert "\n" not in str(error.value)
+
+
+def test_a_thumbnail_of_8x8_pixels_is_taken_as_it_is(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "8.png")
+    face = sample.read_guide(tmp_path / "8.png")
+    assert face.shape == (128, 128, 3)
+    np.testing.assert_array_equal(cascade.to_uint8(cascade.make_guide(cascade.to_float(face[None])))[0], pixels)

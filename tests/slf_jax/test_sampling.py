@@ -1,0 +1,168 @@
+"""Chunks, devices, order and memory change how a system samples, not what."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from slf_jax import cascade, sampling
+from slf_jax.state import load
+from tfrecords.cli import UserError
+from tfrecords.reader import Clips, stack
+
+SCALES = ((0, 0), (2, 2))
+
+
+@pytest.fixture(scope="module")
+def trained(run):
+    return load(run.workdir)
+
+
+@pytest.fixture(scope="module")
+def people(run):
+    clips = Clips(run.data.dir, "test")
+    chosen = [clips[i] for i in range(5)]
+    return stack(chosen), np.array([sampling.person_number(clip["clip_id"]) for clip in chosen])
+
+
+@pytest.fixture(scope="module")
+def whole(trained, people):
+    """All five people in one chunk, two samples of each: the sampler and its images [2, 5, 2, 128, 128, 3]."""
+    sampler = sampling.Sampler(trained, chunk=10)
+    return sampler, sampler(*people, SCALES, 7, samples=2)
+
+
+def compilations(function):
+    """How many programs XLA compiles while `function` runs."""
+    count = []
+    listen = lambda event, *_, **__: count.append(event) if "backend_compile" in event else None  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    function()
+    jax.monitoring.unregister_event_duration_listener(listen)
+    return len(count)
+
+
+def test_images_do_not_depend_on_chunks(trained, people, whole):
+    parts = sampling.Sampler(trained, chunk=4)(*people, SCALES, 7, samples=2)
+    assert whole[1].shape == parts.shape == (2, 5, 2, 128, 128, 3)
+    assert np.abs(whole[1].astype(int) - parts.astype(int)).max() <= 1
+
+
+def test_a_rerun_is_the_same_bit_by_bit_and_a_new_list_of_scales_compiles_nothing(people, whole):
+    sampler, images = whole
+    found = []
+    assert compilations(lambda: found.append(sampler(*people, SCALES, 7, samples=2))) == 0
+    np.testing.assert_array_equal(found[0], images)
+    assert compilations(lambda: found.append(sampler(*people, ((1.5, 0.5), (8, 3)), 7, samples=2))) == 0
+    assert compilations(lambda: found.append(sampler(*people, SCALES, 8, samples=2))) == 0
+    assert all(np.abs(other - images.astype(int)).mean() > 0.1 for other in found[1:])
+    assert compilations(lambda: sampler(*people, SCALES[:1], 7)) > 0  # the counter counts
+
+
+def test_samples_differ_and_the_first_is_what_one_sample_gives(trained, people, whole):
+    images = whole[1].astype(int)
+    assert np.abs(images[:, :, 0] - images[:, :, 1]).mean() > 0.1
+    one = sampling.Sampler(trained)(*people, SCALES, 7)
+    assert np.abs(images[:, :, :1] - one).max() <= 1
+
+
+def test_noise_is_the_same_in_any_order_and_number():
+    many = cascade.person_noise(3, np.array([9, 4, 7, 4]), np.array([0, 0, 1, 1]))
+    few = jax.jit(cascade.person_noise)(3, np.array([4, 7]), np.array([1, 1]))
+    for name in cascade.STAGES:
+        np.testing.assert_array_equal(many[name].first[jax.numpy.array([3, 2])], few[name].first)
+        np.testing.assert_array_equal(
+            jax.random.key_data(many[name].keys[jax.numpy.array([3, 2])]), jax.random.key_data(few[name].keys)
+        )
+
+
+def test_chunks_shrink_to_the_memory_there_is(trained, people, whole):
+    chunk, program = whole[0]._programs[2]
+    need = program.memory_analysis().temp_size_in_bytes
+    small = sampling.Sampler(trained, chunk=10, memory=0.6 * need / 1e9)
+    images = small(*people, SCALES, 7, samples=2)
+    assert 1 <= small._programs[2][0] < chunk == 10
+    assert small._programs[2][1].memory_analysis().temp_size_in_bytes <= 0.6 * need
+    assert np.abs(images.astype(int) - whole[1].astype(int)).max() <= 1
+
+
+PROGRAM = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import numpy as np
+from slf_jax import cascade, sampling
+from slf_jax.state import load
+from tfrecords.reader import Clips, stack
+clips = Clips({dataset!r}, "test")
+chosen = [clips[i] for i in range(5)]
+numbers = np.array([sampling.person_number(clip["clip_id"]) for clip in chosen])
+sampler = sampling.Sampler(load({workdir!r}), chunk=10)
+images = sampler(stack(chosen), numbers, ((0, 0), (2, 2)), 7, samples=2)
+mesh = sampler._mesh
+people = jax.device_put(np.arange(8), jax.NamedSharding(mesh, jax.P("data")))
+noise = jax.jit(cascade.person_noise)(7, people)
+np.savez({out!r}, images=images, devices=mesh.size, noise=noise["base"].first)
+"""
+
+
+def test_eight_devices_sample_as_one(run, whole, tmp_path):
+    program = PROGRAM.format(dataset=run.data.dir, workdir=run.workdir, out=str(tmp_path / "eight.npz"))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    eight = np.load(tmp_path / "eight.npz")
+    assert eight["devices"] == 8
+    assert np.abs(eight["images"].astype(int) - whole[1].astype(int)).max() <= 1
+    np.testing.assert_array_equal(eight["noise"], cascade.person_noise(7, np.arange(8))["base"].first)
+
+
+def test_a_masked_input_cannot_reach_the_output_and_the_others_can(trained, people):
+    batch, numbers = people
+    louder = {**batch, "mel": batch["mel"] + 3}
+    older = {**batch, "age": batch["age"] + 30}
+    masked = sampling.Sampler(trained, without=("mel",))
+    images = masked(batch, numbers, SCALES, 7)
+    np.testing.assert_array_equal(masked(louder, numbers, SCALES, 7), images)
+    assert np.abs(masked(older, numbers, SCALES, 7)[1].astype(int) - images[1]).mean() > 0
+    full = sampling.Sampler(trained)
+    assert np.abs(full(louder, numbers, SCALES, 7)[1].astype(int) - full(batch, numbers, SCALES, 7)[1]).mean() > 0
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "empty"),
+        (" , ", "empty"),
+        ("1,-2", "at least 0"),
+        ("0,nan", "finite"),
+        ("0;1", "commas"),
+        ("1:2:3", "BASE:UPSAMPLER"),
+    ],
+)
+def test_wrong_scales_are_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        sampling.parse_scales(text)
+
+
+def test_scales_read_as_they_are_spelt():
+    scales = sampling.parse_scales("0, 2.5,4:1")
+    assert scales == ((0, 0), (2.5, 2.5), (4, 1)) and [sampling.spell(s) for s in scales] == ["0", "2.5", "4:1"]
+
+
+def test_people_are_the_first_clip_of_each_speaker(dataset):
+    clips = Clips(dataset, "test")
+    assert [clip["speaker_id"] for clip in sampling.choose_people(clips, 3)] == ["test0", "test1", "test2"]
+    assert len(sampling.choose_people(clips, 100)) == 6
+
+
+@pytest.mark.parametrize(
+    "clip_id, name",
+    [("p1/00001/2", "p1_00001_2"), ("../../etc/passwd", "_.._etc_passwd"), (".hidden", "hidden"), ("a b\0c", "a_b_c")],
+)
+def test_a_clips_name_stays_in_its_folder(clip_id, name):
+    assert sampling.file_name(clip_id) == name
+    assert sampling.file_name(".") and len(sampling.file_name("x" * 999)) < 200
+    assert json.dumps(sampling.file_name("é" * 3)).isascii()
