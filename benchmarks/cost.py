@@ -20,8 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from slf_jax import cascade, features
+from slf_jax.state import Meta, Trained
 from tfrecords import cli
-from tfrecords.schema import MATRIX_ROWS, MATRIX_WIDTH, Schema
+from tfrecords.schema import FACE_SIZE, LABELS, MATRIX_ROWS, MATRIX_WIDTH, Schema
 
 # imagen-pytorch at SLF's sizes: millions of parameters, GFLOP an evaluation, which encodes the conditions anew.
 ORIGINAL = {"base": (604.1, 50.2), "upsampler": (493.2, 476.0)}
@@ -55,8 +56,27 @@ SIZES = {  # what `configs/base.py` was weighed against
 
 
 def make_system(config: ml_collections.ConfigDict) -> cascade.System:
-    """A config's system with the paper's whole matrix: no data set is needed."""
-    return cascade.build(config, features.make_layout(Schema(())), {})
+    """A config's system with the paper's whole matrix, its features taken as they are: no data set is needed."""
+    layout = features.make_layout(Schema(()))
+    plain = {block.name: {"mean": np.zeros(block.width), "std": np.ones(block.width)} for block in layout.blocks}
+    return cascade.build(config, layout, plain)
+
+
+def make_trained(config: ml_collections.ConfigDict) -> Trained:
+    """The same as if it were trained, with random parameters."""
+    system, schema = make_system(config), Schema(())
+    params = {name: jax.jit(stage.init)(jax.random.key(0)) for name, stage in system.stages.items()}
+    return Trained(Meta(config, schema, system.statistics), system, params, {})
+
+
+def make_clips(layout: features.Layout, count: int) -> dict[str, np.ndarray]:
+    """Made-up records with every constituent and a face."""
+    rng = np.random.default_rng(0)
+    clips = {b.name: rng.normal(size=(count, b.rows, b.width)).astype(np.float16) for b in layout.blocks}
+    clips |= {name: np.zeros(count, np.int32) for name in LABELS}
+    clips["age"] = np.full(count, 40, np.float32)
+    clips["face"] = rng.integers(0, 256, (count, FACE_SIZE, FACE_SIZE, 3)).astype(np.uint8)
+    return clips
 
 
 def gflop(function: Callable, *arguments: object) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -185,18 +185,20 @@ class Stage:
         """Images [B, size, size, 3] at one guidance scale. `guide` [B, 8, 8, 3], `guided` [B] (1: there is one)."""
         unit, offset = self.unit(start.present), self.offset(start)
 
+        def consistent(image: jax.Array, match: Callable) -> jax.Array:
+            if not settings.guide_consistency:
+                return image
+            return jnp.where(guided[:, None, None, None] > 0, match(image, guide), image)
+
         def correct(data: jax.Array) -> jax.Array:
             image = guidance.threshold(offset + unit * data, settings.threshold, settings.quantile)
-            if settings.guide_consistency:
-                matched = guidance.match_average(image, guide)
-                image = jnp.where(guided[:, None, None, None] > 0, matched, image)
-            return (image - offset) / unit
+            return (consistent(image, guidance.match_average) - offset) / unit
 
         denoise = self._guided(params, cond, null, start, scale, settings.interval)
         sigmas = settings.sigmas(self.levels)
         x = sigmas[0] * settings.temperature * noise.first
         data = settings.run(guidance.corrected(denoise, correct), x, sigmas, noise.keys)
-        return jnp.clip(offset + unit * data, -1, 1)
+        return consistent(jnp.clip(offset + unit * data, -1, 1), guidance.match_average_in_range)
 
     def _guided(
         self, params: Mapping, cond: Cond, null: Cond, start: Start, scale: jax.Array, interval: tuple[float, ...]

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -114,7 +113,7 @@ class Sampler:
             batch = {key: value[rows // samples] for key, value in clips.items()}
             given = np.full(len(rows), float(guided), np.float32)
             split = parallel.split(self._mesh, "shard_map", (batch, people[rows // samples], rows % samples, given))
-            rest = (jnp.asarray(seed, jnp.int32), jnp.asarray(scales, jnp.float32))
+            rest = (np.int32(seed), np.asarray(scales, np.float32))
             return self._params, *split, *parallel.replicate(self._mesh, rest)
 
         chunk, program = self._program(len(scales), count, arguments)

@@ -68,7 +68,27 @@ def area_average(images: jax.Array, size: int) -> jax.Array:
 
 def match_average(images: jax.Array, guide: jax.Array) -> jax.Array:
     """The nearest images whose area average is `guide` [B, h, w, C] (the null-space projection of x0)."""
-    size = guide.shape[1]
-    times = images.shape[1] // size
-    missing = guide - area_average(images, size)
-    return images + missing.repeat(times, 1).repeat(times, 2)
+    return _move(images, guide - area_average(images, guide.shape[1]))
+
+
+def match_average_in_range(images: jax.Array, guide: jax.Array) -> jax.Array:
+    """The same for images in [-1, 1], which stay there: each square is moved by one number and cut.
+
+    That number is found by halving: the average rises with it.
+    """
+    images = jnp.clip(images, -1, 1)
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) / 2
+        short = area_average(jnp.clip(_move(images, middle), -1, 1), guide.shape[1]) < guide
+        return jnp.where(short, middle, low), jnp.where(short, high, middle)
+
+    low, high = jax.lax.fori_loop(0, 20, halve, (jnp.full_like(guide, -2), jnp.full_like(guide, 2)))
+    return jnp.clip(_move(images, (low + high) / 2), -1, 1)
+
+
+def _move(images: jax.Array, squares: jax.Array) -> jax.Array:
+    """Adds to every pixel the number [B, h, w, C] of its square."""
+    times = images.shape[1] // squares.shape[1]
+    return images + squares.repeat(times, 1).repeat(times, 2)

@@ -221,6 +221,25 @@ def test_matching_the_average_is_the_nearest_image_that_does():
     np.testing.assert_allclose(guidance.match_average(matched, guide), matched, atol=1e-5)
 
 
+def test_matching_the_average_in_range():
+    """Even where it takes every pixel of a square to black or white."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(1.5 * rng.normal(size=(2, 16, 16, 3)).astype(np.float32))
+    guide = jnp.asarray(rng.uniform(-1, 1, (2, 4, 4, 3)).astype(np.float32)).at[0, 0, 0].set(1.0).at[1, 1, 1].set(-1.0)
+    matched = guidance.match_average_in_range(images, guide)
+    np.testing.assert_allclose(guidance.area_average(matched, 4), guide, atol=1e-5)
+    assert np.abs(matched).max() <= 1
+    # The nearest: pixels that were not cut all moved by the same amount.
+    moved = np.asarray(matched - jnp.clip(images, -1, 1))[0, 4:8, 4:8, 0]
+    free = np.abs(np.asarray(matched)[0, 4:8, 4:8, 0]) < 1
+    assert free.sum() > 1 and np.ptp(moved[free]) < 1e-5
+    easy = images / 10
+    near = guidance.area_average(easy, 4) + 0.1
+    np.testing.assert_allclose(
+        guidance.match_average_in_range(easy, near), guidance.match_average(easy, near), atol=1e-5
+    )
+
+
 def test_thresholds():
     images = jnp.stack([jnp.linspace(-4, 4, 48).reshape(4, 4, 3), jnp.linspace(-0.5, 0.5, 48).reshape(4, 4, 3)])
     static, dynamic, none = (guidance.threshold(images, kind, 0.9) for kind in ("static", "dynamic", "none"))
