@@ -65,7 +65,10 @@ def make_layout(schema: Schema) -> Layout:
     parts = matrix_constituents(schema)
     starts = np.cumsum([0, *(part.rows for part in parts)]).tolist()
     return Layout(
-        tuple(Block(part.name, start, part.rows, part.width, part.kind) for part, start in zip(parts, starts))
+        tuple(
+            Block(part.name, start, part.rows, part.width, part.kind)
+            for part, start in zip(parts, starts[:-1], strict=True)
+        )
     )
 
 

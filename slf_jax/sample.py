@@ -1,7 +1,7 @@
 """Faces of people: `python -m slf_jax.sample --workdir runs/demo`.
 
 Writes one PNG for each face, named by its clip, which says in its text chunks that it is synthetic and how it came
-about (clip, seed, scale, sampler, evaluations, checkpoints), and a contact sheet.
+about (clip, seed, scale, sampler, NFE, checkpoints), and a contact sheet.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def describe(trained: Trained, sampler: Sampler, stages: Sequence[str], scale: s
         "seed": seed,
         "scale": sampling.spell(scale),
         "sampler": sampler.settings.sampler,
-        "evaluations": f"{sampler.settings.evaluations} a stage",
+        "NFE": f"{sampler.settings.evaluations} a stage",
         "stages": ", ".join(stages),
         "checkpoints": ", ".join(f"{name} {trained.digests[name]}" for name in stages),
         "Software": f"slf-jax {importlib.metadata.version('slf-jax')}",
@@ -104,12 +104,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "slf_jax.sample",
         "Draws faces from a trained system: of a thumbnail and a voice, of a voice alone, or of a thumbnail alone.",
         [
-            "python -m slf_jax.sample --workdir runs/demo                               # 8x8 thumbnail, voice, attributes",
-            "python -m slf_jax.sample --workdir runs/demo --no-guide --samples 4        # voice and attributes, from noise",
-            "python -m slf_jax.sample --workdir runs/demo --scale 0                     # the thumbnail alone",
+            "python -m slf_jax.sample --workdir runs/demo                         # thumbnail, voice and attributes",
+            "python -m slf_jax.sample --workdir runs/demo --no-guide --samples 4  # voice and attributes, from noise",
+            "python -m slf_jax.sample --workdir runs/demo --scale 0               # the thumbnail alone",
             "python -m slf_jax.sample --workdir runs/demo --without age,gender,ethnicity",
             "python -m slf_jax.sample --workdir runs/demo --clips p00812/00001/00001 --guide thumbnail.png",
-            "python -m slf_jax.sample --workdir runs/demo --stages upsampler            # 32x32 to 128x128",
+            "python -m slf_jax.sample --workdir runs/demo --stages upsampler      # 32x32 to 128x128",
         ],
     )
     sampling.add_arguments(arguments)

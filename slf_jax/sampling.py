@@ -157,7 +157,7 @@ def _free_memory() -> float:
     use = jax.local_devices()[0].memory_stats()
     if use:
         return 0.9 * (use["bytes_limit"] - use["bytes_in_use"])
-    return 0.5 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
+    return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
 
 
 def add_arguments(arguments: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ controls).
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +28,7 @@ CONTROL_SCALE = 2.0  # at the scale nearest to this one, everybody also gets ano
 
 
 def sweep(
-    trained: Trained, sampler: Sampler, clips: Clips, train_clips: Clips, scales: Sequence[Scale], *,
-    people: int, samples: int, seed: int,
+    trained: Trained, sampler: Sampler, clips: Clips, scales: Sequence[Scale], *, people: int, samples: int, seed: int
 ) -> tuple[dict, np.ndarray]:  # fmt: skip
     """Samples and measures; returns what metrics.json holds, and the grid [rows, columns, 128, 128, 3]."""
     chosen = sampling.choose_people(clips, people)
@@ -41,7 +41,10 @@ def sweep(
     progress = "control: another person's conditions"
     swapped = sampler(others, numbers, scales[at : at + 1], seed, samples=samples, progress=progress)
     real = batch["face"]
-    controls = {"bicubic": bicubic(real), "mean_face": np.broadcast_to(mean_face(train_clips), real.shape)}
+    controls = {"bicubic": bicubic(real)}
+    with contextlib.suppress(cli.UserError):  # what it was trained on may be elsewhere by now
+        mean = mean_face(Clips(trained.meta.config.data.dir, "train"))
+        controls["mean_face"] = np.broadcast_to(mean, real.shape)
     report = {
         "people": len(chosen),
         "samples": samples,
@@ -55,8 +58,8 @@ def sweep(
         },
     }
     guides = figures.enlarge(np.asarray(cascade.to_uint8(cascade.make_guide(cascade.to_float(jnp.asarray(real))))), 128)
-    repeated = (np.broadcast_to(x[:, None], images.shape[1:]) for x in (guides, real))
-    page = np.stack([next(repeated), *images, next(repeated)], 2)
+    guides, reals = (np.broadcast_to(x[:, None], images.shape[1:]) for x in (guides, real))
+    page = np.stack([guides, *images, reals], 2)
     return report, page.reshape(-1, *page.shape[2:])[:GRID_ROWS]
 
 
@@ -123,11 +126,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.people < 1:
         raise cli.UserError(f"--people {args.people}: give at least 1")
     clips = sampling.open_clips(trained, args, without)
-    train_clips = Clips(trained.meta.config.data.dir, "train")
     sampler = Sampler(trained, without=without, chunk=args.chunk, memory=args.memory)
-    report, page = sweep(
-        trained, sampler, clips, train_clips, scales, people=args.people, samples=args.samples, seed=args.seed
-    )
+    report, page = sweep(trained, sampler, clips, scales, people=args.people, samples=args.samples, seed=args.seed)
     report = {"data": str(clips.directory), "split": args.split, "without": without, **report}
     out = out or args.workdir / "sweep"
     figures.image_grid(page, out / "grid.png", ["8x8 guide", *(f"scale {spell(scale)}" for scale in scales), "real"])
