@@ -269,7 +269,8 @@ class SampleSettings:
 
 
 def _is_interval(values: tuple[float, ...]) -> bool:
-    return not values or (len(values) == 2 and 0 <= values[0] < values[1])
+    numbers = all(isinstance(value, (int, float)) for value in values)
+    return numbers and (not values or (len(values) == 2 and 0 <= values[0] < values[1]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,15 +85,17 @@ class Sampler:
         self._memory = memory * 1e9 or _free_memory()
         self._params = parallel.replicate(self._mesh, {name: trained.params[name] for name in stages})
         self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._params))
+        self._first = jax.jit(_first_noise)
         self._jit = jax.jit(self._run)
         self._programs: dict[int, tuple[int, jax.stages.Compiled]] = {}
 
     def _run(
-        self, params: Mapping, clips: Mapping, people: jax.Array, draws: jax.Array, given: jax.Array, seed: jax.Array,
-        scales: jax.Array,
+        self, params: Mapping, clips: Mapping, people: jax.Array, draws: jax.Array, given: jax.Array,
+        first: Mapping[str, jax.Array], seed: jax.Array, scales: jax.Array,
     ) -> jax.Array:  # fmt: skip
         low = area_average(cascade.to_float(clips["face"]), cascade.SIZES[self._stages[0]][0])
         noise = cascade.person_noise(seed, people, draws)
+        noise = {name: noise[name].replace(first=first[name]) for name in self._stages}
         images = self._system.sample(params, clips, low, given, noise, scales, self.settings, self._stages)
         return cascade.to_uint8(images)
 
@@ -112,7 +114,8 @@ class Sampler:
             rows = np.where(places < count, places, places[0])
             batch = {key: value[rows // samples] for key, value in clips.items()}
             given = np.full(len(rows), float(guided), np.float32)
-            split = parallel.split(self._mesh, "shard_map", (batch, people[rows // samples], rows % samples, given))
+            who = people[rows // samples], rows % samples
+            split = parallel.split(self._mesh, "shard_map", (batch, *who, given, self.first_noise(seed, *who)))
             rest = (np.int32(seed), np.asarray(scales, np.float32))
             return self._params, *split, *parallel.replicate(self._mesh, rest)
 
@@ -126,6 +129,14 @@ class Sampler:
             pending = images
         images = np.concatenate([*parts, np.asarray(pending)], 1)[:, :count]
         return images.reshape(len(scales), len(people), samples, *images.shape[2:])
+
+    def first_noise(self, seed: int, people: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
+        """What each stage starts from, [B, side, side, 3]: the same bit by bit in any order, chunk and on any mesh.
+
+        One person at a time, by one small program: in a larger one the compiler may round otherwise.
+        """
+        each = [self._first(np.int32(seed), person, draw) for person, draw in zip(people, draws, strict=True)]
+        return {name: np.stack([first[name] for first in each]) for name in self._stages}
 
     def _program(self, scales: int, rows: int, arguments: Callable) -> tuple[int, jax.stages.Compiled]:
         """The compiled program for so many scales, and the rows it takes: as many as fit."""
@@ -150,6 +161,11 @@ class Sampler:
         program = self._jit.lower(*arguments(np.arange(chunk))).compile()
         use = program.memory_analysis()
         return program, self._size, self._size + use.temp_size_in_bytes + use.output_size_in_bytes
+
+
+def _first_noise(seed: jax.Array, person: jax.Array, draw: jax.Array) -> dict[str, jax.Array]:
+    noise = cascade.person_noise(seed, person[None], draw[None])
+    return {name: each.first[0] for name, each in noise.items()}
 
 
 def _free_memory() -> float:

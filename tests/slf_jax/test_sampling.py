@@ -69,14 +69,15 @@ def test_samples_differ_and_the_first_is_what_one_sample_gives(trained, people, 
     assert np.abs(images[:, :, :1] - one).max() <= 1
 
 
-def test_noise_is_the_same_in_any_order_and_number():
-    many = cascade.person_noise(3, np.array([9, 4, 7, 4]), np.array([0, 0, 1, 1]))
-    few = jax.jit(cascade.person_noise)(3, np.array([4, 7]), np.array([1, 1]))
+def test_noise_is_the_same_in_any_order_and_number(whole):
+    four, two = (np.array([9, 4, 7, 4]), np.array([0, 0, 1, 1])), (np.array([4, 7]), np.array([1, 1]))
+    many, few = whole[0].first_noise(3, *four), whole[0].first_noise(3, *two)
+    keys = [cascade.person_noise(3, *who) for who in (four, two)]
     for name in cascade.STAGES:
-        np.testing.assert_array_equal(many[name].first[jax.numpy.array([3, 2])], few[name].first)
-        np.testing.assert_array_equal(
-            jax.random.key_data(many[name].keys[jax.numpy.array([3, 2])]), jax.random.key_data(few[name].keys)
-        )
+        np.testing.assert_array_equal(many[name][[3, 2]], few[name])
+        assert not np.array_equal(many[name][1], many[name][3])
+        all_keys, few_keys = (np.asarray(jax.random.key_data(each[name].keys)) for each in keys)
+        np.testing.assert_array_equal(all_keys[[3, 2]], few_keys)
 
 
 def test_chunks_shrink_to_the_memory_there_is(trained, people, whole):
@@ -102,21 +103,20 @@ chosen = [clips[i] for i in range(5)]
 numbers = np.array([sampling.person_number(clip["clip_id"]) for clip in chosen])
 sampler = sampling.Sampler(load({workdir!r}), chunk=10)
 images = sampler(stack(chosen), numbers, ((0, 0), (2, 2)), 7, samples=2)
-mesh = sampler._mesh
-people = jax.device_put(np.arange(8), jax.NamedSharding(mesh, jax.P("data")))
-noise = jax.jit(cascade.person_noise)(7, people)
-np.savez({out!r}, images=images, devices=mesh.size, noise=noise["base"].first)
+noise = sampler.first_noise(7, numbers, np.arange(5))
+np.savez({out!r}, images=images, devices=sampler._mesh.size, **noise)
 """
 
 
-def test_eight_devices_sample_as_one(run, whole, tmp_path):
+def test_eight_devices_sample_as_one(run, people, whole, tmp_path):
     program = PROGRAM.format(dataset=run.data.dir, workdir=run.workdir, out=str(tmp_path / "eight.npz"))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     eight = np.load(tmp_path / "eight.npz")
     assert eight["devices"] == 8
     assert np.abs(eight["images"].astype(int) - whole[1].astype(int)).max() <= 1
-    np.testing.assert_array_equal(eight["noise"], cascade.person_noise(7, np.arange(8))["base"].first)
+    for name, noise in whole[0].first_noise(7, people[1], np.arange(5)).items():
+        np.testing.assert_array_equal(eight[name], noise)
 
 
 def test_a_masked_input_cannot_reach_the_output_and_the_others_can(trained, people):
