@@ -122,11 +122,18 @@ class _Processes:
 @contextmanager
 def _deaf_children() -> Iterator[None]:
     """Processes started inside never hear an interrupt from the terminal; this one, which stops them, does after."""
+    heard: list[int] = []
+    # The mask is what children inherit. It is this thread's alone: another may take the signal, and Python would
+    # raise here, where a half-started child waits for its orders.
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-# Compiling takes longer than running what these tests run; processes that they start do likewise.
+# Compiling takes longer than running what these tests run; processes that they start do likewise. Bits depend on it,
+# so this process must too, even where another library has imported JAX before.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
@@ -14,6 +15,8 @@ from tiny import start_training, tiny_config
 
 from slf_jax import cascade, features
 from tfrecords.reader import Clips, stack
+
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
