@@ -19,8 +19,9 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from slf_jax import cascade, features
-from slf_jax.state import Meta, Trained
+from slf_jax import cascade, features, parallel
+from slf_jax.state import Meta, Trained, init_state
+from slf_jax.step import make_optimizer, make_step
 from tfrecords import cli
 from tfrecords.schema import FACE_SIZE, LABELS, MATRIX_ROWS, MATRIX_WIDTH, Schema
 
@@ -77,6 +78,27 @@ def make_clips(layout: features.Layout, count: int) -> dict[str, np.ndarray]:
     clips["age"] = np.full(count, 40, np.float32)
     clips["face"] = rng.integers(0, 256, (count, FACE_SIZE, FACE_SIZE, 3)).astype(np.uint8)
     return clips
+
+
+def make_training(
+    config: ml_collections.ConfigDict, system: cascade.System, name: str, records: Mapping[str, np.ndarray],
+    mesh: jax.sharding.Mesh | None = None,
+) -> Callable[[], dict[str, jax.Array]]:  # fmt: skip
+    """A call makes one training step over `records`, always the same, and returns its metrics; it holds the state."""
+    mesh, count = mesh or parallel.make_mesh(), len(records["face"])
+    optimizer, schedule = make_optimizer(config.train, name)
+    key = jax.random.key(0)
+    state, key = parallel.replicate(mesh, (init_state(system.stages[name], optimizer, key), key))
+    batch = {**records, "place": np.arange(count, dtype=np.int32), "stop": np.zeros(count, bool)}
+    batch = parallel.split_steps(mesh, config.parallel, jax.tree.map(lambda x: x[None], batch))
+    step = make_step(system, name, optimizer, schedule, config.train)
+    step, holder = parallel.compile_steps(step, mesh, config.parallel), [state]
+
+    def once() -> dict[str, jax.Array]:
+        holder[0], metrics = step(holder[0], batch, key)  # the state is donated
+        return metrics
+
+    return once
 
 
 def gflop(function: Callable, *arguments: object) -> float:

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import time
 
+import cost
 import jax
 import numpy as np
 
-from slf_jax import cascade, features, parallel, state, train
+from slf_jax import cascade, features
 from slf_jax.diffusion.guidance import area_average
+from slf_jax.step import for_stage
 from tfrecords.cli import load_config
 from tfrecords.reader import Clips, batches, stack
 
@@ -54,18 +56,8 @@ def reading(clips: Clips) -> dict[str, float]:
 
 def training(config, system: cascade.System, clips: Clips, name: str, repeats: int) -> float:
     """Images/s of the compiled training step."""
-    mesh, size = parallel.make_mesh(), train.for_stage(config.train.batch_size, name)
-    optimizer, schedule = train.make_optimizer(config.train, name)
-    key = jax.random.key(0)
-    holder = [parallel.replicate(mesh, state.init_state(system.stages[name], optimizer, key))]
-    batch = parallel.split(mesh, "shard_map", next(batches(clips, size, seed=0)))
-    step = parallel.compile_step(train.make_step(system, name, optimizer, schedule, config.train), mesh, "shard_map")
-
-    def once():
-        holder[0], metrics = step(holder[0], batch, key)  # the state is donated
-        return metrics
-
-    return size / seconds(once, repeats)
+    size = for_stage(config.train.batch_size, name)
+    return size / seconds(cost.make_training(config, system, name, next(batches(clips, size, seed=0))), repeats)
 
 
 def sampling(system: cascade.System, clips: Clips, name: str, settings: cascade.SampleSettings, repeats: int) -> float:

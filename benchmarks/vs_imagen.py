@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from configs import base, paper
-from slf_jax import cascade, parallel, state, train
+from slf_jax import cascade
 from slf_jax.diffusion import guidance
 from tfrecords import cli
 
@@ -95,21 +95,12 @@ def our_calls(name: str, dtype: str) -> tuple[dict[str, float], Callable[[], obj
     config.model[name].update(width=WIDTH)
     system = cost.make_system(config)
     records = cost.make_clips(system.layout, count)
-    stage, mesh = system.stages[name], parallel.make_mesh()
-    optimizer, schedule = train.make_optimizer(config.train, name)
-    holder = [parallel.replicate(mesh, state.init_state(stage, optimizer, key))]
-    batch = parallel.split(mesh, config.parallel, records)
-    step = train.make_step(system, name, optimizer, schedule, config.train)
-    step = parallel.compile_step(step, mesh, config.parallel)
-
-    def train_once() -> object:
-        holder[0], metrics = step(holder[0], batch, key)  # the state is donated
-        return holder[0], metrics
-
-    condition = jax.jit(stage.condition)
+    stage = system.stages[name]
+    train_once = cost.make_training(config, system, name, records)
+    params, condition = jax.jit(stage.init)(key), jax.jit(stage.condition)
     matrix, mask = system.features(records)
-    cond = condition(holder[0].params, matrix, mask)
-    null = condition(holder[0].params, jnp.zeros_like(matrix[:1]), jnp.zeros_like(mask[:1]))
+    cond = condition(params, matrix, mask)
+    null = condition(params, jnp.zeros_like(matrix[:1]), jnp.zeros_like(mask[:1]))
     images = jax.random.normal(key, (count, stage.size, stage.size, 3))
     start = cascade.Start(images, jnp.ones(count), jnp.zeros(count))
 
@@ -119,7 +110,7 @@ def our_calls(name: str, dtype: str) -> tuple[dict[str, float], Callable[[], obj
         cond, null = (lambda x, sigma, cond=cond: denoise(x, sigma, cond) for cond in conds)
         return guidance.classifier_free(cond, null, jnp.asarray(SCALE))(images, jnp.ones(count))
 
-    return cost.stage_cost(stage), train_once, lambda: guided(holder[0].params, cond, null)
+    return cost.stage_cost(stage), train_once, lambda: guided(params, cond, null)
 
 
 def seconds(call: Callable[[], object]) -> float:

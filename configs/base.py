@@ -11,7 +11,7 @@ the sizes bought, in GFLOP of one evaluation (`python benchmarks/cost.py --sizes
 - The upsampler folds 2x2 pixels into channels: 20.3, where a first level at 128 px takes 32.8.
 - Its blocks lie at low resolution, (1, 2, 3, 3): 16 M more parameters than (2, 2, 2, 2) for 4 % more work.
 - Its attention at 8 px only: 24.2 with 16 px as well.
-- Attention of the base stage from 16 px down: 12.7 with 32 px as well, and twice the seconds on a CPU; 7.9 without 16 px.
+- Attention of the base stage from 16 px down: 12.7 with 32 px as well, twice the seconds on a CPU; 7.9 without 16 px.
 - The base stage keeps single pixels: folding would leave 2.1, but 32 px are all that it has to draw.
 - Half as wide again, 104 M and 138 M parameters, costs 2.2 times as much.
 - Skips are merged by a 1x1 layer before each block of the way up: 14 % and 17 % less than convolutions over both.
@@ -27,6 +27,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.parallel = "shard_map"  # or "pmap"
     config.stage = "all"  # or "base", "upsampler"
     config.compilation_cache = "~/.cache/slf_jax/xla"  # "" turns it off
+    config.init_from = ""  # a run whose EMA weights a new one starts from
+    config.profile_steps = 0  # that many steps are traced for TensorBoard
+    # Several processes train together: started by srun or mpirun, or each told of all others.
+    config.distributed = False
+    config.coordinator = ""  # HOST:PORT of process 0, where no launcher tells
+    config.num_processes, config.process_id = 0, -1
 
     config.extract = ml_collections.ConfigDict(
         dict(
@@ -61,6 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "language", "age", "gender", "ethnicity",
             ),
             threads=4,  # that read and decode records
+            skip_corrupt=False,  # count damaged records and go on with others in their place
         )
     )  # fmt: skip
     config.model = ml_collections.ConfigDict(dict(dtype="auto"))  # bfloat16 on accelerators, float32 on CPU
@@ -128,6 +135,8 @@ def get_config() -> ml_collections.ConfigDict:
         dict(
             steps=(400_000, 400_000),
             batch_size=(256, 128),  # over all devices
+            accumulate=(1, 1),  # parts that a device takes its share of a batch in, for want of memory
+            steps_per_dispatch=1,  # more: less overhead where steps take a few milliseconds
             learning_rate=(2e-4, 2e-4),
             warmup=2_000,
             final_rate=0.03,  # the cosine decay ends at this share of the learning rate
@@ -141,7 +150,9 @@ def get_config() -> ml_collections.ConfigDict:
             validate_every=5_000,  # steps; a shorter run makes none
             preview_every=5_000,
             checkpoint_every=5_000,
-            keep=3,  # checkpoints
+            keep=3,  # newest checkpoints
+            keep_best=1,  # and those of lowest validation loss
+            skip_spikes=0.0,  # skips steps whose loss is this many times the usual; 0 skips none
         )
     )
     config.train.constituent_drop = {name: 0.1 for name in config.data.inputs}  # share of each withheld, by itself

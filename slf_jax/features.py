@@ -80,43 +80,42 @@ def check_inputs(names: Sequence[str], layout: Layout) -> None:
 
 
 def check_same_features(
-    names: Sequence[str], trained: Schema, statistics: Mapping, given: Schema, given_statistics: Mapping, where: str
-) -> None:
+    names: Sequence[str], trained: Schema, statistics: Mapping, given: Schema, given_statistics: Mapping, where: str,
+    instead: str,
+) -> None:  # fmt: skip
     """Raises `UserError` if a dataset's features are not those that a system was trained with.
 
     For each of the constituents `names` that training had: shape, kind and weights have to be the same, the values
-    of about the same place and size.
+    of about the same place and size. `instead`: what the user can do but extract them again.
     """
     have = {part.name: part for part in given.constituents}
     for part in (part for part in trained.constituents if part.name in names):
         if part.name not in have:
             raise cli.UserError(
-                f"{where}: has no {part.name!r}, which this system was trained with; extract it, or leave it out with "
-                f"--without {part.name}"
+                f"{where}: has no {part.name!r}, which this system was trained with; extract it, or {instead}"
             )
         other = have[part.name]
         for what in ("rows", "width", "kind", "weights"):
             if getattr(part, what) != getattr(other, what):
                 raise cli.UserError(
                     f"{where}: {part.name!r} has {what} {getattr(other, what) or 'unknown'}, this system was trained "
-                    f"with {getattr(part, what) or 'unknown'}; extract it the same way, or leave it out with "
-                    f"--without {part.name}"
+                    f"with {getattr(part, what) or 'unknown'}; extract it the same way, or {instead}"
                 )
         if part.name in statistics and part.name in given_statistics:
-            _check_same_scale(part.name, statistics[part.name], given_statistics[part.name], where)
+            _check_same_scale(part.name, statistics[part.name], given_statistics[part.name], where, instead)
     for name in ("gender", "ethnicity", "language"):
         if name in names and trained.labels[name] != given.labels[name]:
             raise cli.UserError(f"{where}: the classes of {name!r} are not those that this system was trained with")
 
 
-def _check_same_scale(name: str, trained: Mapping, given: Mapping, where: str) -> None:
+def _check_same_scale(name: str, trained: Mapping, given: Mapping, where: str, instead: str) -> None:
     """Other people speak otherwise, but not many standard deviations otherwise."""
     shift = np.median(np.abs(given["mean"] - trained["mean"]) / trained["std"])
     ratio = np.median(given["std"] / trained["std"])
     if not (shift < 3 and 0.2 < ratio < 5):
         raise cli.UserError(
             f"{where}: {name!r} lies {shift:.1f} standard deviations from what this system was trained with and varies "
-            f"{ratio:.2g} times as much; extract it the same way, or leave it out with --without {name}"
+            f"{ratio:.2g} times as much; extract it the same way, or {instead}"
         )
 
 

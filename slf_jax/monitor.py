@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Mapping
@@ -14,76 +15,144 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from slf_jax import cascade, figures
+from slf_jax import cascade, figures, parallel
 from slf_jax.diffusion.guidance import area_average
-from tfrecords.cli import UserError
+from slf_jax.state import VALIDATION
+from slf_jax.step import by_level
 from tfrecords.reader import Clips, stack
+from tfrecords.writer import write_atomically
 
 PREVIEW_PEOPLE, PREVIEW_SCALES = 8, (0.0, 1.0, 2.0)
 VALIDATION_CLIPS = 64
+INTERNAL = ("finite", "stop")  # metrics that steer the loop and tell nobody else anything
 
 
 class Log:
-    """The numbers of a run. Use as a context manager."""
+    """The numbers of a run, written by its main process alone. Use as a context manager."""
 
     def __init__(self, workdir: Path, steps: int, every: int) -> None:
-        self._workdir, self._steps, self._every = workdir, steps, every
+        self._workdir, self._steps, self._every, self._main = workdir, steps, every, parallel.is_main()
 
     def __enter__(self) -> Log:
-        from tensorboardX import SummaryWriter
-
-        self._events = SummaryWriter(str(self._workdir / "tensorboard"))
-        self._file = (self._workdir / "metrics.jsonl").open("a")
-        self._bar = tqdm(total=self._steps, unit="step", mininterval=1.0, dynamic_ncols=True)
+        self._bar = tqdm(total=self._steps, unit="step", mininterval=1.0, dynamic_ncols=True, disable=not self._main)
+        self._file = self._events = None
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._bar.close()
-        self._file.close()
-        self._events.close()
+        self._close()
+
+    def _close(self) -> None:
+        for file in filter(None, (self._file, self._events)):
+            file.close()
 
     def begin(self, stage: str, step: int, batch_size: int) -> None:
-        """A stage begins, or goes on, after `step`."""
+        """A stage begins, or goes on, after `step`; what a run that was killed told of later steps is taken back."""
         self._stage, self._batch = stage, batch_size
         self._bar.set_description(stage)
         self._bar.update(step)
-        self._since = (step, time.perf_counter())
+        if self._main:
+            from tensorboardX import SummaryWriter
 
-    def step(self, step: int, metrics: Mapping[str, jax.Array], last: bool) -> None:
-        """Takes the metrics of one step, still on the device; waits until that step is done.
+            self._close()
+            path = self._workdir / "metrics.jsonl"
+            drop_lines(path, stage, step)
+            self._file = path.open("a")
+            self._events = SummaryWriter(str(self._workdir / "tensorboard" / stage), purge_step=step + 1)
 
-        Raises `UserError` on a loss that is not finite.
+    def start(self, step: int) -> None:
+        """The loop starts after `step`: from here seconds count."""
+        self._since = (step, time.perf_counter(), 0.0)
+
+    def steps(self, last: int, metrics: Mapping[str, np.ndarray], waited: float, *, final: bool) -> None:
+        """Takes the metrics [K, ...] of the K steps up to `last`.
+
+        Args:
+          waited: seconds the loop has waited for data so far.
+          final: whether the numbers of `last` are to be written in any case.
         """
-        loss = float(metrics["loss"])
-        if not np.isfinite(loss):
-            raise UserError(
-                f"{self._workdir}: the loss of stage {self._stage} became {loss} at step {step}; the last good "
-                "checkpoint is kept. Lower config.train.learning_rate and run the same command again"
-            )
-        self._bar.update(1)
-        if last or step % self._every == 0:
-            (before, then), now = self._since, time.perf_counter()
-            self._since = (step, now)
-            rate = (step - before) * self._batch / (now - then)
-            numbers = {key: np.asarray(value).tolist() for key, value in metrics.items()}
-            self.write(step, {**numbers, "images_per_second": rate})
-            self._bar.set_postfix(loss=f"{loss:.3f}", images_s=f"{rate:.0f}")
+        count = len(metrics["loss"])
+        self._bar.update(count)
+        for i in range(count):
+            step = last - count + 1 + i
+            if step % self._every == 0 or (final and step == last):
+                told = {key: value[i] for key, value in metrics.items() if key not in INTERNAL}
+                sums, items = told.pop("loss_by_sigma")
+                by_sigma = (sums / np.maximum(items, 1)).tolist()
+                numbers = {key: value.item() for key, value in told.items()}
+                self.write(step, {**numbers, "loss_by_sigma": by_sigma, **self._speed(step, waited)})
+
+    def _speed(self, step: int, waited: float) -> dict[str, float]:
+        (before, then, waited_then), now = self._since, time.perf_counter()
+        if step == before:  # the second of several steps of one dispatch
+            return {}
+        self._since = (step, now, waited)
+        seconds = (now - then) / (step - before)
+        speed = {
+            "images_per_second": self._batch / seconds,
+            "step_seconds": seconds,
+            "data_wait": (waited - waited_then) / (now - then),
+        }
+        self._bar.set_postfix(images_s=f"{speed['images_per_second']:.0f}")
+        memory = jax.local_devices()[0].memory_stats()
+        if memory:  # a CPU has none
+            speed["device_memory"] = memory["peak_bytes_in_use"]
+        return speed
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard."""
+        if not self._main:
+            return
         self._file.write(json.dumps({"stage": self._stage, "step": step, **numbers}) + "\n")
         self._file.flush()
         for key, value in numbers.items():
             for i, number in enumerate(np.ravel(value)):
-                name = f"{self._stage}/{key}" + (f"_{i}" if isinstance(value, list) else "")
+                name = key + (f"_{i}" if isinstance(value, list) else "")
                 self._events.add_scalar(name, number, step)
 
     def picture(self, step: int, images: np.ndarray, columns: list[str]) -> None:
         """A page of uint8 images [R, C, H, W, 3] as samples/<stage>_<step>.png and to TensorBoard."""
+        if not self._main:
+            return
         path = self._workdir / "samples" / f"{self._stage}_{step:07d}.png"
         figures.image_grid(images, path, columns)
         page = np.concatenate([np.concatenate(list(row), 1) for row in images], 0)
-        self._events.add_image(f"{self._stage}/samples", page, step, dataformats="HWC")
+        self._events.add_image("samples", page, step, dataformats="HWC")
+
+
+def drop_lines(path: Path, stage: str, step: int) -> None:
+    """Takes the lines of `stage` after `step` out of metrics.jsonl, and a last line that was cut short."""
+    if not path.exists():
+        return
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+    kept = [line for line in whole if not ((told := json.loads(line))["stage"] == stage and told["step"] > step)]
+    if (kept := "".join(kept)) != text:
+        write_atomically(path, kept.encode())
+
+
+class Profile:
+    """A trace of `steps` steps for TensorBoard, once the first ten are over; none if `steps` is 0."""
+
+    WARM = 10
+
+    def __init__(self, workdir: Path, steps: int, first: int) -> None:
+        self._directory, self._begin = str(workdir / "tensorboard"), first + self.WARM
+        self._end, self._on = self._begin + steps, False
+
+    def step(self, number: int, result: Any) -> None:
+        """After step `number` was dispatched, whose result is `result`."""
+        if not self._on and self._begin <= number < self._end:
+            jax.profiler.start_trace(self._directory)
+            self._on = True
+        elif self._on and number >= self._end:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False
 
 
 class Preview:
@@ -92,32 +161,41 @@ class Preview:
     def __init__(self, config: ml_collections.ConfigDict, system: cascade.System, name: str, clips: Clips) -> None:
         self._system, self._stage = system, system.stages[name]
         self._settings = cascade.sample_settings(config)
-        places = np.linspace(0, len(clips) - 1, min(VALIDATION_CLIPS, len(clips))).astype(int)
-        self._clips = stack([clips[int(i)] for i in places])
-        self._few = {key: value[:PREVIEW_PEOPLE] for key, value in self._clips.items()}
-        self._loss, self._sample = jax.jit(self._mean_loss), jax.jit(self._images)
+        self._source = clips
+        self._loss, self._sample = jax.jit(self._losses), jax.jit(self._images)
 
-    def loss(self, params: Any) -> float:
-        """Mean training loss with the same noise every time, so that it can be compared."""
-        return float(self._loss(params, self._clips))
+    @functools.cached_property
+    def _clips(self) -> Mapping[str, np.ndarray]:
+        count = len(self._source)
+        places = np.linspace(0, count - 1, min(VALIDATION_CLIPS, count)).astype(int)
+        return stack([self._source[int(i)] for i in places])
+
+    def loss(self, params: Any) -> dict[str, Any]:
+        """Mean training loss with the same noise every time, so that it can be compared; and by noise level."""
+        with jax.transfer_guard("allow"):
+            mean, (sums, items) = jax.device_get(self._loss(params, self._clips))
+        return {VALIDATION: mean.item(), f"{VALIDATION}_by_sigma": (sums / np.maximum(items, 1)).tolist()}
 
     def page(self, params: Any) -> tuple[np.ndarray, list[str]]:
         """uint8 images [people, columns, 128, 128, 3] and the columns' names: input, each scale, the real face."""
-        samples = self._sample(params, self._few)
-        real = cascade.to_float(jnp.asarray(self._few["face"]))
-        low, own = (area_average(real, size) for size in (self._stage.low, self._stage.size))
-        columns = [figures.enlarge(np.asarray(cascade.to_uint8(images)), 128) for images in (low, *samples, own)]
+        few = {key: value[:PREVIEW_PEOPLE] for key, value in self._clips.items()}
+        with jax.transfer_guard("allow"):
+            samples = jax.device_get(self._sample(params, few))
+            real = cascade.to_float(jnp.asarray(few["face"]))
+            low, own = (area_average(real, size) for size in (self._stage.low, self._stage.size))
+            columns = [figures.enlarge(np.asarray(cascade.to_uint8(images)), 128) for images in (low, *samples, own)]
         names = [f"{self._stage.low}x{self._stage.low}", *(f"scale {s:g}" for s in PREVIEW_SCALES), "real"]
         return np.stack(columns, 1), names
 
-    def _mean_loss(self, params: Any, clips: Mapping) -> jax.Array:
+    def _losses(self, params: Any, clips: Mapping) -> tuple[jax.Array, jax.Array]:
         count = len(clips["face"])
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(count))
         # Neighbouring noise levels would go to neighbouring clips; a fixed shuffle parts them.
         place = jax.random.permutation(jax.random.key(1), count)
         matrix, mask = self._system.features(clips)
         faces = cascade.to_float(clips["face"])
-        return self._stage.loss(params, faces, matrix, mask, keys, place, count, guide_drop=0.0)[0].mean()
+        loss, sigma = self._stage.loss(params, faces, matrix, mask, keys, place, count, guide_drop=0.0)
+        return loss.mean(), by_level(self._stage, loss, sigma)
 
     def _images(self, params: Any, clips: Mapping) -> jax.Array:
         stage, count = self._stage, len(clips["face"])

@@ -1,17 +1,80 @@
-"""Devices: the mesh, and one per-device step compiled by `jit`+`shard_map` or by `pmap`."""
+"""Devices and processes: the mesh, and one per-device step compiled by `jit`+`shard_map` or by `pmap`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tfrecords.cli import UserError
 
 AXIS = "data"
+HEARTBEAT = 15  # seconds after which a process that says nothing counts as dead
+
+
+@contextlib.contextmanager
+def processes(config: ml_collections.ConfigDict) -> Iterator[None]:
+    """Joins the processes of a run on several hosts, if `config.distributed`; leaves them when the block ends.
+
+    If this process fails, or finds that another did, it ends at once with one line: those that wait for each other
+    at exit would wait in vain.
+    """
+    if not config.distributed:
+        yield
+        return
+    _join(config)
+    try:
+        yield
+    except BaseException as error:
+        told = f"error: {error}" if isinstance(error, UserError) else _explain(error)
+        print(f"{told} (process {jax.process_index()} of {jax.process_count()})", file=sys.stderr, flush=True)
+        os._exit(2)
+    jax.distributed.shutdown()
+
+
+def _join(config: ml_collections.ConfigDict) -> None:
+    explicit = {}
+    if config.coordinator:
+        if not 0 <= config.process_id < config.num_processes:
+            raise UserError(
+                f"config.process_id={config.process_id}, config.num_processes={config.num_processes}: with a "
+                "coordinator give each process its number, from 0 to one less than there are"
+            )
+        explicit = dict(
+            coordinator_address=config.coordinator, num_processes=config.num_processes, process_id=config.process_id
+        )
+    try:
+        jax.distributed.initialize(**explicit, heartbeat_timeout_seconds=HEARTBEAT)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            "config.distributed=true: these processes do not find each other "
+            f"({str(error).splitlines()[0]}); under SLURM or Open MPI start them with srun or mpirun, elsewhere set "
+            "config.coordinator=HOST:PORT, config.num_processes and config.process_id"
+        ) from None
+
+
+def _explain(error: BaseException) -> str:
+    lost = ("closed by peer", "Connection reset", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Gloo", "NCCL")
+    if any(word in str(error) for word in lost):
+        return (
+            "error: another process of this run ended or cannot be reached; look at its output, then start all of "
+            f"them again to go on from the last checkpoint ({str(error).splitlines()[0][:200]})"
+        )
+    import traceback
+
+    return "".join(traceback.format_exception(error))
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes for all."""
+    return jax.process_index() == 0
 
 
 def make_mesh() -> Mesh:
@@ -25,7 +88,8 @@ def use_compilation_cache(directory: str) -> None:
     if not directory:
         return
     jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
@@ -33,44 +97,59 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def split(mesh: Mesh, mode: str, batch: Any) -> Any:
-    """Splits the leading axis of every array over the devices, as `compile_step`'s result takes it.
-
-    Each process brings its own part of the global batch.
-    """
-    if mode == "pmap":
-        devices = jax.local_device_count()
-        return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
-    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+def split(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
+    """Splits one axis of every array over the devices. Each process brings its own part of the global batch."""
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def compile_step(step: Callable, mesh: Mesh, mode: str) -> Callable:
+def split_steps(mesh: Mesh, mode: str, batches: Any) -> Any:
+    """Batches of several steps, [K, B, ...] of this process, as `compile_steps`' result takes them."""
+    if mode == "pmap":
+        devices = jax.local_devices()
+        batches = jax.tree.map(lambda x: x.reshape(len(x), len(devices), -1, *x.shape[2:]), batches)
+        mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+        return jax.device_put(batches, NamedSharding(mesh, PartitionSpec(None, AXIS)))
+    return split(mesh, batches, axis=1)
+
+
+def scan(function: Callable, carry: Any, items: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan` for training steps; unrolled on a CPU, where gradients of convolutions take ten times as long
+    inside a loop."""
+    count = len(jax.tree.leaves(items)[0])
+    if count > 1 and jax.default_backend() != "cpu":
+        return jax.lax.scan(function, carry, items)
+    found = []
+    for i in range(count):
+        carry, out = function(carry, jax.tree.map(lambda x, i=i: x[i], items))
+        found.append(out)
+    return carry, jax.tree.map(lambda *each: jax.numpy.stack(each), *found)
+
+
+def compile_steps(step: Callable, mesh: Mesh, mode: str) -> Callable:
     """Compiles `step(state, batch, key) -> (state, metrics)`, written for one device, over the mesh.
 
-    The batch comes from `split`. The step sees its device's part and uses collectives over axis `"data"`;
-    state, key and metrics are the same on every device. The state is donated.
+    The result takes the batches of K steps, as `split_steps` gives them, and makes all K in one dispatch; its metrics
+    are [K, ...]. The step sees its device's part and uses collectives over axis `"data"`; state, key and metrics are
+    the same on every device. The state is donated.
 
     `mode`: "shard_map" (one program by `jit`) or "pmap". Both give the same numbers.
     """
+
+    def steps(state: Any, batches: Any, key: jax.Array) -> tuple[Any, Any]:
+        return scan(lambda state, batch: step(state, batch, key), state, batches)
+
     if mode == "shard_map":
-        everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
+        everywhere, parts = PartitionSpec(), PartitionSpec(None, AXIS)
         mapped = jax.shard_map(
-            step,
+            steps,
             mesh=mesh,
-            in_specs=(everywhere, split, everywhere),
+            in_specs=(everywhere, parts, everywhere),
             out_specs=everywhere,
             # Under check_vma a gradient of replicated parameters arrives already summed over devices.
             check_vma=False,
         )
         return jax.jit(mapped, donate_argnums=0)
     if mode == "pmap":
-        return jax.pmap(step, AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
+        return jax.pmap(steps, AXIS, in_axes=(None, 1, None), out_axes=None, donate_argnums=0)
     raise UserError(f"config.parallel={mode!r} is neither 'shard_map' nor 'pmap'")
-
-
-def item_keys(key: jax.Array, count: int) -> jax.Array:
-    """One key [count] for each of this device's items: a function of the item's place in the global batch, so
-    that the numbers drawn do not depend on how many devices there are."""
-    first = jax.lax.axis_index(AXIS) * count
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jax.numpy.arange(count))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from slf_jax import cascade, features, parallel
 from slf_jax.diffusion.guidance import area_average
-from slf_jax.state import Trained, load
+from slf_jax.state import CHECKPOINTS, Trained, load
 from tfrecords import cli
 from tfrecords.reader import Clips
 
@@ -115,7 +115,7 @@ class Sampler:
             batch = {key: value[rows // samples] for key, value in clips.items()}
             given = np.full(len(rows), float(guided), np.float32)
             who = people[rows // samples], rows % samples
-            split = parallel.split(self._mesh, "shard_map", (batch, *who, given, self.first_noise(seed, *who)))
+            split = parallel.split(self._mesh, (batch, *who, given, self.first_noise(seed, *who)))
             rest = (np.int32(seed), np.asarray(scales, np.float32))
             return self._params, *split, *parallel.replicate(self._mesh, rest)
 
@@ -179,6 +179,10 @@ def _free_memory() -> float:
 def add_arguments(arguments: argparse.ArgumentParser) -> None:
     """The flags that all commands which sample share."""
     arguments.add_argument("--workdir", required=True, type=Path, help="run directory of slf_jax.train")
+    arguments.add_argument(
+        "--checkpoint", default="newest", choices=CHECKPOINTS,
+        help="newest (default), or best: of lowest validation loss among those kept",
+    )  # fmt: skip
     arguments.add_argument("--data", default="", help="dataset folder (default: the one it was trained on)")
     arguments.add_argument("--split", default="test", help="default: test")
     arguments.add_argument("--seed", type=int, default=0, help="default: 0")
@@ -208,7 +212,7 @@ def parse(arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> tup
     for key in overrides:
         if not key.startswith("sample."):
             raise cli.UserError(f"--config.{key}: of a trained system only --config.sample.* can be changed")
-    trained = load(args.workdir)
+    trained = load(args.workdir, args.checkpoint)
     cli.override(trained.meta.config, overrides)
     parallel.use_compilation_cache(trained.meta.config.compilation_cache)
     return args, trained
@@ -219,7 +223,8 @@ def open_clips(trained: Trained, args: argparse.Namespace, without: Sequence[str
     directory = args.data or trained.meta.config.data.dir
     clips, meta = Clips(directory, args.split), trained.meta
     inputs = trained.system.without(without).inputs
-    features.check_same_features(inputs, meta.schema, meta.statistics, clips.schema, clips.statistics, directory)
+    trained_with, given = (meta.schema, meta.statistics), (clips.schema, clips.statistics)
+    features.check_same_features(inputs, *trained_with, *given, directory, "leave it out with --without NAME")
     return clips
 
 

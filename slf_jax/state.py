@@ -1,16 +1,17 @@
 """What a training step carries, and its checkpoints.
 
 A checkpoint has three parts: `ema` (the averaged parameters, all that sampling needs), `training` (the rest of
-the state) and `meta` (config, the features' schema and statistics, digests). Orbax keeps no checksum of its data, so
-a digest of ours is checked on restore.
+the state) and `meta` (config, the features' schema and statistics, digests). Orbax writes it under a temporary name and
+renames it, but keeps no checksum of its data: a digest of ours is checked on restore.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +21,58 @@ import ml_collections
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
+from slf_jax import parallel
 from slf_jax.cascade import STAGES, Stage, System, build
 from slf_jax.features import make_layout
 from tfrecords.cli import UserError
 from tfrecords.schema import Schema
 
-# Settings that decide what a checkpoint's numbers mean: a run cannot go on with others.
+# Settings that decide what a checkpoint's numbers mean: a run cannot go on with others. Some of a model's only decide
+# how it is computed.
 FIXED = ("model", "diffusion", "data.inputs", "train.batch_size", "seed")
+HARMLESS = (".attention", ".remat")
+VALIDATION = "validation_loss"
+CHECKPOINTS = ("newest", "best")  # to sample from
+
+
+class Damaged(UserError):
+    """A checkpoint that cannot be read, or whose numbers are not those that were saved."""
+
+
+TRAINING = ("step", "skipped", "usual_loss", "params", "opt_state")  # fields of the state, all but the EMA
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything the next step depends on, besides the config and the data."""
+    """Everything the next step depends on, besides the config and the data.
+
+    `skipped` counts the steps that changed nothing, `usual_loss` is the running mean that spikes are measured against.
+    """
 
     step: jax.Array
+    skipped: jax.Array
+    usual_loss: jax.Array
     params: Any
     ema: Any
     opt_state: Any
 
 
 def init_state(stage: Stage, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """A fresh state; one jitted program."""
+    """A fresh state with random parameters; one jitted program."""
+    return jax.jit(lambda key: _fresh(stage.init(key), optimizer))(key)
 
-    def init(key: jax.Array) -> TrainState:
-        params = stage.init(key)
-        return TrainState(jax.numpy.zeros((), int), params, params, optimizer.init(params))
 
-    return jax.jit(init)(key)
+def start_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """A fresh state with these parameters."""
+    return jax.jit(lambda params: _fresh(params, optimizer))(params)
+
+
+def _fresh(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    none = jax.numpy.zeros((), int)
+    return TrainState(none, none, jax.numpy.zeros(()), params, params, optimizer.init(params))
 
 
 def digest(tree: Any) -> str:
@@ -87,41 +112,74 @@ class Meta:
 
 
 class Checkpoints:
-    """The checkpoints of one stage of a run. Use as a context manager: leaving it waits for what is being saved."""
+    """The checkpoints of one stage of a run. Use as a context manager: leaving it waits for what is being saved.
 
-    def __init__(self, workdir: str | Path, stage: str, keep: int | None = None) -> None:
+    Args:
+      keep, keep_best: how many of the newest, and of those of lowest validation loss, stay; None: for reading only.
+    """
+
+    def __init__(self, workdir: str | Path, stage: str, keep: int | None = None, keep_best: int = 0) -> None:
         self.path = Path(workdir).absolute() / "checkpoints" / stage
         reading = keep is None
+        best = keeping.BestN(
+            n=keep_best, get_metric_fn=lambda m: m[VALIDATION], reverse=True, keep_checkpoints_without_metrics=False
+        )
+        policy = None if reading else keeping.AnyPreservationPolicy([keeping.LatestN(keep), best])
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=not reading, read_only=reading, cleanup_tmp_directories=not reading
+            preservation_policy=policy, create=not reading, read_only=reading, cleanup_tmp_directories=not reading
         )
         self._manager = ocp.CheckpointManager(self.path, options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type | None, *exc: object) -> None:
+        with self._saving() if kind is None else contextlib.suppress(Exception):
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Tells in one line why a checkpoint could not be written."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            kept = self.latest()
+            raise UserError(
+                f"{self.path}: a checkpoint could not be written ({_reason(error)}); "
+                + (f"the one of step {kept} is whole. " if kept else "there is none before it. ")
+                + "Make room there, then run the same command again"
+            ) from error
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, meta: Meta) -> None:
-        """Saves in the background; does nothing if this step is saved already."""
+    def best(self) -> int | None:
+        """The step of lowest validation loss among the checkpoints that have one."""
+        losses = {step: (self._manager.metrics(step) or {}).get(VALIDATION) for step in self._manager.all_steps()}
+        known = {step: loss for step, loss in losses.items() if loss is not None}
+        return min(known, key=known.get) if known else None
+
+    def save(self, state: TrainState, meta: Meta, validation_loss: float | None = None) -> None:
+        """Saves in the background; does nothing if this step is saved already.
+
+        Raises `UserError` if this checkpoint, or the one before it, cannot be written.
+        """
         state = jax.device_get(state)
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        training = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+        training = {field: getattr(state, field) for field in TRAINING}
         digests = {"ema": digest(state.ema), "training": digest(training)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                ema=ocp.args.StandardSave(state.ema),
-                training=ocp.args.StandardSave(training),
-                meta=ocp.args.JsonSave({**meta.to_json(), "digests": digests}),
-            ),
-        )
+        with self._saving():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    ema=ocp.args.StandardSave(state.ema),
+                    training=ocp.args.StandardSave(training),
+                    meta=ocp.args.JsonSave({**meta.to_json(), "digests": digests}),
+                ),
+                metrics=None if validation_loss is None else {VALIDATION: validation_loss},
+            )
 
     def meta(self, step: int) -> Meta:
         return Meta.from_json(self._raw_meta(step))
@@ -134,45 +192,74 @@ class Checkpoints:
         return self._restore(step, "ema", like)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """A whole state, shaped as `like`; `UserError` if damaged."""
+        """A whole state, shaped as `like`; `Damaged` if it is not what was saved."""
         ema, _ = self._restore(step, "ema", like.ema)
-        training = {"step": like.step, "params": like.params, "opt_state": like.opt_state}
-        training, _ = self._restore(step, "training", training)
-        return TrainState(training["step"], training["params"], ema, training["opt_state"])
+        training, _ = self._restore(step, "training", {field: getattr(like, field) for field in TRAINING})
+        return TrainState(ema=ema, **training)
+
+    def resume(self, like: TrainState, skip_damaged: bool) -> TrainState | None:
+        """The newest state, None if there is none.
+
+        A damaged one raises `UserError`; or it is set aside, and the one before it taken, if `skip_damaged`.
+        """
+        while (step := self.latest()) is not None:
+            try:
+                return self.restore(step, like)
+            except Damaged as error:
+                older = [other for other in self._manager.all_steps() if other < step]
+                way_on = f"from step {max(older)}" if older else "from the beginning: it is the only one"
+                if not skip_damaged:
+                    raise UserError(f"{error}. Add --skip-damaged to set it aside and go on {way_on}") from None
+                print(f"{error}; set aside, going on {way_on}")
+                self._set_aside(step)
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        if parallel.is_main():
+            (self.path / str(step)).rename(self.path.parent / f"damaged-{self.path.name}-{step}")
+        multihost_utils.sync_global_devices(f"{self.path} {step} set aside")
+        self._manager.reload()
 
     def _restore(self, step: int, part: str, like: Any) -> tuple[Any, str]:
         shapes = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         try:
             args = ocp.args.Composite(**{part: ocp.args.StandardRestore(shapes)})
             tree = self._manager.restore(step, args=args)[part]
-        except (ValueError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{self.path / str(step)}: cannot be read as this model ({reason})") from None
+            expected = self._raw_meta(step)["digests"][part]
+        except (ValueError, OSError, KeyError) as error:
+            raise Damaged(f"{self.path / str(step)}: cannot be read as this model ({_reason(error)})") from None
         if jax.tree.map(np.shape, tree) != jax.tree.map(np.shape, shapes):
             raise UserError(f"{self.path / str(step)}: holds a model of other sizes than this config's")
         found = digest(tree)
-        if found != self._raw_meta(step)["digests"][part]:
-            raise UserError(
-                f"{self.path / str(step)}: damaged ({part} does not match its digest); "
-                "delete this folder to go on from the checkpoint before it"
-            )
+        if found != expected:
+            raise Damaged(f"{self.path / str(step)}: damaged ({part} does not match its digest)")
         return tree, found
 
 
-def check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Raises `UserError` naming the settings in which the run in `workdir` cannot be continued with `config`."""
+def _reason(error: Exception) -> str:
+    """The system's own word for a full disk, wherever in the message it stands; else the first line."""
+    text = str(error)
+    known = ("No space left on device", "Disk quota exceeded", "File too large", "Read-only file system")
+    return next((reason for reason in known if reason in text), (text.splitlines() or [type(error).__name__])[0][:200])
+
+
+def check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, tuple]:
+    """How `config` differs from that of the run in `workdir`: {key: (then, now)}; empty if there is no run yet.
+
+    Raises `UserError` naming the settings in which the run cannot be continued with it.
+    """
     if not any(workdir.glob("checkpoints/*/[0-9]*")):
-        return
+        return {}
     now, then = _flat(json.loads(config.to_json())), _flat(json.loads((workdir / "config.json").read_text()))
-    differing = [
-        f"{key} is {now.get(key)!r}, there it is {then.get(key)!r}"
-        for key in sorted(now.keys() | then.keys())
-        if key.startswith(FIXED) and now.get(key) != then.get(key)
-    ]
-    if differing:
+    changes = {key: (then.get(key), now.get(key)) for key in sorted(now.keys() | then.keys())}
+    changes = {key: both for key, both in changes.items() if both[0] != both[1]}
+    fixed = [key for key in changes if key.startswith(FIXED) and not key.endswith(HARMLESS)]
+    if fixed:
+        differing = "; ".join(f"{key} is {changes[key][1]!r}, there it is {changes[key][0]!r}" for key in fixed)
         raise UserError(
-            f"{workdir}: holds a run made with another config: {'; '.join(differing)}. Choose another --config.workdir"
+            f"{workdir}: holds a run made with another config: {differing}. Choose another --config.workdir"
         )
+    return changes
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -191,20 +278,28 @@ class Trained:
     digests: dict[str, str]
 
 
-def load(workdir: str | Path) -> Trained:
-    """The newest EMA weights of both stages of a run; `UserError` if a stage is missing."""
+def load(workdir: str | Path, which: str = "newest", stages: Sequence[str] = STAGES) -> Trained:
+    """The EMA weights of a run's stages; `UserError` if a stage is missing or damaged.
+
+    `which` of `CHECKPOINTS`: "best" is of lowest validation loss.
+    """
     meta, system, params, digests = None, None, {}, {}
-    for name in STAGES:
+    for name in stages:
         if not any(Path(workdir).glob(f"checkpoints/{name}/[0-9]*")):
             raise UserError(
                 f"{workdir}: no checkpoint of stage {name!r}; train it with "
                 f"`python -m slf_jax.train --config CONFIG --config.workdir={workdir}`"
             )
         with Checkpoints(workdir, name) as checkpoints:
-            step = checkpoints.latest()
+            step = checkpoints.best() if which == "best" else checkpoints.latest()
+            if step is None:
+                raise UserError(f"{workdir}: no checkpoint of stage {name!r} has a validation loss; take the newest")
             if system is None:
                 meta = checkpoints.meta(step)
                 system = build(meta.config, make_layout(meta.schema), meta.statistics)
             like = jax.eval_shape(system.stages[name].init, jax.random.key(0))
-            params[name], digests[name] = checkpoints.restore_ema(step, like)
+            try:
+                params[name], digests[name] = checkpoints.restore_ema(step, like)
+            except Damaged as error:
+                raise UserError(f"{error}. Train on with --skip-damaged from the checkpoint before it") from None
     return Trained(meta, system, params, digests)

@@ -7,176 +7,192 @@ samples/*.png, tensorboard/ and checkpoints/.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
+import json
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from slf_jax import cascade, features, parallel
-from slf_jax.monitor import Log, Preview
-from slf_jax.state import Checkpoints, Meta, TrainState, check_same_run, init_state
+from slf_jax.feed import Feed
+from slf_jax.monitor import Log, Preview, Profile
+from slf_jax.state import VALIDATION, Checkpoints, Meta, TrainState, check_same_run, init_state, load, start_state
+from slf_jax.step import first_not_finite, for_stage, make_loss, make_optimizer, make_step
 from tfrecords import cli
-from tfrecords.reader import Clips, batches
+from tfrecords.reader import Clips
 from tfrecords.writer import write_atomically
 
-BUCKETS = 4  # of noise levels, each equally likely in training, for which the loss is reported apart
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What both stages of a run share. `meta` goes into every checkpoint, the config first of all."""
+
+    meta: Meta
+    system: cascade.System
+    clips: Clips
+    held_out: Clips | None
+    mesh: jax.sharding.Mesh
+    skip_damaged: bool
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        return self.meta.config
+
+    @property
+    def workdir(self) -> Path:
+        return Path(self.config.workdir)
 
 
-def train(config: ml_collections.ConfigDict) -> bool:
+def train(config: ml_collections.ConfigDict, *, skip_damaged: bool = False) -> bool:
     """Trains what `config.stage` names; returns False if a signal ended it early (the state is saved).
 
-    Raises `UserError` for what the user can mend.
+    `skip_damaged`: go on from the checkpoint before one that is damaged. Raises `UserError` for what the user can mend.
     """
     names = cascade.STAGES if config.stage == "all" else (config.stage,)
     if not set(names) <= set(cascade.STAGES):
         raise cli.UserError(f"config.stage={config.stage!r} is none of: all, {', '.join(cascade.STAGES)}")
     parallel.use_compilation_cache(config.compilation_cache)
-    mesh = parallel.make_mesh()
     for name in names:
-        _check_batch(for_stage(config.train.batch_size, name))
-    clips, held_out = Clips(config.data.dir, "train"), _held_out(config.data.dir)
+        _check_steps(config.train, name)
+    run = _prepare(config, skip_damaged)
+    steps = sum(for_stage(config.train.steps, name) for name in names)
+    with Log(run.workdir, steps, config.train.log_every) as log, _signals() as stop, _short_of_room(config):
+        return all(train_stage(name, run, log, stop) for name in names)
+
+
+def _prepare(config: ml_collections.ConfigDict, skip_damaged: bool) -> Run:
+    """Opens the data, builds the system, and begins or goes on in the run directory."""
+    clips, held_out = _open(config.data, "train"), _open_validation(config.data)
     layout = features.make_layout(clips.schema)
     system = cascade.build(config, layout, clips.statistics)
     _check_rates(config.train, layout)
-    meta = Meta(config, clips.schema, clips.statistics)
-    workdir = Path(config.workdir)
-    check_same_run(config, workdir)
-    write_atomically(workdir / "config.json", config.to_json_best_effort(indent=2).encode())
-    _describe(config, system, clips, held_out, mesh)
-    steps = sum(for_stage(config.train.steps, name) for name in names)
-    with Log(workdir, steps, config.train.log_every) as log, _signals() as stop, short_of_memory(config.train):
-        done = all(train_stage(name, meta, system, clips, held_out, mesh, log, stop) for name in names)
-    if not done:
-        print(f"{workdir}: stopped and saved; run the same command again to go on")
-        return False
-    print(f"{workdir}: trained. Previews: {workdir / 'samples'}; curves: tensorboard --logdir {workdir}")
-    return True
+    run = Run(Meta(config, clips.schema, clips.statistics), system, clips, held_out, parallel.make_mesh(), skip_damaged)
+    changes = check_same_run(config, run.workdir)
+    _check_same_data(run)
+    if parallel.is_main():
+        if changes:
+            _record(changes, run.workdir)
+        write_atomically(run.workdir / "config.json", config.to_json_best_effort(indent=2).encode())
+        _describe(run)
+    return run
 
 
-def train_stage(
-    name: str, meta: Meta, system: cascade.System, clips: Clips, held_out: Clips | None,
-    mesh: jax.sharding.Mesh, log: Log, stop: Callable[[], bool],
-) -> bool:  # fmt: skip
-    """One stage's life: state, restore, compile, loop, finish. Returns False if `stop` ended it early."""
-    config, settings = meta.config, meta.config.train
-    steps, batch_size = for_stage(settings.steps, name), for_stage(settings.batch_size, name)
-    with Checkpoints(config.workdir, name, settings.keep) as checkpoints:
+def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool:
+    """One stage's life: state, data, compile, loop. Returns False if `stop` ended it early."""
+    config, settings = run.config, run.config.train
+    steps, stride = for_stage(settings.steps, name), settings.steps_per_dispatch
+    with Checkpoints(run.workdir, name, settings.keep, settings.keep_best) as checkpoints:
         # ---- state
+        first = checkpoints.latest() or 0
+        if first >= steps:
+            log.begin(name, steps, 0)
+            return True
         optimizer, schedule = make_optimizer(settings, name)
         root = jax.random.fold_in(jax.random.key(config.seed), cascade.STAGES.index(name))
-        first = checkpoints.latest() or 0
-        log.begin(name, min(first, steps), batch_size)
-        if first >= steps:
-            return True
-        state = init_state(system.stages[name], optimizer, jax.random.fold_in(root, 0))
-        if first:
-            state = checkpoints.restore(first, state)
-        state = parallel.replicate(mesh, state)
-        key = parallel.replicate(mesh, jax.random.fold_in(root, 1))
-        # ---- data: batch k is a function of the seed alone, so the step number is the whole position
-        process = (jax.process_index(), jax.process_count())
-        local = batch_size // process[1]
-        stream = batches(clips, local, seed=config.seed, start=first, process=process, threads=config.data.threads)
-        batch = parallel.split(mesh, config.parallel, next(stream))
+        state = _state(name, run, optimizer, checkpoints, jax.random.fold_in(root, 0))
+        first = int(state.step)
+        if first % stride:
+            raise cli.UserError(f"{checkpoints.path / str(first)}: not a multiple of {_dispatch(stride)}; set it to 1")
+        state, key = parallel.replicate(run.mesh, (state, jax.random.fold_in(root, 1)))
+        batch_size = for_stage(settings.batch_size, name)
+        log.begin(name, first, batch_size)
+        # ---- data
+        feed = Feed(
+            run.clips, batch_size, stride, seed=config.seed, first=first, threads=config.data.threads,
+            mesh=run.mesh, mode=config.parallel, stop=stop,
+        )  # fmt: skip
+        batch = next(feed)
         # ---- compile
-        step = make_step(system, name, optimizer, schedule, settings)
-        step = _compile(parallel.compile_step(step, mesh, config.parallel), state, batch, key, name)
-        preview = Preview(config, system, name, held_out or clips)
-        # ---- loop: metrics are read one step late, while the device works on the next
-        pending = None
-        for number in range(first + 1, steps + 1):
-            state, metrics = step(state, batch, key)
-            if number < steps:
-                batch = parallel.split(mesh, config.parallel, next(stream))
-            if pending is not None:
-                log.step(number - 1, pending, last=False)
-            pending = metrics
-            ends, stopping = number == steps, stop()
-            if ends or stopping or number % settings.checkpoint_every == 0:
-                log.step(number, metrics, last=ends)  # raises before a bad state is saved
-                pending = None
-                checkpoints.save(state, meta)
-            if stopping:
-                return False
-            if held_out and _due(number, steps, settings.validate_every):
-                log.write(number, {"validation_loss": preview.loss(state.ema)})
-            if _due(number, steps, settings.preview_every):
-                log.picture(number, *preview.page(state.ema))
-    return True
+        step = make_step(run.system, name, optimizer, schedule, settings)
+        step = _compile(parallel.compile_steps(step, run.mesh, config.parallel), state, batch, key, name)
+        preview = Preview(config, run.system, name, run.held_out or run.clips)
+        profile = Profile(run.workdir, config.profile_steps, first)
+        # ---- loop: metrics are read one dispatch late, while the devices work on the next
+        log.start(first)
+        pending, stopping = None, False
+        with jax.transfer_guard("disallow"), contextlib.closing(profile):
+            for number in range(first + stride, steps + 1, stride):
+                state, metrics = step(state, batch, key)
+                profile.step(number, metrics)
+                before, pending = pending, (number, metrics, feed.host)
+                if number < steps:
+                    batch = next(feed)
+                if before:
+                    stopping = _read(before, name, run, log, feed, state, key)
+                stopping |= jax.process_count() == 1 and stop()  # several must agree on the step
+                ends = number == steps
+                validation = (
+                    preview.loss(state.ema) if run.held_out and _due(number, steps, settings.validate_every) else {}
+                )
+                if ends or stopping or number % settings.checkpoint_every == 0:
+                    # Raises before a state that is not finite is saved.
+                    stopping |= _read(pending, name, run, log, feed, state, key, final=ends)
+                    pending = None
+                    checkpoints.save(state, run.meta, validation.get(VALIDATION))
+                if validation:
+                    log.write(number, validation)
+                if _due(number, steps, settings.preview_every) and not stopping:
+                    log.picture(number, *preview.page(state.ema))
+                if stopping and not ends:
+                    return False
+    return not stopping
 
 
-def make_step(
-    system: cascade.System, name: str, optimizer: optax.GradientTransformation, schedule: optax.Schedule,
-    settings: ml_collections.ConfigDict,
-) -> Callable[[TrainState, Mapping, jax.Array], tuple[TrainState, dict]]:  # fmt: skip
-    """One training step as one device sees it, with collectives over axis `"data"`."""
-    stage = system.stages[name]
-    edges = jnp.log(stage.levels(jnp.arange(1, BUCKETS) / BUCKETS))
+def _read(
+    pending: tuple, name: str, run: Run, log: Log, feed: Feed, state: TrainState, key: jax.Array, final: bool = False
+) -> bool:
+    """Waits for the metrics of a dispatch and logs them; tells whether any process was asked to stop.
 
-    def step(state: TrainState, batch: Mapping, key: jax.Array) -> tuple[TrainState, dict]:
-        count = len(batch["face"])
-        device, devices = jax.lax.axis_index(parallel.AXIS), jax.lax.axis_size(parallel.AXIS)
-        key = jax.random.fold_in(key, state.step)
-        keys = parallel.item_keys(key, count)
-        k_flip, k_drop, k_loss = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0)
-        faces = cascade.to_float(batch["face"])
-        if settings.flip:
-            mirrored = jax.vmap(jax.random.bernoulli)(k_flip)[:, None, None, None]
-            faces = jnp.where(mirrored, faces[:, :, ::-1], faces)
-        matrix, mask = system.features(batch)
-        mask = features.drop(k_drop, mask, system.layout, settings.constituent_drop, settings.cond_drop)
-        place = device * count + jnp.arange(count)
-        dropout = jax.random.fold_in(jax.random.fold_in(key, 1), device)
-
-        def mean_loss(params: Any) -> tuple[jax.Array, tuple]:
-            loss, sigma = stage.loss(
-                params, faces, matrix, mask, k_loss, place, devices * count,
-                guide_drop=settings.guide_drop, dropout=dropout,
+    Raises `UserError` where a loss or gradient is not finite: such a step left the parameters as they were.
+    """
+    number, metrics, host = pending
+    metrics = jax.device_get(metrics)
+    if not metrics["finite"].all():
+        place = int(np.argmin(metrics["finite"]))
+        step = number - len(metrics["finite"]) + 1 + place
+        batch = {key: value[place] for key, value in host.items()}
+        with jax.transfer_guard("allow"):
+            where = first_not_finite(
+                make_loss(run.system, name, run.config.train), jax.device_get(state.params), batch,
+                jax.random.fold_in(jax.device_get(key), step - 1),
             )  # fmt: skip
-            return loss.mean(), (loss, sigma)
-
-        (mean, (loss, sigma)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        mean, grads = jax.lax.pmean((mean, grads), parallel.AXIS)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        # Warm-up: a young average forgets its random start quickly.
-        decay = jnp.minimum(settings.ema, (1 + state.step) / (10 + state.step))
-        ema = optax.incremental_update(params, state.ema, 1 - decay)
-        bucket = jnp.searchsorted(edges, jnp.log(sigma))
-        sums = jnp.zeros((2, BUCKETS)).at[:, bucket].add(jnp.stack([loss, jnp.ones(count)]))
-        sums = jax.lax.psum(sums, parallel.AXIS)
-        metrics = {
-            "loss": mean,
-            "loss_by_sigma": sums[0] / jnp.maximum(sums[1], 1),
-            "grad_norm": optax.tree.norm(grads),
-            "learning_rate": schedule(state.step),
-        }
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
-
-    return step
+        raise cli.UserError(
+            f"{run.workdir}: step {step} of stage {name}: the loss is {metrics['loss'][place]:.4g}, the gradient's "
+            f"norm {metrics['grad_norm'][place]:.4g}; the first that is not finite is {where}. The last checkpoint is "
+            "good: lower config.train.learning_rate and run the same command again"
+        )
+    log.steps(number, metrics, feed.waited, final=final)
+    return bool(metrics["stop"].any())
 
 
-def make_optimizer(
-    settings: ml_collections.ConfigDict, name: str
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW behind gradient clipping, and its learning rate: linear warm-up, then cosine decay."""
-    peak, steps = for_stage(settings.learning_rate, name), for_stage(settings.steps, name)
-    warmup = min(settings.warmup, steps // 2)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps + 1, settings.final_rate * peak)
-    adamw = optax.adamw(schedule, b2=0.99, weight_decay=settings.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(settings.clip), adamw), schedule
-
-
-def for_stage(value: Any, name: str) -> Any:
-    """A setting of one stage: a pair is (base, upsampler), one number serves both."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return values[cascade.STAGES.index(name) % len(values)]
+def _state(
+    name: str, run: Run, optimizer: optax.GradientTransformation, checkpoints: Checkpoints, key: jax.Array
+) -> TrainState:
+    """The stage's newest checkpoint, or else a fresh state: random, or with the weights of `config.init_from`."""
+    stage = run.system.stages[name]
+    like = jax.eval_shape(lambda: init_state(stage, optimizer, key))
+    state = checkpoints.resume(like, run.skip_damaged)
+    if state is not None:
+        return state
+    if not run.config.init_from:
+        return init_state(stage, optimizer, key)
+    params = load(run.config.init_from, stages=(name,)).params[name]
+    same = jax.tree.map(np.shape, params) == jax.tree.map(np.shape, like.params)
+    if not same:
+        raise cli.UserError(
+            f"{run.config.init_from}: its {name} stage has other parameters than this config's; "
+            "give the same config.model and config.data.inputs"
+        )
+    return start_state(params, optimizer)
 
 
 def _due(step: int, steps: int, every: int) -> bool:
@@ -184,13 +200,24 @@ def _due(step: int, steps: int, every: int) -> bool:
     return step % every == 0 or step == steps >= every
 
 
-def _check_batch(batch_size: int) -> None:
-    devices = jax.device_count()
-    if batch_size < 1 or batch_size % devices:
+def _check_steps(settings: ml_collections.ConfigDict, name: str) -> None:
+    """Raises `UserError` where batches do not divide, or something falls due within a dispatch of several steps."""
+    devices, parts = jax.device_count(), for_stage(settings.accumulate, name)
+    batch_size, stride = for_stage(settings.batch_size, name), settings.steps_per_dispatch
+    if parts < 1 or batch_size < 1 or batch_size % (devices * parts):
         raise cli.UserError(
-            f"config.train.batch_size={batch_size} does not divide over {devices} devices; "
-            f"choose a multiple of {devices}"
+            f"config.train.batch_size={batch_size} does not divide over {devices} devices in {parts} parts "
+            f"(config.train.accumulate); choose a multiple of {devices * max(1, parts)}"
         )
+    if stride < 1:
+        raise cli.UserError(f"{_dispatch(stride)}: give at least 1")
+    for key in ("steps", "checkpoint_every", "validate_every", "preview_every"):
+        if for_stage(settings[key], name) % stride:
+            raise cli.UserError(f"config.train.{key}={settings[key]}: not a multiple of {_dispatch(stride)}")
+
+
+def _dispatch(stride: int) -> str:
+    return f"config.train.steps_per_dispatch={stride}"
 
 
 def _check_rates(settings: ml_collections.ConfigDict, layout: features.Layout) -> None:
@@ -202,27 +229,52 @@ def _check_rates(settings: ml_collections.ConfigDict, layout: features.Layout) -
             raise cli.UserError(f"config.train.{name}={rate}: a share lies between 0 and 1")
 
 
-def _held_out(directory: str) -> Clips | None:
+def _open(settings: ml_collections.ConfigDict, split: str) -> Clips:
+    return Clips(settings.dir, split)
+
+
+def _open_validation(settings: ml_collections.ConfigDict) -> Clips | None:
     """The validation split, if the dataset has one."""
     try:
-        return Clips(directory, "validation")
+        return _open(settings, "validation")
     except cli.UserError:
         return None
 
 
-def _describe(
-    config: ml_collections.ConfigDict, system: cascade.System, clips: Clips, held_out: Clips | None,
-    mesh: jax.sharding.Mesh,
-) -> None:  # fmt: skip
+def _check_same_data(run: Run) -> None:
+    """Raises `UserError` if the run was begun with other features than the dataset now has."""
+    begun = next(iter(sorted(run.workdir.glob("checkpoints/*/[0-9]*"))), None)
+    if begun is None:
+        return
+    with Checkpoints(run.workdir, begun.parent.name) as checkpoints:
+        then = checkpoints.meta(checkpoints.latest())
+    features.check_same_features(
+        run.system.inputs, then.schema, then.statistics, run.meta.schema, run.meta.statistics, run.config.data.dir,
+        "choose another --config.workdir",
+    )  # fmt: skip
+
+
+def _record(changes: Mapping[str, tuple], workdir: Path) -> None:
+    """Adds to changes.jsonl, and says, how the config differs from what the run was made with so far."""
+    steps = {name: Checkpoints(workdir, name).latest() for name in cascade.STAGES}
+    with (workdir / "changes.jsonl").open("a") as file:
+        file.write(json.dumps({"after": steps, "changes": changes}) + "\n")
+    print("changed    " + ", ".join(f"{key}: {then!r} -> {now!r}" for key, (then, now) in changes.items()))
+
+
+def _describe(run: Run) -> None:
+    config, mesh = run.config, run.mesh
+    have = {part.name for part in run.clips.schema.constituents} | {"age", *run.clips.schema.labels}
+    missing = [name for name in run.system.inputs if name not in have]
+    masked = f" (masked, not in the data: {', '.join(missing)})" if missing else ""
+    print(f"data       {config.data.dir}: {len(run.clips)} clips to train on, {len(run.held_out or ())} held out")
+    print(f"inputs     {', '.join(run.system.inputs)}{masked}")
     kind = mesh.devices.flat[0].device_kind
-    have = {part.name for part in clips.schema.constituents} | {"age", *clips.schema.labels}
-    missing = [name for name in system.inputs if name not in have]
-    print(f"data       {config.data.dir}: {len(clips)} clips to train on, {len(held_out or ())} held out")
-    print(
-        f"inputs     {', '.join(system.inputs)}"
-        + (f" (masked, not in the data: {', '.join(missing)})" if missing else "")
-    )
     print(f"devices    {mesh.size} x {kind} by {config.parallel}, {jax.process_count()} process(es)")
+    for name in cascade.STAGES:
+        batch, parts = (for_stage(config.train[key], name) for key in ("batch_size", "accumulate"))
+        each = f"{parts} x {batch // mesh.size // parts}" if parts > 1 else f"{batch // mesh.size}"
+        print(f"batch      {name}: {batch}, {each} on each device")
 
 
 def _compile(step: Callable, state: TrainState, batch: Mapping, key: jax.Array, name: str) -> Callable:
@@ -234,7 +286,8 @@ def _compile(step: Callable, state: TrainState, batch: Mapping, key: jax.Array, 
     flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))
     print(
         f"{name:10} {count / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOP a step on each device, "
-        f"compiled in {time.perf_counter() - start:.1f} s"
+        f"compiled in {time.perf_counter() - start:.1f} s",
+        flush=True,
     )
     return compiled
 
@@ -252,15 +305,23 @@ def _signals() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def short_of_memory(settings: ml_collections.ConfigDict) -> Iterator[None]:
-    """Tells in one line that what runs inside does not fit the device."""
+def _short_of_room(config: ml_collections.ConfigDict) -> Iterator[None]:
+    """Tells in one line that what runs inside fits neither the device nor the disk."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise cli.UserError(
-            f"out of memory: lower config.train.batch_size={settings.batch_size}, or set config.model.*.remat=true"
+            f"out of memory: lower config.train.batch_size={config.train.batch_size}, raise config.train.accumulate, "
+            "or set config.model.*.remat=true"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise cli.UserError(
+            f"{config.workdir}: cannot be written to ({error.strerror}); the last checkpoint is whole. Make room "
+            "there, then run the same command again"
         ) from error
 
 
@@ -272,10 +333,29 @@ def main(argv: Sequence[str] | None = None) -> None:
             "python -m slf_jax.train --config configs/demo.py",
             "python -m slf_jax.train --config configs/base.py --config.data.dir=data/vox2/records",
             "python -m slf_jax.train --config configs/base.py --config.stage=base --config.parallel=pmap",
+            "python -m slf_jax.train --config configs/base.py --config.workdir=runs/fine --init_from runs/base",
+            "srun python -m slf_jax.train --config configs/base.py --config.distributed=true    (docs/scaling.md)",
         ],
     )
-    _, config = cli.parse_with_config(arguments, argv)
-    train(config)
+    arguments.add_argument("--init_from", metavar="RUN", default="", help="start from the EMA weights of another run")
+    arguments.add_argument(
+        "--skip-damaged", action="store_true", help="set a damaged checkpoint aside and go on from the one before it"
+    )
+    args, config = cli.parse_with_config(arguments, argv)
+    config.init_from = args.init_from or config.init_from
+    with parallel.processes(config):
+        done = train(config, skip_damaged=args.skip_damaged)
+        if parallel.is_main():
+            _tell(done, config.workdir, sys.argv[1:] if argv is None else argv)
+
+
+def _tell(done: bool, workdir: str, argv: Sequence[str]) -> None:
+    if done:
+        print(f"{workdir}: trained. Previews: {Path(workdir) / 'samples'}; curves: tensorboard --logdir {workdir}, or")
+        print(f"  python -m slf_jax.report --workdir {workdir}")
+    else:
+        again = [arg for arg in argv if arg != "--skip-damaged"]
+        print(f"{workdir}: stopped and saved. To go on:\n  python -m slf_jax.train {shlex.join(again)}")
 
 
 if __name__ == "__main__":
