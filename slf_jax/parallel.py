@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tfrecords.cli import UserError
@@ -93,8 +94,15 @@ def use_compilation_cache(directory: str) -> None:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Puts a pytree on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Puts a pytree on every device; each process brings the same."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+
+    def put(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)))
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+    return jax.tree.map(put, tree)
 
 
 def split(mesh: Mesh, batch: Any, axis: int = 0) -> Any:

@@ -121,12 +121,16 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, stage: str, keep: int | None = None, keep_best: int = 0) -> None:
         self.path = Path(workdir).absolute() / "checkpoints" / stage
         reading = keep is None
-        best = keeping.BestN(
-            n=keep_best, get_metric_fn=lambda m: m[VALIDATION], reverse=True, keep_checkpoints_without_metrics=False
-        )
+        measure = lambda metrics: metrics[VALIDATION]  # noqa: E731
+        best = keeping.BestN(n=keep_best, get_metric_fn=measure, reverse=True, keep_checkpoints_without_metrics=False)
         policy = None if reading else keeping.AnyPreservationPolicy([keeping.LatestN(keep), best])
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, create=not reading, read_only=reading, cleanup_tmp_directories=not reading
+            preservation_policy=policy,
+            best_fn=measure,
+            best_mode="min",
+            create=not reading,
+            read_only=reading,
+            cleanup_tmp_directories=not reading,
         )
         self._manager = ocp.CheckpointManager(self.path, options=options)
 

@@ -256,7 +256,10 @@ def _check_same_data(run: Run) -> None:
 
 def _record(changes: Mapping[str, tuple], workdir: Path) -> None:
     """Adds to changes.jsonl, and says, how the config differs from what the run was made with so far."""
-    steps = {name: Checkpoints(workdir, name).latest() for name in cascade.STAGES}
+    saved = {name: workdir.glob(f"checkpoints/{name}/[0-9]*") for name in cascade.STAGES}
+    steps = {
+        name: max((int(path.name) for path in paths if path.name.isdigit()), default=0) for name, paths in saved.items()
+    }
     with (workdir / "changes.jsonl").open("a") as file:
         file.write(json.dumps({"after": steps, "changes": changes}) + "\n")
     print("changed    " + ", ".join(f"{key}: {then!r} -> {now!r}" for key, (then, now) in changes.items()))

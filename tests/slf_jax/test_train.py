@@ -1,12 +1,13 @@
 import json
+import shutil
 import signal
-import time
+import subprocess
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from tiny import start_training
+from tiny import lines, start_training, wait_for_checkpoint, weights
 
 from slf_jax import state
 from slf_jax.step import for_stage
@@ -14,31 +15,27 @@ from slf_jax.train import _short_of_room, train
 from tfrecords.cli import UserError
 
 
-def weights(config, name="base"):
-    """All numbers of a run's newest checkpoint, and its step."""
-    with state.Checkpoints(config.workdir, name) as checkpoints:
-        step = checkpoints.latest()
-        restored = checkpoints._manager.restore(step)
-        return step, jax.tree.leaves({"ema": restored["ema"], "training": restored["training"]})
-
-
 def test_a_run_can_be_read_without_us(run):
     workdir = Path(run.workdir)
     assert json.loads((workdir / "config.json").read_text())["model"]["base"]["width"] == 16
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    told = lines(run)
     for name, last in (("base", 40), ("upsampler", 8)):
-        steps = [line["step"] for line in lines if line["stage"] == name and "loss" in line]
+        steps = [line["step"] for line in told if line["stage"] == name and "loss" in line]
         assert steps == list(range(1, last + 1))
-        assert any("validation_loss" in line for line in lines if line["stage"] == name)
+        assert any("validation_loss" in line for line in told if line["stage"] == name)
         assert (workdir / "samples" / f"{name}_{last:07d}.png").stat().st_size > 1000
-    assert {"loss_by_sigma", "grad_norm", "learning_rate", "images_per_second"} <= lines[0].keys()
+    assert told[0].keys() >= {
+        "loss_by_sigma", "grad_norm", "param_norm", "update_norm", "learning_rate", "images_per_second",
+        "step_seconds", "data_wait", "skipped",
+    }  # fmt: skip
+    assert all(0 <= line["data_wait"] < 1 and line["step_seconds"] > 0 for line in told if "loss" in line)
     assert {path.parent.name for path in workdir.glob("tensorboard/*/events*")} == {"base", "upsampler"}
 
 
 def test_training_lowers_the_loss(run):
-    lines = [json.loads(line) for line in (Path(run.workdir) / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if line["stage"] == "base" and "loss" in line]
-    validation = [line["validation_loss"] for line in lines if line["stage"] == "base" and "validation_loss" in line]
+    base = [line for line in lines(run) if line["stage"] == "base"]
+    losses = [line["loss"] for line in base if "loss" in line]
+    validation = [line["validation_loss"] for line in base if "validation_loss" in line]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
     assert validation[-1] < validation[0]
 
@@ -52,24 +49,18 @@ def test_running_a_finished_run_again_changes_nothing(run):
         np.testing.assert_array_equal(a, b)
 
 
-def wait_for(path, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.05)
-
-
 def test_stopped_killed_and_run_again_it_ends_with_the_same_numbers(fresh_config, run):
     config = fresh_config("killed")
     config.stage = "base"
-    for after, blow, status in (("8", signal.SIGTERM, 0), ("24", signal.SIGKILL, -signal.SIGKILL)):
+    for after, blow, status in ((8, signal.SIGTERM, 0), (24, signal.SIGKILL, -signal.SIGKILL)):
         process = start_training(config)
-        wait_for(Path(config.workdir) / "checkpoints" / "base" / after / "_CHECKPOINT_METADATA", process)
+        wait_for_checkpoint(config, after, process)
         process.send_signal(blow)
         output = process.communicate(timeout=120)[0]
         assert process.returncode == status, output
         assert weights(config)[0] < 40
+        if status == 0:
+            assert "To go on:\n  python -m slf_jax.train --config " in output
     again = start_training(config)
     output = again.communicate(timeout=180)[0]
     assert again.returncode == 0, output
@@ -77,18 +68,162 @@ def test_stopped_killed_and_run_again_it_ends_with_the_same_numbers(fresh_config
     assert step == 40
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
+    # What was told of steps that a kill undid is told once.
+    told = [(line["step"], line["loss"]) for line in lines(config) if "loss" in line]
+    assert told == [(line["step"], line["loss"]) for line in lines(run) if "loss" in line and line["stage"] == "base"]
 
 
-def test_a_damaged_checkpoint_is_never_used(run, tmp_path):
-    import shutil
+@pytest.fixture
+def copy(run, tmp_path):
+    """The finished run once more, in a folder of its own."""
+    config = run.copy_and_resolve_references()
+    config.workdir = str(tmp_path / "run")
+    shutil.copytree(run.workdir, config.workdir)
+    return config
 
-    shutil.copytree(Path(run.workdir) / "checkpoints", tmp_path / "checkpoints")
-    data = max((tmp_path / "checkpoints" / "base" / "40" / "ema").rglob("d/*"), key=lambda p: p.stat().st_size)
+
+def flip_a_bit(workdir, step):
+    item = Path(workdir) / "checkpoints" / "base" / str(step) / "ema"
+    data = max(item.rglob("d/*"), key=lambda p: p.stat().st_size)
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 16
     data.write_bytes(content)
-    with pytest.raises(UserError, match="base/40: (damaged|cannot be read)"):
-        state.load(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_never_used(copy):
+    flip_a_bit(copy.workdir, 40)
+    with pytest.raises(UserError, match=r"base/40: (damaged|cannot be read).*--skip-damaged from the checkpoint bef"):
+        state.load(copy.workdir)
+    copy.train.steps = (48, 8)
+    with pytest.raises(UserError, match="base/40: (damaged|cannot be read).*--skip-damaged .* go on from step 32"):
+        train(copy)
+    assert weights(copy)[0] == 40  # nothing was touched
+    assert train(copy, skip_damaged=True)
+    assert weights(copy)[0] == 48
+    assert (Path(copy.workdir) / "checkpoints" / "damaged-base-40").is_dir()
+    state.load(copy.workdir)
+
+
+def test_a_harmless_change_is_recorded(run, copy, capsys):
+    copy.train.log_every, copy.model.base.remat = 3, True
+    assert train(copy)
+    assert "train.log_every: 1 -> 3" in capsys.readouterr().out
+    changes = json.loads((Path(copy.workdir) / "changes.jsonl").read_text())
+    assert changes["changes"].pop("workdir") == [run.workdir, copy.workdir]
+    assert changes["changes"] == {"model.base.remat": [False, True], "train.log_every": [1, 3]}
+    assert changes["after"] == {"base": 40, "upsampler": 8}
+    assert json.loads((Path(copy.workdir) / "config.json").read_text())["train"]["log_every"] == 3
+
+
+def test_other_features_than_the_run_was_begun_with_are_refused(copy, dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "other")
+    metadata = json.loads((tmp_path / "other" / "metadata.json").read_text())
+    metadata["statistics"]["mel"]["mean"] = [40.0] * 768
+    (tmp_path / "other" / "metadata.json").write_text(json.dumps(metadata))
+    copy.data.dir = str(tmp_path / "other")
+    with pytest.raises(UserError, match="other: 'mel' lies .* standard deviations .*another --config.workdir"):
+        train(copy)
+
+
+def toy_state(step):
+    numbers = {"w": np.full(3, step, np.float32)}
+    return state.TrainState(np.int32(step), np.int32(0), np.float32(1), numbers, numbers, ())
+
+
+def test_the_newest_and_the_best_checkpoints_stay(run, tmp_path):
+    with state.Checkpoints(run.workdir, "base") as checkpoints:
+        meta = checkpoints.meta(40)
+    with state.Checkpoints(tmp_path, "base", keep=2, keep_best=1) as checkpoints:
+        for step, loss in enumerate((3.0, 1.0, None, 5.0, 4.0, 6.0), 1):
+            checkpoints.save(toy_state(step), meta, loss)
+    with state.Checkpoints(tmp_path, "base") as checkpoints:
+        assert checkpoints._manager.all_steps() == [2, 5, 6]
+        assert (checkpoints.best(), checkpoints.latest()) == (2, 6)
+        assert checkpoints.restore(2, toy_state(0)).params["w"][0] == 2
+
+
+def test_the_best_checkpoint_can_be_sampled_from(run):
+    told = {line["step"]: line[state.VALIDATION] for line in lines(run) if state.VALIDATION in line}
+    with state.Checkpoints(run.workdir, "base") as checkpoints:
+        kept = checkpoints._manager.all_steps()
+        assert checkpoints.best() == min(kept, key=told.get)
+    assert state.load(run.workdir, "best").params.keys() == {"base", "upsampler"}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of three megabytes."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", path], capture_output=True)
+    if made.returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(fresh_config, run, small_disk):
+    config = fresh_config("full")
+    config.update(stage="base", compilation_cache=run.compilation_cache)
+    config.train.update(preview_every=1000, keep=100)
+    given = Path(config.workdir)
+    process = start_training(config, f"--config.workdir={small_disk / 'run'}")
+    output = process.communicate(timeout=180)[0]
+    told = [line for line in output.splitlines() if line.startswith("error:")]
+    assert process.returncode == 2 and len(told) == 1, output
+    assert "No space left on device" in told[0] and "run the same command again" in told[0]
+    with state.Checkpoints(small_disk / "run", "base") as checkpoints:
+        step = checkpoints.latest()
+        like = jax.eval_shape(lambda: checkpoints._manager.restore(step)["ema"])
+        assert step >= 8 and checkpoints.restore_ema(step, like)
+    shutil.rmtree(given)
+
+
+def test_a_new_run_starts_from_the_weights_of_another(run, fresh_config):
+    config = fresh_config("fine")
+    config.update(init_from=run.workdir, compilation_cache=run.compilation_cache)
+    config.train.update(learning_rate=(0.0, 0.0), steps=(8, 8))
+    assert train(config)
+    for name, params in state.load(run.workdir).params.items():
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(state.load(config.workdir).params[name]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+    wider = fresh_config("wider")
+    wider.update(init_from=run.workdir, stage="base")
+    wider.model.base.width = 32
+    with pytest.raises(UserError, match="(other sizes|cannot be read as this model|other parameters)"):
+        train(wider)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step_and_module(run, fresh_config):
+    config = fresh_config("nan")
+    config.update(stage="base", compilation_cache=run.compilation_cache)
+    config.train.learning_rate = (1e30, 1e30)
+    # Warm-up: the first step's rate is 0, the second's update is enormous, the third meets its result.
+    with pytest.raises(UserError, match=r"step 3 of stage base: the loss is .*not finite is the output of \w+/\w+"):
+        train(config)
+    assert not list(Path(config.workdir).glob("checkpoints/base/[0-9]*"))
+    assert [line["step"] for line in lines(config)] == [1, 2]
+
+
+def test_spikes_are_skipped_and_counted(run, fresh_config):
+    config = fresh_config("spikes")
+    config.update(stage="base", compilation_cache=run.compilation_cache)
+    config.train.update(steps=(16, 8), skip_spikes=1.0)
+    assert train(config)
+    told = [line for line in lines(config) if "loss" in line]
+    assert 0 < told[-1]["skipped"] < 16
+    for before, after in zip(told, told[1:], strict=False):
+        stands = before["param_norm"] == after["param_norm"]
+        assert stands == (after["skipped"] == before["skipped"] + 1)
+
+
+def test_a_profile_is_written_where_tensorboard_finds_it(run, fresh_config):
+    config = fresh_config("profiled")
+    config.update(stage="base", compilation_cache=run.compilation_cache, profile_steps=2)
+    config.train.update(steps=(16, 8))
+    assert train(config)
+    (trace,) = Path(config.workdir).glob("tensorboard/plugins/profile/*/*.xplane.pb")
+    assert trace.stat().st_size > 1000
 
 
 def test_a_checkpoint_of_another_width_is_refused(run, system):
@@ -117,13 +252,17 @@ def test_a_digest_sees_one_flipped_bit_and_a_swap():
         ("data.dir", "nowhere", "extract.run"),
         ("parallel", "threads", "neither 'shard_map' nor 'pmap'"),
         ("train.batch_size", (0,), "batch_size=0"),
+        ("train.accumulate", (3,), "batch_size=4 does not divide over 1 devices in 3 parts"),
+        ("train.steps_per_dispatch", 3, "steps=.*not a multiple of config.train.steps_per_dispatch=3"),
+        ("train.steps_per_dispatch", 0, "steps_per_dispatch=0: give at least 1"),
+        ("init_from", "nowhere", "nowhere: no checkpoint of stage 'base'"),
         ("train.constituent_drop.mel", 1.5, "constituent_drop.mel=1.5: a share lies between 0 and 1"),
         ("train.cond_drop", float("nan"), "cond_drop=nan: a share"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(run, fresh_config, key, value, message):
     config = run.copy_and_resolve_references()
-    if key == "parallel":
+    if key in ("parallel", "init_from"):
         config.workdir = fresh_config("refused").workdir
     config.update_from_flattened_dict({key: value})
     before = (Path(run.workdir) / "config.json").read_bytes()

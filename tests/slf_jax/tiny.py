@@ -1,9 +1,15 @@
 """A cascade small enough to compile in a second or two."""
 
+import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import jax
+
+from slf_jax import state
 from tfrecords.cli import load_config
 
 
@@ -24,7 +30,7 @@ def tiny_config(dataset, workdir, cache=""):
     return config
 
 
-def start_training(config, *overrides):
+def start_training(config, *overrides, devices=1):
     """Training as a process of its own: numbers compared bit by bit must come from like processes."""
     path = Path(config.workdir) / "given.py"
     path.write_text(
@@ -32,4 +38,28 @@ def start_training(config, *overrides):
         f"get_config = lambda: ml_collections.ConfigDict(json.loads({config.to_json()!r}), convert_dict=True)\n"
     )
     command = [sys.executable, "-m", "slf_jax.train", "--config", str(path), *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def wait_for_checkpoint(config, step, process, name="base", seconds=120):
+    """Waits until a running training has saved that step."""
+    path = Path(config.workdir) / "checkpoints" / name / str(step) / "_CHECKPOINT_METADATA"
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+def weights(config, name="base"):
+    """All numbers of a run's newest checkpoint, and its step."""
+    with state.Checkpoints(config.workdir, name) as checkpoints:
+        step = checkpoints.latest()
+        restored = checkpoints._manager.restore(step)
+        return step, jax.tree.leaves({"ema": restored["ema"], "training": restored["training"]})
+
+
+def lines(config):
+    """What metrics.jsonl holds."""
+    return [json.loads(line) for line in (Path(config.workdir) / "metrics.jsonl").read_text().splitlines()]
