@@ -46,6 +46,7 @@ setup(
         "tensorflow-datasets>=4.9.8,<5",
         "ml_collections>=1.0,<2",
         "google-crc32c>=1.5,<2",
+        "fsspec>=2024.2",
         "numpy>=1.26,<3",
         "pillow>=10.1",
         "matplotlib>=3.8,<4",
@@ -55,6 +56,7 @@ setup(
     extras_require={
         "gpu": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
+        "cloud": ["gcsfs>=2024.2", "s3fs>=2024.2"],
         "demo": DEMO,
         "evaluate": EVALUATE,
         "extract": EXTRACT,

@@ -230,7 +230,7 @@ def _check_rates(settings: ml_collections.ConfigDict, layout: features.Layout) -
 
 
 def _open(settings: ml_collections.ConfigDict, split: str) -> Clips:
-    return Clips(settings.dir, split)
+    return Clips(settings.dir, split, skip_corrupt=settings.skip_corrupt)
 
 
 def _open_validation(settings: ml_collections.ConfigDict) -> Clips | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import struct
-from pathlib import Path
 from typing import BinaryIO
 
 import google_crc32c
@@ -36,44 +35,33 @@ def frame(data: bytes) -> bytes:
     return b"".join((length, struct.pack("<I", _masked_crc(length)), data, struct.pack("<I", _masked_crc(data))))
 
 
-def index_shard(path: Path) -> np.ndarray:
+def index_shard(file: BinaryIO, size: int, name: str) -> tuple[np.ndarray, CorruptShard | None]:
     """Offsets and lengths [records, 2] of a shard's records; reads the headers only.
 
-    Raises `CorruptShard` where a header is damaged or the file ends inside a record.
+    Where a header is damaged or the file ends inside a record, the records before that, and what is wrong.
     """
-    spans = []
-    size, offset = path.stat().st_size, 0
-    with path.open("rb", buffering=0) as file:
-        while offset < size:
-            file.seek(offset)
-            length = _read_length(file, path, len(spans))
-            if offset + HEADER + length + FOOTER > size:
-                raise CorruptShard(f"{path}: truncated in record {len(spans)}; write this shard again")
-            spans.append((offset, length))
-            offset += HEADER + length + FOOTER
-    return np.array(spans, np.int64).reshape(-1, 2)
+    spans, offset = [], 0
+    fault = None
+    while offset < size:
+        file.seek(offset)
+        header = file.read(HEADER)
+        length = struct.unpack("<Q", header[:8])[0] if len(header) == HEADER else 0
+        if len(header) == HEADER and struct.pack("<I", _masked_crc(header[:8])) != header[8:]:
+            fault = CorruptShard(f"{name}: record {len(spans)} has a damaged length; write this shard again")
+            break
+        if offset + HEADER + length + FOOTER > size:
+            fault = CorruptShard(f"{name}: truncated in record {len(spans)}; write this shard again")
+            break
+        spans.append((offset, length))
+        offset += HEADER + length + FOOTER
+    return np.array(spans, np.int64).reshape(-1, 2), fault
 
 
-def _read_length(file: BinaryIO, path: Path, record: int) -> int:
-    header = file.read(HEADER)
-    if len(header) < HEADER:
-        raise CorruptShard(f"{path}: truncated in record {record}; write this shard again")
-    length, crc = struct.unpack("<QI", header)
-    if _masked_crc(header[:8]) != crc:
-        raise CorruptShard(f"{path}: record {record} has a damaged length; write this shard again")
-    return length
-
-
-def read_span(path: Path, record: int, offset: int, length: int) -> bytes:
-    """The data of one record, its CRC checked; raises `CorruptShard`."""
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset + HEADER)
-        data = file.read(length + FOOTER)
-    if len(data) < length + FOOTER:
-        raise CorruptShard(f"{path}: truncated in record {record}; write this shard again")
-    data, crc = data[:length], struct.unpack("<I", data[length:])[0]
-    if _masked_crc(data) != crc:
-        raise CorruptShard(f"{path}: record {record} is damaged (CRC differs); write this shard again")
+def open_frame(data: bytes, name: str, record: int) -> bytes:
+    """The data of one record, given with its CRC, which is checked; raises `CorruptShard`."""
+    data, crc = data[:-FOOTER], data[-FOOTER:]
+    if struct.pack("<I", _masked_crc(data)) != crc:
+        raise CorruptShard(f"{name}: record {record} is damaged (CRC differs); write this shard again")
     return data
 
 

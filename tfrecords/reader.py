@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
+import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,43 +14,70 @@ import grain
 import numpy as np
 
 from tfrecords.cli import UserError
-from tfrecords.codec import decode_clip, index_shard, read_span
+from tfrecords.codec import FOOTER, HEADER, CorruptShard, decode_clip, index_shard, open_frame
+from tfrecords.files import Folder
 from tfrecords.schema import Schema
 
 TEXT = ("clip_id", "speaker_id")
+MISSING = -1  # the length of a record that damage cut off
 
 
 class Clips:
     """One split of a dataset folder, by index; a source for Grain.
 
-    Attributes: `directory`, `schema`, and `statistics`, `{constituent: {"mean": [width], "std": [width]}}`.
+    Attributes: `directory` as it was given, `schema`, `statistics`, `{constituent: {"mean": [width], "std": [width]}}`,
+    and `corrupt`, the indices of records found damaged so far.
+
+    Args:
+      directory: a local path, or a gs:// or s3:// one.
+      skip_corrupt: damaged records are told on stderr, and the next whole one stands in their place.
+
     Raises `UserError` if the folder is no dataset, `CorruptShard` if a shard is damaged.
     """
 
-    def __init__(self, directory: str | Path, split: str = "train") -> None:
-        self.directory = directory = Path(directory)
-        info, metadata = (_read_json(directory, name) for name in ("dataset_info.json", "metadata.json"))
+    def __init__(self, directory: str | Path, split: str = "train", *, skip_corrupt: bool = False) -> None:
+        self.directory, self.corrupt = directory, set()
+        self._folder, self._skip = Folder(directory), skip_corrupt
+        info, metadata = (_read_json(self._folder, name) for name in ("dataset_info.json", "metadata.json"))
         self.schema = Schema.from_json(metadata)
         self.statistics = {
             name: {key: np.array(value, np.float32) for key, value in both.items()}
             for name, both in metadata["statistics"].items()
         }
-        splits = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
-        if not sum(splits.get(split, [])):
-            raise UserError(f"{directory}: no clips in split {split!r}; it has {', '.join(splits) or 'none'}")
-        self._shards = _open_shards(directory, info["name"], split, splits[split])
-        self._ends = np.cumsum(splits[split]).tolist()
+        lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
+        if not sum(lengths.get(split, [])):
+            raise UserError(f"{directory}: no clips in split {split!r}; it has {', '.join(lengths) or 'none'}")
+        count = len(lengths[split])
+        self._names = [f"{info['name']}-{split}.tfrecord-{i:05d}-of-{count:05d}" for i in range(count)]
+        self._ends = np.cumsum(lengths[split])
+        self._spans = self._index(f"{info['name']}-{split}.index.npz", lengths[split])
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict:
         """One clip as `codec.decode_clip` gives it, its CRC checked."""
+        for number in ((index + i) % len(self) for i in range(len(self))):
+            try:
+                return self._read(number)
+            except CorruptShard as error:
+                if not self._skip:
+                    raise CorruptShard(f"{error}, or go on without it: --config.data.skip_corrupt=true") from None
+                if number not in self.corrupt:
+                    self.corrupt.add(number)
+                    print(f"warning: {error} (skipped; {len(self.corrupt)} so far)", file=sys.stderr)
+        raise UserError(f"{self.directory}: not one record of this split is whole; run extract.run again")
+
+    def _read(self, index: int) -> dict:
         shard = bisect.bisect_right(self._ends, index)
-        path, spans = self._shards[shard]
-        record = index - (self._ends[shard - 1] if shard else 0)
-        offset, length = spans[record]
-        return decode_clip(read_span(path, record, int(offset), int(length)), self.schema)
+        record = index - (int(self._ends[shard - 1]) if shard else 0)
+        offset, length = self._spans[index].tolist()
+        name = f"{self._folder.name}/{self._names[shard]}"
+        if length == MISSING:
+            raise CorruptShard(f"{name}: record {record} is cut off; write this shard again")
+        start = offset + HEADER
+        data = open_frame(self._folder.read(self._names[shard], start, start + length + FOOTER), name, record)
+        return decode_clip(data, self.schema)
 
     def find(self, clip_id: str | None) -> dict:
         """The clip of that id, None for the first. Raises `UserError` if there is none."""
@@ -57,31 +87,53 @@ class Clips:
                 return clip
         raise UserError(f"no clip {clip_id!r} among the {len(self)} of this split")
 
+    def _index(self, cache: str, lengths: list[int]) -> np.ndarray:
+        """Offset and length [records, 2] of all records. Found once: then they lie beside the shards."""
+        stamps = self._folder.stamps()
+        for name in self._names:
+            if name not in stamps:
+                raise UserError(f"{self._folder.name}/{name}: shard is missing; run extract.run again to write it")
+        key = json.dumps([(name, *stamps[name]) for name in self._names])
+        if cache in stamps:
+            # Whatever is wrong with it, it can be made again.
+            with contextlib.suppress(Exception), np.load(io.BytesIO(self._folder.read(cache))) as saved:
+                if str(saved["key"]) == key and saved["spans"].shape == (len(self), 2):
+                    return saved["spans"]
+        parts = [self._index_shard(*named, stamps) for named in zip(self._names, lengths, strict=True)]
+        spans = np.concatenate(parts)
+        if (spans[:, 1] != MISSING).all():
+            data = io.BytesIO()
+            np.savez(data, key=key, spans=spans)
+            with contextlib.suppress(OSError, NotImplementedError):  # a folder may be for reading only
+                self._folder.write(cache, data.getvalue())
+        return spans
 
-def _read_json(directory: Path, name: str) -> dict:
+    def _index_shard(self, name: str, length: int, stamps: dict) -> np.ndarray:
+        path = f"{self._folder.name}/{name}"
+        with self._folder.open(name) as file:
+            spans, fault = index_shard(file, stamps[name][0], path)
+        if len(spans) != length and fault is None:
+            fault = CorruptShard(
+                f"{path}: {len(spans)} records, dataset_info.json says {length}; run extract.run again"
+            )
+        if fault and not (self._skip and len(spans) <= length):
+            raise fault
+        return np.concatenate([spans, np.tile([0, MISSING], (length - len(spans), 1))])
+
+
+def _read_json(folder: Folder, name: str) -> dict:
     try:
-        return json.loads((directory / name).read_text())
-    except FileNotFoundError:
+        return json.loads(folder.read(name))
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{directory}: no dataset here ({name} is missing). Make one from your own videos with "
-            f"`python -m extract.run --config configs/base.py --videos DIR --out {directory}`, "
+            f"{folder.name}: no dataset here ({name} is missing). Make one from your own videos with "
+            f"`python -m extract.run --config configs/base.py --videos DIR --out {folder.name}`, "
             "or the demo's with `make demo`"
         ) from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{directory / name}: not valid JSON ({error}); run extract.run again") from None
-
-
-def _open_shards(directory: Path, name: str, split: str, lengths: list[int]) -> list[tuple[Path, np.ndarray]]:
-    shards = []
-    for i, length in enumerate(lengths):
-        path = directory / f"{name}-{split}.tfrecord-{i:05d}-of-{len(lengths):05d}"
-        if not path.is_file():
-            raise UserError(f"{path}: shard is missing; run extract.run again to write it")
-        spans = index_shard(path)
-        if len(spans) != length:
-            raise UserError(f"{path}: {len(spans)} records, dataset_info.json says {length}; run extract.run again")
-        shards.append((path, spans))
-    return shards
+        raise UserError(f"{folder.name}/{name}: not valid JSON ({error}); run extract.run again") from None
+    except Exception as error:  # each store has its own for no network, no credentials, no permission
+        raise UserError(f"{folder.name}/{name}: cannot be read ({str(error).splitlines()[0][:200]})") from None
 
 
 def batches(
@@ -97,12 +149,17 @@ def batches(
 
     The stream is a function of `seed` alone: batch k is the same however often the reader is reopened, so
     `start` (how many batches were used before) is its whole state. `process`: (index, count) of hosts; each
-    reads its own `batch_size` clips of the global batch.
+    reads its own `batch_size` clips of the global batch. Raises `UserError` if the split is shorter than that.
     """
     index, count = process
+    if len(clips) < batch_size * count:
+        raise UserError(
+            f"{clips.directory}: {len(clips)} clips, fewer than a batch of {batch_size * count}; "
+            "extract more, or lower config.train.batch_size"
+        )
     stream = grain.MapDataset.source(clips).seed(seed).shuffle().repeat()[index::count]
     stream = stream.map(_without_text).batch(batch_size)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads * batch_size)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)  # in batches
     iterator = iter(stream.to_iter_dataset(options))
     iterator.set_state({"next_index": start})
     return iterator

@@ -26,7 +26,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All that extraction wrote: not the index, which a reader leaves there for the next."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".npz")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def shards(folder: Path) -> list[Path]:

@@ -1,13 +1,20 @@
 import itertools
+import os
+import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
+from records import make_clip
 
+from tfrecords import files, reader, writer
 from tfrecords.cli import UserError
 from tfrecords.reader import Clips, batches
+from tfrecords.schema import Constituent, Schema
 
 
 def ages(stream, count):
@@ -41,12 +48,89 @@ def test_reopened_at_a_batch_it_goes_on_exactly(dataset, threads):
             np.testing.assert_array_equal(expected[key], found[key])
 
 
-def test_processes_share_each_batch(dataset):
-    whole = ages(batches(Clips(dataset), 8, seed=5), 6)
-    parts = [ages(batches(Clips(dataset), 4, seed=5, process=(i, 2)), 6) for i in range(2)]
-    for k in range(6):
-        mine, theirs = (set(part[4 * k : 4 * k + 4]) for part in parts)
-        assert mine.isdisjoint(theirs) and mine | theirs == set(whole[8 * k : 8 * k + 8])
+@pytest.mark.parametrize("count, local", [(1, 8), (2, 4), (3, 2), (3, 5)])
+def test_processes_share_each_batch_and_each_epoch(dataset, count, local):
+    whole = ages(batches(Clips(dataset), count * local, seed=5), 6)
+    parts = [ages(batches(Clips(dataset), local, seed=5, process=(i, count)), 6) for i in range(count)]
+    assert [part[k] for k in range(6 * local) for part in parts] == whole.tolist()
+
+
+def test_a_split_shorter_than_a_batch_is_refused(dataset):
+    with pytest.raises(UserError, match=r"records0: 24 clips, fewer than a batch of 26; .*config.train.batch_size"):
+        batches(Clips(dataset), 13, seed=0, process=(0, 2))
+
+
+@pytest.fixture
+def many_shards(tmp_path):
+    """A thousand shards of one clip."""
+    schema = Schema((Constituent("mel", 1, 4, "continuous"),))
+    for i in range(1000):
+        clip = {**make_clip(i), "mel": np.ones((1, 4))}
+        writer.write_shard(tmp_path / writer.shard_name("train", i, 1000), schema, [clip])
+    writer.finalise(tmp_path, schema, {"train": 1000})
+    return tmp_path
+
+
+def test_a_thousand_shards_need_few_open_files_and_are_indexed_once(many_shards, monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 60, hard))
+    try:
+        stream = batches(Clips(many_shards), 50, seed=0, threads=2)
+        seen = ages(stream, 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert sorted(seen) == [20.0 + i for i in range(1000)]
+    monkeypatch.setattr(reader, "index_shard", None)  # not called again
+    assert len(Clips(many_shards)) == 1000
+
+
+def test_an_index_that_does_not_fit_is_made_again(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
+    index, expected = tmp_path / "slf-train.index.npz", Clips(tmp_path)[13]["clip_id"]
+    shard = tmp_path / writer.shard_name("train", 1, 2)
+    for harm in (
+        lambda: index.write_bytes(b"no archive"),
+        lambda: index.write_bytes((dataset / "slf-test.index.npz").read_bytes()),
+        lambda: os.utime(shard, ns=(0, 0)),
+    ):
+        Clips(dataset, "test")
+        harm()
+        before = index.read_bytes()
+        assert Clips(tmp_path)[13]["clip_id"] == expected
+        assert index.read_bytes() != before
+
+
+def test_a_folder_for_reading_only_will_do(dataset, tmp_path, monkeypatch):
+    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.npz"))
+
+    def refuse(*_):
+        raise PermissionError("read-only")  # as the system does, but not to its superuser
+
+    monkeypatch.setattr(files, "write_atomically", refuse)
+    assert len(Clips(tmp_path)) == 24 and not list(tmp_path.glob("*.npz"))
+
+
+def test_a_dataset_in_a_bucket(dataset):
+    """fsspec's own file system in memory takes the place of a store."""
+    Clips(dataset)
+    store = fsspec.filesystem("memory")
+    store.put(str(dataset), "/bucket/records", recursive=True)
+    far, near = Clips("memory://bucket/records"), Clips(dataset)
+    assert str(far.directory) == "memory://bucket/records"
+    assert store.cat_file("/bucket/records/slf-train.index.npz") != (dataset / "slf-train.index.npz").read_bytes()
+    for a, b in zip(itertools.islice(batches(far, 8, seed=1), 4), batches(near, 8, seed=1), strict=False):
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+    with pytest.raises(UserError, match="memory://nothing: no dataset here"):
+        Clips("memory://nothing")
+    store.rm("/bucket", recursive=True)
+
+
+def test_a_store_without_its_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"gs://bucket/data: .*\[cloud\]"):
+        Clips("gs://bucket/data")
 
 
 def test_a_folder_without_a_dataset_says_how_to_make_one(tmp_path):
@@ -66,15 +150,42 @@ def test_a_missing_shard_is_named(dataset, tmp_path):
         Clips(tmp_path)
 
 
-def test_damage_found_while_training_names_file_and_record(dataset, tmp_path):
+@pytest.fixture
+def damaged(dataset, tmp_path):
+    """The dataset with one flipped bit in a record of its second shard."""
     shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "slf-train.tfrecord-00001-of-00002"
+    path = tmp_path / writer.shard_name("train", 1, 2)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=rf"{path.name}: record \d+ is damaged"):
-        for _ in itertools.islice(batches(Clips(tmp_path), 4, seed=0), 6):
+    return path
+
+
+def test_damage_found_while_training_names_file_and_record(damaged):
+    with pytest.raises(UserError, match=rf"{damaged.name}: record \d+ is damaged.*config.data.skip_corrupt=true"):
+        for _ in itertools.islice(batches(Clips(damaged.parent), 4, seed=0), 6):
             pass
+
+
+def test_damage_can_be_skipped_and_is_counted(dataset, damaged, capsys):
+    clips = Clips(damaged.parent, skip_corrupt=True)
+    seen = ages(batches(clips, 4, seed=0), 12)
+    (bad,) = clips.corrupt
+    whole = Clips(dataset)
+    assert len(seen) == 48 and whole[bad]["age"] not in seen
+    assert clips[bad]["clip_id"] == whole[(bad + 1) % 24]["clip_id"]
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith("warning: ") and f"{damaged.name}: record {bad - 12} is" in told[0]
+
+
+def test_a_shard_cut_short_gives_what_is_whole(dataset, damaged, capsys):
+    damaged.write_bytes((dataset / damaged.name).read_bytes()[:-10])
+    with pytest.raises(UserError, match=f"{damaged.name}: truncated in record 11"):
+        Clips(damaged.parent)
+    clips = Clips(damaged.parent, skip_corrupt=True)
+    assert len(clips) == 24 and clips[23]["age"] == Clips(dataset)[0]["age"]
+    assert clips.corrupt == {23} and "record 11 is cut off" in capsys.readouterr().err
+    assert clips[22]["age"] == 42
 
 
 def test_reading_and_training_import_neither_tensorflow_nor_torch(dataset):
