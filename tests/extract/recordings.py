@@ -72,3 +72,9 @@ def write_image(path: Path, height: int = 60, width: int = 80) -> Path:
     pixels[..., 0] = np.linspace(0, 255, width)
     Image.fromarray(pixels).save(path)
     return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All that extraction wrote: not the index, which a reader leaves there for the next."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".npz")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recordings import moving_frames, voice, write_clip, write_image, write_video, write_wav
+from recordings import contents, moving_frames, voice, write_clip, write_image, write_video, write_wav
 
 from configs import base
 from extract import extractors, pipeline, runners
@@ -23,12 +23,6 @@ from tfrecords.reader import Clips
 from tfrecords.schema import LABELS, UNKNOWN
 
 ROOT = Path(__file__).parents[2]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All that extraction wrote: not the index, which a reader leaves there for the next."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".npz")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def shards(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recordings import moving_frames, voice, write_clip, write_video, write_wav
+from recordings import contents, moving_frames, voice, write_clip, write_video, write_wav
 
 pytest.importorskip("nemo", reason="needs the extra `extract`")
 
@@ -160,10 +160,6 @@ def command_line(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return b""
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_other_weights_in_the_same_folder_are_refused(dataset, flags, tmp_path):

@@ -30,14 +30,19 @@ def tiny_config(dataset, workdir, cache=""):
     return config
 
 
-def start_training(config, *overrides, devices=1):
-    """Training as a process of its own: numbers compared bit by bit must come from like processes."""
+def write_config(config):
+    """The config as a file that commands take; its path."""
     path = Path(config.workdir) / "given.py"
     path.write_text(
         "import json, ml_collections\n"
         f"get_config = lambda: ml_collections.ConfigDict(json.loads({config.to_json()!r}), convert_dict=True)\n"
     )
-    command = [sys.executable, "-m", "slf_jax.train", "--config", str(path), *overrides]
+    return path
+
+
+def start_training(config, *overrides, devices=1):
+    """Training as a process of its own: numbers compared bit by bit must come from like processes."""
+    command = [sys.executable, "-m", "slf_jax.train", "--config", str(write_config(config)), *overrides]
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
