@@ -214,8 +214,9 @@ class Checkpoints:
                 way_on = f"from step {max(older)}" if older else "from the beginning: it is the only one"
                 if not skip_damaged:
                     raise UserError(f"{error}. Add --skip-damaged to set it aside and go on {way_on}") from None
-                print(f"{error}; set aside, going on {way_on}")
                 self._set_aside(step)
+                if parallel.is_main():
+                    print(f"{error}; set aside, going on {way_on}")
         return None
 
     def _set_aside(self, step: int) -> None:

@@ -94,7 +94,7 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
         # ---- state
         first = checkpoints.latest() or 0
         if first >= steps:
-            log.begin(name, steps, 0)
+            log.begin(name, first, 0)
             return True
         optimizer, schedule = make_optimizer(settings, name)
         root = jax.random.fold_in(jax.random.key(config.seed), cascade.STAGES.index(name))
@@ -161,14 +161,13 @@ def _read(
         step = number - len(metrics["finite"]) + 1 + place
         batch = {key: value[place] for key, value in host.items()}
         with jax.transfer_guard("allow"):
-            where = first_not_finite(
-                make_loss(run.system, name, run.config.train), jax.device_get(state.params), batch,
-                jax.random.fold_in(jax.device_get(key), step - 1),
-            )  # fmt: skip
+            loss_of, params = make_loss(run.system, name, run.config.train), jax.device_get(state.params)
+            where = first_not_finite(loss_of, params, batch, jax.random.fold_in(jax.device_get(key), step - 1))
+        loss, norm = (metrics[what][place] for what in ("loss", "grad_norm"))
         raise cli.UserError(
-            f"{run.workdir}: step {step} of stage {name}: the loss is {metrics['loss'][place]:.4g}, the gradient's "
-            f"norm {metrics['grad_norm'][place]:.4g}; the first that is not finite is {where}. The last checkpoint is "
-            "good: lower config.train.learning_rate and run the same command again"
+            f"{run.workdir}: step {step} of stage {name}: the loss is {loss:.4g}, the gradient's norm {norm:.4g}; the "
+            f"first that is not finite is {where}. No such step is ever saved: lower config.train.learning_rate and "
+            "run the same command again"
         )
     log.steps(number, metrics, feed.waited, final=final)
     return bool(metrics["stop"].any())
@@ -211,6 +210,8 @@ def _check_steps(settings: ml_collections.ConfigDict, name: str) -> None:
         )
     if stride < 1:
         raise cli.UserError(f"{_dispatch(stride)}: give at least 1")
+    if settings.keep < 1:
+        raise cli.UserError(f"config.train.keep={settings.keep}: a run needs at least its newest checkpoint")
     for key in ("steps", "checkpoint_every", "validate_every", "preview_every"):
         if for_stage(settings[key], name) % stride:
             raise cli.UserError(f"config.train.{key}={settings[key]}: not a multiple of {_dispatch(stride)}")
@@ -285,6 +286,8 @@ def _compile(step: Callable, state: TrainState, batch: Mapping, key: jax.Array, 
     start = time.perf_counter()
     lowered = step.lower(state, batch, key)
     compiled = lowered.compile()
+    if not parallel.is_main():
+        return compiled
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))
     print(

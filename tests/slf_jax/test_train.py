@@ -255,6 +255,7 @@ def test_a_digest_sees_one_flipped_bit_and_a_swap():
         ("train.accumulate", (3,), "batch_size=4 does not divide over 1 devices in 3 parts"),
         ("train.steps_per_dispatch", 3, "steps=.*not a multiple of config.train.steps_per_dispatch=3"),
         ("train.steps_per_dispatch", 0, "steps_per_dispatch=0: give at least 1"),
+        ("train.keep", 0, "keep=0: a run needs"),
         ("init_from", "nowhere", "nowhere: no checkpoint of stage 'base'"),
         ("train.constituent_drop.mel", 1.5, "constituent_drop.mel=1.5: a share lies between 0 and 1"),
         ("train.cond_drop", float("nan"), "cond_drop=nan: a share"),
