@@ -52,13 +52,11 @@ class Log:
         self._bar.set_description(stage)
         self._bar.update(step)
         if self._main:
-            from tensorboardX import SummaryWriter
-
             self._close()
             path = self._workdir / "metrics.jsonl"
             drop_lines(path, stage, step)
             self._file = path.open("a")
-            self._events = SummaryWriter(str(self._workdir / "tensorboard" / stage), purge_step=step + 1)
+            self._events = Events(self._workdir / "tensorboard" / stage, step)
 
     def start(self, step: int) -> None:
         """The loop starts after `step`: from here seconds count."""
@@ -105,10 +103,9 @@ class Log:
             return
         self._file.write(json.dumps({"stage": self._stage, "step": step, **numbers}) + "\n")
         self._file.flush()
-        for key, value in numbers.items():
-            for i, number in enumerate(np.ravel(value)):
-                name = key + (f"_{i}" if isinstance(value, list) else "")
-                self._events.add_scalar(name, number, step)
+        lists = {key: value for key, value in numbers.items() if isinstance(value, list)}
+        each = {f"{key}_{i}": number for key, value in lists.items() for i, number in enumerate(value)}
+        self._events.add(step, {key: value for key, value in (numbers | each).items() if key not in lists})
 
     def picture(self, step: int, images: np.ndarray, columns: list[str]) -> None:
         """A page of uint8 images [R, C, H, W, 3] as samples/<stage>_<step>.png and to TensorBoard."""
@@ -117,7 +114,39 @@ class Log:
         path = self._workdir / "samples" / f"{self._stage}_{step:07d}.png"
         figures.image_grid(images, path, columns)
         page = np.concatenate([np.concatenate(list(row), 1) for row in images], 0)
-        self._events.add_image("samples", page, step, dataformats="HWC")
+        self._events.add(step, {"samples": page})
+
+
+class Events:
+    """An event file for TensorBoard, in which nothing is told any more of steps after `step` in earlier files.
+
+    Written from this thread, so that a full disk is noticed here.
+    """
+
+    def __init__(self, directory: Path, step: int) -> None:
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        directory.mkdir(parents=True, exist_ok=True)
+        self._event, self._summary, self._writer = Event, summary, EventsWriter(str(directory / "events"))
+        self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, values: Mapping[str, float | np.ndarray]) -> None:
+        """Numbers, and uint8 images [H, W, 3]."""
+        for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                told = self._summary.image(name, value, dataformats="HWC")
+            else:
+                told = self._summary.scalar(name, value)
+            self._write(step, summary=told)
+        self._writer.flush()
+
+    def _write(self, step: int, **what: Any) -> None:
+        self._writer.write_event(self._event(step=step, wall_time=time.time(), **what))
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def drop_lines(path: Path, stage: str, step: int) -> None:

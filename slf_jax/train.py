@@ -65,7 +65,7 @@ def train(config: ml_collections.ConfigDict, *, skip_damaged: bool = False) -> b
         _check_steps(config.train, name)
     run = _prepare(config, skip_damaged)
     steps = sum(for_stage(config.train.steps, name) for name in names)
-    with Log(run.workdir, steps, config.train.log_every) as log, _signals() as stop, _short_of_room(config):
+    with _short_of_room(config), _signals() as stop, Log(run.workdir, steps, config.train.log_every) as log:
         return all(train_stage(name, run, log, stop) for name in names)
 
 
