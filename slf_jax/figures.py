@@ -1,7 +1,8 @@
-"""Pictures: arrays in, PNG out."""
+"""Pictures: arrays in; PNG, JPEG or SVG out."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,14 @@ from PIL.PngImagePlugin import PngInfo
 from tfrecords.writer import write_atomically
 
 INK, PAPER, GAP = (32, 32, 32), (255, 255, 255), 2
+CHART_SIZE, CHART_POINTS = (5.6, 3.0), 600  # inches; about how many points of a curve are drawn
+CHART_INK = "#010203"  # drawn with this, and then said to be the text's colour of whatever page holds the chart
+CHART_STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "slf_jax", "font.size": 9, "legend.fontsize": 9,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": CHART_INK, "text.color": CHART_INK,
+    "xtick.color": CHART_INK, "ytick.color": CHART_INK, "axes.labelcolor": CHART_INK,
+    "axes.grid": True, "grid.color": CHART_INK, "grid.alpha": 0.12, "grid.linewidth": 0.6,
+}  # fmt: skip
 
 
 def enlarge(images: np.ndarray, size: int) -> np.ndarray:
@@ -73,6 +82,132 @@ def feature_matrix(matrix: np.ndarray, mask: np.ndarray, blocks: Sequence[dict],
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One curve of a chart: `y` over `x`, both [n]. What is not finite is left out; nameless: not in the legend."""
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    colour: str
+    smooth: bool = False  # the numbers faint, and over them what they are `smoothed`
+    dashed: bool = False
+    least: bool = False  # a dot for each number, a ring around the least, which the legend tells
+
+
+def curves(
+    lines: Sequence[Curve], *, log: bool | None = None, limits: tuple[float | None, float | None] = (None, None),
+    marks: Sequence[float] = (),
+) -> str:  # fmt: skip
+    """Draws curves over steps as an `<svg>` to put into a page, whose text colour and font it takes.
+
+    Args:
+      log: whether the y axis is logarithmic; None: where the numbers span more than a factor of ten.
+      limits: of the y axis; None: as the numbers ask.
+      marks: steps at which a dotted line stands.
+    """
+    lines = [_finite(line, positive=bool(log)) for line in lines]
+    every = np.concatenate([line.y for line in lines])
+    if log is None:
+        log = every.size > 0 and every.min() > 0 and every.max() > 10 * every.min()
+    plt = _pyplot()
+    with plt.rc_context(CHART_STYLE):
+        figure, axes = plt.subplots(figsize=CHART_SIZE, layout="constrained")
+        for step in marks:
+            axes.axvline(step, color=CHART_INK, alpha=0.5, lw=0.8, ls=":")
+        for line in lines:
+            _draw(axes, line)
+        _dress(axes, log, limits, has_names=any(line.name and line.x.size for line in lines))
+        file = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # metadata would name addresses
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+        plt.close(figure)
+    svg = file.getvalue()
+    return svg[svg.index("<svg") :].replace(CHART_INK, "currentColor")
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """The running mean of finite numbers [n], which forgets half in a thirtieth of them (two at least)."""
+    keep = 0.5 ** (1 / max(2, len(values) / 30))
+    total, weight, means = 0.0, 0.0, np.empty(len(values))
+    for i, value in enumerate(values):
+        total, weight = keep * total + value, keep * weight + 1
+        means[i] = total / weight
+    return means
+
+
+def jpeg(path: Path, width: int) -> tuple[bytes, tuple[int, int]]:
+    """A picture from a file as a JPEG of at most that width in pixels, and its (width, height).
+
+    Raises `OSError` where the file is no whole picture.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
+    except SyntaxError as error:  # what Pillow makes of some damaged PNGs
+        raise OSError(str(error)) from error
+    picture.thumbnail((width, 4 * width), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "jpeg", quality=85, optimize=True, progressive=True)
+    return file.getvalue(), picture.size
+
+
+def _finite(line: Curve, positive: bool) -> Curve:
+    x, y = np.asarray(line.x, float), np.asarray(line.y, float)
+    shown = np.isfinite(y) & (y > 0 if positive else True)
+    return dataclasses.replace(line, x=x[shown], y=y[shown])
+
+
+def _draw(axes, line: Curve) -> None:
+    """Draws one curve of finite numbers."""
+    if not line.x.size:
+        return
+    name, style = line.name or "_nameless", {"color": line.colour, "ls": "--" if line.dashed else "-"}
+    alone = "o" if line.x.size == 1 else ""  # a curve of one point would not be seen
+    if line.least:
+        at = int(line.y.argmin())
+        name += f" (least {line.y[at]:.4g} at {line.x[at]:g})"
+        axes.plot(*_thin(line.x, line.y), **style, lw=1.3, marker="o", ms=3.5, label=name, zorder=3)
+        axes.plot(line.x[at], line.y[at], "o", ms=9, mfc="none", mec=line.colour, mew=1.3, zorder=3)
+    elif line.smooth:
+        axes.plot(*_thin(line.x, line.y), **style, lw=0.8, alpha=0.3)
+        axes.plot(*_thin(line.x, smoothed(line.y)), **style, lw=1.6, marker=alone, label=name)
+    else:
+        axes.plot(*_thin(line.x, line.y), **style, lw=1.3, marker=alone, label=name)
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The points of a curve; of a long one the least and greatest of each short piece, so that no spike is lost."""
+    if len(x) <= CHART_POINTS:
+        return x, y
+    pieces = np.array_split(np.arange(len(x)), CHART_POINTS // 2)
+    kept = sorted({int(piece[end(y[piece])]) for piece in pieces for end in (np.argmin, np.argmax)} | {0, len(x) - 1})
+    return x[kept], y[kept]
+
+
+def _dress(axes, log: bool, limits: tuple[float | None, float | None], has_names: bool) -> None:
+    """Axes, ticks and legend of a chart."""
+    from matplotlib import ticker
+
+    plain = ticker.FuncFormatter(lambda value, _: f"{value:g}")
+    if log:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        if high < 100 * low:  # few powers of ten: the ticks between have names too
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.yaxis.set_major_formatter(plain)
+    axes.set_ylim(*limits)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(7, integer=True))
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    axes.set_xlabel("step")
+    if has_names:
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False,
+            borderaxespad=0.2, handlelength=1.2, columnspacing=1.2,
+        )  # fmt: skip
 
 
 def _spread(places: Sequence[float], least: float) -> list[float]:
