@@ -13,7 +13,8 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int, audio: np.ndarray, rate:
     """Write H.264 video and mono AAC audio; `path` appears only when the file is complete.
 
     frames: uint8 [T, H, W, 3] RGB with even H and W. audio: float32 [samples] in [-1, 1] at
-    `rate` Hz. The encoder runs on one thread, so that the same input gives the same bytes.
+    `rate` Hz. The encoder runs on one thread, without the macroblock tree (its SIMD code now and
+    then gives other bits for the same frames), so that the same input gives the same bytes.
     """
     count, height, width, _ = frames.shape
     if height % 2 or width % 2:
@@ -21,7 +22,7 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int, audio: np.ndarray, rate:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
     with av.open(str(unfinished), "w", format="mp4") as container:
-        quality = {"crf": "18", "preset": "veryfast"}
+        quality = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0:cpu-independent=1"}
         video = container.add_stream("libx264", rate=fps, options=quality)
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         video.codec_context.thread_count = 1
