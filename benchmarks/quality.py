@@ -17,9 +17,9 @@ import matplotlib
 import numpy as np
 from tqdm import tqdm
 
-from slf_jax import sampling, sweep
+from slf_jax import sampling
 from slf_jax.diffusion.samplers import SAMPLERS
-from slf_jax.evaluation import metrics
+from slf_jax.evaluation import controls, metrics
 from slf_jax.state import Trained
 from tfrecords import cli
 from tfrecords.reader import stack
@@ -78,7 +78,7 @@ def main() -> None:
     chosen = sampling.choose_people(sampling.open_clips(trained, args, ()), args.people)
     batch, numbers = stack(chosen), np.array([sampling.person_number(clip["clip_id"]) for clip in chosen])
     real, rows = batch["face"], []
-    bicubic = {name: float(getattr(metrics, name)(sweep.bicubic(real), real).mean()) for name in ("psnr", "ssim")}
+    bicubic = {name: float(getattr(metrics, name)(controls.bicubic(real), real).mean()) for name in ("psnr", "ssim")}
     cases = [END, *((name, n) for name in sampling.names(args.samplers) for n in EVALUATIONS if (name, n) != END)]
     end = np.zeros(0)
     for case in tqdm(cases, unit="setting"):

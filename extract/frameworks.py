@@ -7,16 +7,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import io
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from tfrecords import cli
 from tfrecords.cli import UserError
 
 if TYPE_CHECKING:
@@ -46,10 +45,8 @@ def quiet() -> Iterator[None]:
     """Inside, frameworks are imported and load models without a word; errors pass through."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        with contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
+    with cli.quiet():
+        yield
 
 
 def load_weights(name: str, weights: str, loader: Callable[[str], T]) -> T:

@@ -208,7 +208,12 @@ def write_small_faces(home: Path) -> None:
     """
     folder = home / ".deepface" / "weights"
     folder.mkdir(parents=True)
-    classes = {"age_model_weights": 101, "gender_model_weights": 2, "race_model_single_batch": 6}
+    classes = {
+        "age_model_weights": 101,
+        "gender_model_weights": 2,
+        "race_model_single_batch": 6,
+        "vgg_face_weights": 4096,
+    }
     for seed, (name, count) in enumerate(classes.items()):
         _save_onnx(folder / f"{name}.onnx", _classifier(count, seed), ["n", 224, 224, 3], {"y": ["n", count]})
     shapes = {f"{kind}{stride}": [1, "h", "w", n] for stride in STRIDES for kind, n in CHANNELS.items()}

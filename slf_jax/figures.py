@@ -79,9 +79,66 @@ def feature_matrix(matrix: np.ndarray, mask: np.ndarray, blocks: Sequence[dict],
     axes.set_xlabel("feature (standardised, clipped to ±10; colours to ±3; grey: masked)")
     axes.set_title(title)
     figure.colorbar(picture, ax=axes, location="bottom", shrink=0.4, aspect=40)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
+
+
+def rank_curves(curves: Mapping[str, Sequence[float]], gallery: int, path: Path) -> None:
+    """Draws recall at k = 1, 2, ... of each system (the CMC), above that of a random order of the gallery."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for name, values in curves.items():
+        axes.plot(np.arange(1, len(values) + 1), 100 * np.array(values), label=name, lw=1.5)
+    ks = np.arange(1, len(next(iter(curves.values()))) + 1)
+    axes.plot(ks, 100 * ks / gallery, color="0.5", ls="--", label="random order")
+    axes.set(xlabel="k", ylabel="R@k (%)", xlim=(1, ks[-1]), ylim=(0, 101))
+    axes.grid(alpha=0.2)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def recall_by_scale(systems: Mapping[str, Mapping[str, Mapping]], path: Path) -> None:
+    """Draws R@1 and R@3 against the guidance scale (Fig. 8a and 8b), of summaries by system and `scale S`."""
+    plt = _pyplot()
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axes, rate in zip(panels, ("r@1", "r@3"), strict=True):
+        for name, rows in systems.items():
+            scales = [row.removeprefix("scale ") for row in rows]
+            low, middle, high = (
+                100 * np.array([row[rate][x] for row in rows.values()]) for x in ("low", "rate", "high")
+            )
+            (line,) = axes.plot(scales, middle, marker="o", ms=4, label=name)
+            axes.fill_between(scales, low, high, color=line.get_color(), alpha=0.12, lw=0)
+        axes.set(xlabel="guidance scale", ylabel=f"{rate.upper()} (%), 95 % interval", ylim=(0, None))
+        axes.grid(alpha=0.2)
+    panels[0].legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def confusions(tables: Mapping[str, tuple[Sequence[str], np.ndarray]], path: Path) -> None:
+    """Draws confusion matrices: class names and counts [n, n + 1], the last column for no face found."""
+    if not tables:
+        return
+    plt = _pyplot()
+    figure, panels = plt.subplots(1, len(tables), figsize=(5.5 * len(tables), 5), layout="constrained", squeeze=False)
+    for axes, (kind, (names, counts)) in zip(panels[0], tables.items(), strict=True):
+        shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                ink = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, count, ha="center", va="center", color=ink, fontsize=8)
+        axes.set_xticks(range(len(names) + 1), [*names, "no face"], rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set(title=kind, xlabel="guessed from the generated face", ylabel="true")
+    _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
+    """Writes a matplotlib figure as PNG, whole or not at all."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    _pyplot().close(figure)
+    write_atomically(path, file.getvalue())
 
 
 @dataclasses.dataclass(frozen=True)

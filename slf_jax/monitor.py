@@ -58,9 +58,9 @@ class Log:
             self._file = path.open("a")
             self._events = Events(self._workdir / "tensorboard" / stage, step)
 
-    def start(self, step: int) -> None:
-        """The loop starts after `step`: from here seconds count."""
-        self._since = (step, time.perf_counter(), 0.0)
+    def start(self, step: int, waited: float) -> None:
+        """The loop starts after `step`: from here seconds count; so many were `waited` for data before."""
+        self._since = (step, time.perf_counter(), waited)
 
     def steps(self, last: int, metrics: Mapping[str, np.ndarray], waited: float, *, final: bool) -> None:
         """Takes the metrics [K, ...] of the K steps up to `last`.

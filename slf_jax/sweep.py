@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slf_jax import cascade, figures, sampling
-from slf_jax.evaluation import metrics
+from slf_jax.evaluation import controls, metrics
 from slf_jax.sampling import Sampler, Scale, spell
 from slf_jax.state import Trained
 from tfrecords import cli
@@ -41,10 +41,10 @@ def sweep(
     progress = "control: another person's conditions"
     swapped = sampler(others, numbers, scales[at : at + 1], seed, samples=samples, progress=progress)
     real = batch["face"]
-    controls = {"bicubic": bicubic(real)}
+    references = {"bicubic": controls.bicubic(real)}
     with contextlib.suppress(cli.UserError):  # what it was trained on may be elsewhere by now
-        mean = mean_face(Clips(trained.meta.config.data.dir, "train"))
-        controls["mean_face"] = np.broadcast_to(mean, real.shape)
+        mean = controls.mean_face(Clips(trained.meta.config.data.dir, "train"))
+        references["mean_face"] = np.broadcast_to(mean, real.shape)
     report = {
         "people": len(chosen),
         "samples": samples,
@@ -54,7 +54,7 @@ def sweep(
         "scales": {spell(scale): measure(image, real) for scale, image in zip(scales, images, strict=True)},
         "controls": {
             "other_persons_conditions": {"scale": spell(scales[at]), **measure(swapped[0], real)},
-            **{name: measure(image[:, None], real) for name, image in controls.items()},
+            **{name: measure(image[:, None], real) for name, image in references.items()},
         },
     }
     guides = figures.enlarge(np.asarray(cascade.to_uint8(cascade.make_guide(cascade.to_float(jnp.asarray(real))))), 128)
@@ -78,25 +78,13 @@ def measure(images: np.ndarray, real: np.ndarray) -> dict[str, float]:
     return found
 
 
-def bicubic(faces: np.ndarray) -> np.ndarray:
-    """What the guides of uint8 faces [B, 128, 128, 3] look like up-sampled: the control every system must beat."""
-    guides = cascade.make_guide(cascade.to_float(jnp.asarray(faces)))
-    return np.asarray(cascade.to_uint8(cascade.upsample(guides, faces.shape[1])))
-
-
-def mean_face(clips: Clips) -> np.ndarray:
-    """The mean of up to 1000 faces, uint8."""
-    places = np.linspace(0, len(clips) - 1, min(1000, len(clips))).astype(int)
-    return np.mean([clips[int(i)]["face"] for i in places], 0, dtype=np.float64).round().astype(np.uint8)
-
-
 def table(report: dict) -> str:
     """The report's figures for reading."""
-    controls = dict(report["controls"])
-    other = controls.pop("other_persons_conditions")
+    references = dict(report["controls"])
+    other = references.pop("other_persons_conditions")
     rows = {f"scale {scale}": figures for scale, figures in report["scales"].items()}
     rows[f"scale {other['scale']}, another person's conditions"] = other
-    rows |= {name.replace("_", " "): figures for name, figures in controls.items()}
+    rows |= {name.replace("_", " "): figures for name, figures in references.items()}
     lines = ["{:38} {:>6} {:>6} {:>11}".format("", "PSNR", "SSIM", "guide error")]
     lines += [f"{name:38} {m['psnr']:6.2f} {m['ssim']:6.3f} {m['guide_error']:11.2f}" for name, m in rows.items()]
     return "\n".join(lines)

@@ -117,7 +117,7 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
         preview = Preview(config, run.system, name, run.held_out or run.clips)
         profile = Profile(run.workdir, config.profile_steps, first)
         # ---- loop: metrics are read one dispatch late, while the devices work on the next
-        log.start(first)
+        log.start(first, feed.waited)
         pending, stopping = None, False
         with jax.transfer_guard("disallow"), contextlib.closing(profile):
             for number in range(first + stride, steps + 1, stride):

@@ -11,9 +11,11 @@ import ast
 import contextlib
 import difflib
 import importlib.util
+import io
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -31,6 +33,15 @@ def run(main: Callable[[], object]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, other people's libraries say nothing; errors pass through."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
 
 
 def parser(module: str, about: str, examples: Sequence[str]) -> argparse.ArgumentParser:

@@ -1,16 +1,25 @@
-"""Measures of a face against the real one."""
+"""Measures of faces against the real ones: fidelity, recall, attributes; and how sure they are."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from tfrecords.cli import UserError
 
+KS = (1, 3, 5, 10)  # of R@k
+WEIGHTS = {1: 10, 3: 5, 5: 3, 10: 1}  # of R@k in the significance S (Eq. 4)
+BANDS = ((0, "negligible"), (20, "minor"), (40, "moderate"), (60, "considerable"), (80, "significant"))
+DECADE = 10  # years of an age group
+DRAWS = 2000  # of a bootstrap
+
 
 def psnr(images: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio in dB [B], of uint8 images [B, H, W, 3]."""
-    metrics = _skimage()
-    return np.array([metrics.peak_signal_noise_ratio(r, i) for i, r in zip(images, real, strict=True)])
+    ratio = _skimage().peak_signal_noise_ratio
+    with np.errstate(divide="ignore"):  # equal images: infinite
+        return np.array([ratio(r, i) for i, r in zip(images, real, strict=True)])
 
 
 def ssim(images: np.ndarray, real: np.ndarray) -> np.ndarray:
@@ -27,6 +36,81 @@ def guide_error(images: np.ndarray, real: np.ndarray, size: int = 8) -> np.ndarr
         return x.reshape(b, size, h // size, size, w // size, c).astype(np.float64).mean((2, 4))
 
     return np.abs(average(images) - average(real)).mean((1, 2, 3))
+
+
+def recall(ranks: np.ndarray, k: int) -> float:
+    """R@k (Eq. 2): the share of ranks [n] from 1 to k. Rank 0: not found, a miss whatever the reason."""
+    return float(((ranks >= 1) & (ranks <= k)).mean())
+
+
+def random_recall(k: int, gallery: int) -> float:
+    """R@k of a random order of a gallery that holds one face of the person."""
+    return min(k, gallery) / gallery
+
+
+def significance(full: Mapping[int, float], without: Mapping[int, float]) -> float:
+    """S of an input (Eq. 3-4): recall's weighted increase in percent; NaN where a recall without it is 0."""
+    if any(without[k] == 0 for k in WEIGHTS):
+        return float("nan")
+    increase = {k: 100 * (full[k] - without[k]) / without[k] for k in WEIGHTS}
+    return sum(WEIGHTS[k] * increase[k] for k in WEIGHTS) / sum(WEIGHTS.values())
+
+
+def band(s: float) -> str:
+    """The paper's word for a significance; below zero the input did harm, which the paper has no word for."""
+    if np.isnan(s):
+        return "undefined"
+    if s < 0:
+        return "harmful"
+    return next((name for most, name in BANDS if s <= most), "profound")
+
+
+def weighted_recall(recalls: Mapping[int, float]) -> float:
+    """One number for R@1 to R@10, by the weights of Eq. 4: what a guidance scale is chosen by."""
+    return sum(WEIGHTS[k] * recalls[k] for k in WEIGHTS) / sum(WEIGHTS.values())
+
+
+def age_group(years: np.ndarray) -> np.ndarray:
+    """Decades, as [0, 10) is 0."""
+    return np.floor_divide(years, DECADE).astype(int)
+
+
+def wilson(hits: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a rate of hits among `count` independent trials (Wilson 1927)."""
+    if not count:
+        return float("nan"), float("nan")
+    rate, square = hits / count, z**2 / count
+    middle = (rate + square / 2) / (1 + square)
+    half = z / (1 + square) * np.sqrt(rate * (1 - rate) / count + square / (4 * count))
+    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
+
+
+def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean of values [n], one for each person: people are drawn anew."""
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(len(values), size=(DRAWS, len(values)))].mean(1)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
+    """Two-sided exact p that systems with hits a and b [n] of the same people recall alike (McNemar 1947)."""
+    from scipy.stats import binomtest
+
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def spell_rate(rate: float) -> str:
+    """A rate in percent as the paper prints it: rounded to tenths, with a zero after them (8 of 118: `6.80`)."""
+    return f"{100 * rate:.1f}0"
+
+
+def confusion(truth: Sequence[int], found: Sequence[int], classes: int) -> np.ndarray:
+    """Counts [classes, classes + 1]: rows are true classes, columns what was found, the last for nothing found."""
+    counts = np.zeros((classes, classes + 1), int)
+    np.add.at(counts, (np.asarray(truth), np.where(np.asarray(found) < 0, classes, found)), 1)
+    return counts
 
 
 def _skimage():

@@ -1,0 +1,185 @@
+"""Faces to embeddings, and to guesses at age, gender and ethnicity: DeepFace's networks, or eigenfaces."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from tfrecords import cli
+from tfrecords.reader import Clips, stack
+from tfrecords.schema import LABELS
+
+EMBEDDERS = {"eigenfaces": "", "vgg-face": "VGG-Face", "facenet512": "Facenet512", "arcface": "ArcFace"}
+METRICS = {"eigenfaces": "cosine", "vgg-face": "l2", "facenet512": "cosine", "arcface": "cosine"}
+ATTRIBUTES = ("gender", "ethnicity")
+MOST_FACES = 4096  # of the training split, that eigenfaces are fitted on
+COMPONENTS = 64
+ENVIRONMENT = {"DEEPFACE_BACKEND_ENGINE": "pytorch", "DEEPFACE_LOG_LEVEL": "40", "TF_CPP_MIN_LOG_LEVEL": "3"}
+_SIDE = 64  # pixels that eigenfaces are fitted at
+_CLASSES = {"Woman": "female", "Man": "male"}  # as DeepFace spells them
+
+
+class Described(NamedTuple):
+    """What was found in n faces: embeddings [n, D], whether a face was found [n], and guesses [n] of age in years
+    (NaN: none) and of labels (-1: none).
+    """
+
+    vectors: np.ndarray
+    found: np.ndarray
+    age: np.ndarray
+    labels: dict[str, np.ndarray]
+
+
+class Embedder(Protocol):
+    """`name` and `metric` go into the report, `fingerprint` tells one set of weights from another."""
+
+    name: str
+    metric: str
+    fingerprint: str
+
+    def __call__(self, faces: np.ndarray, progress: str = "") -> Described:
+        """Faces uint8 [n, 128, 128, 3] to what is found in them."""
+
+
+def make(name: str, metric: str, detector: str, train: Clips | None) -> Embedder:
+    """The embedder of that name; `train`: faces that eigenfaces are fitted on. Raises `UserError`."""
+    if name not in EMBEDDERS:
+        raise cli.UserError(f"--embedder {name} is none of: {', '.join(EMBEDDERS)}")
+    metric = metric or METRICS[name]
+    if name != "eigenfaces":
+        return DeepFace(name, metric, detector)
+    if train is None:
+        raise cli.UserError("eigenfaces are fitted on training faces: this dataset has no train split; see --embedder")
+    return Eigenfaces(train, metric)
+
+
+class Eigenfaces:
+    """Whitened principal components of the training faces inside an oval, and linear guesses from them.
+
+    What stands in for a face network where no weights are at hand. It compares pixels, so it shows whether faces
+    look alike, not whether people would take them for one person. It finds a face in any picture.
+    """
+
+    def __init__(self, train: Clips, metric: str = "cosine") -> None:
+        try:
+            from sklearn.decomposition import PCA
+        except ImportError:
+            raise cli.UserError('eigenfaces need scikit-learn: pip install -e ".[evaluate]"') from None
+        places = np.linspace(0, len(train) - 1, min(MOST_FACES, len(train))).astype(int)
+        clips = stack([train[int(i)] for i in tqdm(places, desc="eigenfaces", unit="face", leave=False)])
+        self.name, self.metric = "eigenfaces", metric
+        pixels = self._pixels(clips["face"])
+        count = min(COMPONENTS, len(pixels) - 1)
+        if count < 2:
+            raise cli.UserError(f"{train.directory}: eigenfaces of {len(pixels)} training faces; 3 are the least")
+        self._pca = PCA(count, svd_solver="full").fit(pixels)
+        self._scale = np.sqrt(self._pca.explained_variance_) + 1e-6
+        self.fingerprint = hashlib.sha256(clips["face"].tobytes()).hexdigest()[:16]
+        self._fit(self._embed(clips["face"]), clips)
+
+    def __call__(self, faces: np.ndarray, progress: str = "") -> Described:
+        vectors = self._embed(faces)
+        age = self._age.predict(vectors) if self._age else np.full(len(faces), np.nan)
+        labels = {
+            name: self._labels[name].predict(vectors) if name in self._labels else np.full(len(faces), -1)
+            for name in ATTRIBUTES
+        }
+        return Described(vectors, np.ones(len(faces), bool), np.clip(age, 0, 120), labels)
+
+    def _embed(self, faces: np.ndarray) -> np.ndarray:
+        return (self._pca.transform(self._pixels(faces)) / self._scale).astype(np.float32)
+
+    def _fit(self, vectors: np.ndarray, clips: Mapping[str, np.ndarray]) -> None:
+        """Linear guesses at the attributes that are known."""
+        from sklearn.linear_model import LogisticRegression, Ridge
+
+        known = np.isfinite(clips["age"])
+        self._age = Ridge(1.0).fit(vectors[known], clips["age"][known]) if known.sum() > 1 else None
+        self._labels = {}
+        for name in ATTRIBUTES:
+            known = clips[name] >= 0
+            if len(set(clips[name][known].tolist())) > 1:
+                self._labels[name] = LogisticRegression(max_iter=1000).fit(vectors[known], clips[name][known])
+
+    @staticmethod
+    def _pixels(faces: np.ndarray) -> np.ndarray:
+        """The pixels [n, D] in [0, 1] of an oval that leaves the background out, at `_SIDE` x `_SIDE`."""
+        n, height, width, _ = faces.shape
+        small = faces.reshape(n, _SIDE, height // _SIDE, _SIDE, width // _SIDE, 3).mean((2, 4), dtype=np.float32)
+        down, across = np.mgrid[-1 : 1 : _SIDE * 1j, -1 : 1 : _SIDE * 1j]
+        oval = (across / 0.62) ** 2 + (down / 0.78) ** 2 <= 1
+        return small[:, oval].reshape(n, -1) / 255
+
+
+class DeepFace:
+    """DeepFace's recognition and attribute networks. A picture in which its detector finds no face is a miss."""
+
+    def __init__(self, name: str, metric: str, detector: str) -> None:
+        self.name, self.metric, self._detector, self._model = name, metric, detector, EMBEDDERS[name]
+        for key, value in ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
+        try:
+            with cli.quiet():
+                import deepface.DeepFace
+        except ImportError as error:
+            raise cli.UserError(f'--embedder {name} needs {error.name}: pip install -e ".[extract]"') from None
+        self._deepface = deepface.DeepFace
+        noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+        vector = np.array(self._represent(noise, "skip"))
+        digest = hashlib.sha256(np.round(vector, 2).tobytes()).hexdigest()[:16]  # other weights, other vector
+        self.fingerprint = f"{digest} {detector}"
+        self._size = len(vector)
+
+    def __call__(self, faces: np.ndarray, progress: str = "") -> Described:
+        rows = [self._describe(face) for face in tqdm(faces, desc=progress, unit="face", disable=not progress)]
+        found = np.array([row is not None for row in rows])
+        nothing = (np.zeros(self._size), np.nan, {name: -1 for name in ATTRIBUTES})
+        vectors, age, labels = zip(*[row or nothing for row in rows], strict=True)
+        labels = {name: np.array([each[name] for each in labels]) for name in ATTRIBUTES}
+        return Described(np.array(vectors, np.float32), found, np.array(age, float), labels)
+
+    def _describe(self, face: np.ndarray) -> tuple[list[float], float, dict[str, int]] | None:
+        vector = self._represent(face, self._detector)
+        if vector is None:
+            return None
+        with self._explained(), cli.quiet():
+            (guess, *_) = self._deepface.analyze(
+                face[..., ::-1], ("age", "gender", "race"), enforce_detection=False,
+                detector_backend=self._detector, silent=True,
+            )  # fmt: skip
+        gender = LABELS["gender"].index(_CLASSES[guess["dominant_gender"]])
+        ethnicity = LABELS["ethnicity"].index(guess["dominant_race"])
+        return vector, float(guess["age"]), {"gender": gender, "ethnicity": ethnicity}
+
+    def _represent(self, face: np.ndarray, detector: str) -> list[float] | None:
+        """The embedding of the largest face, None where there is none."""
+        from deepface.modules.exceptions import FaceNotDetected
+
+        with self._explained(), cli.quiet():
+            try:
+                (found,) = self._deepface.represent(
+                    face[..., ::-1], model_name=self._model, detector_backend=detector, max_faces=1
+                )
+            except FaceNotDetected:
+                return None
+        return found["embedding"]
+
+    @contextlib.contextmanager
+    def _explained(self):
+        """What DeepFace raises (missing weights, no network, an unknown detector) as one line."""
+        try:
+            yield
+        except cli.UserError:
+            raise
+        except Exception as error:  # each engine has its own
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise cli.UserError(
+                f"--embedder {self.name}, DeepFace: {line}; its weights belong in $DEEPFACE_HOME/.deepface/weights, "
+                "or compare without any: --embedder eigenfaces"
+            ) from error

@@ -1,0 +1,85 @@
+"""The gallery of real faces: embeddings in a LanceDB table, embedded in a folder, no server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tfrecords.cli import UserError
+
+METRICS = ("l2", "cosine")
+INDEX_ABOVE = 200_000  # faces; from there on an approximate index answers, below it every search is exact
+
+
+class Gallery:
+    """One table of real faces, each with its speaker's id.
+
+    The table's name tells what it was built from, so that it is built once, used again by whoever asks for the same,
+    and built anew when the embedder or the faces change.
+    """
+
+    def __init__(self, folder: Path, metric: str) -> None:
+        if metric not in METRICS:
+            raise UserError(f"--metric {metric} is none of: {', '.join(METRICS)}")
+        try:
+            import lancedb
+        except ImportError:
+            raise UserError('the gallery needs LanceDB: pip install -e ".[evaluate]"') from None
+        self._database, self._metric, self._table = lancedb.connect(str(folder)), metric, None
+
+    def open(self, kind: str, built_from: Mapping) -> bool:
+        """Opens the table of this kind that was built from the same; False if there is none."""
+        name = _name(kind, built_from)
+        if name not in self._names():
+            return False
+        self._table = self._database.open_table(name)
+        return True
+
+    def build(self, kind: str, built_from: Mapping, speakers: Sequence[str], vectors: np.ndarray) -> None:
+        """Writes the table anew from vectors [n, D]; older ones of the same kind are dropped."""
+        import pyarrow as pa
+
+        if len(speakers) < 2:
+            raise UserError(f"a gallery of {len(speakers)}: recall needs at least 2 faces of different speakers")
+        for name in self._names():
+            if name.startswith(f"{kind}-"):
+                self._database.drop_table(name)
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        data = pa.table({"speaker_id": pa.array(list(speakers)), "vector": column})
+        self._table = self._database.create_table(_name(kind, built_from), data)
+        if len(speakers) > INDEX_ABOVE:
+            self._table.create_index(metric=self._metric, vector_column_name="vector")
+
+    def __len__(self) -> int:
+        return self._table.count_rows()
+
+    def search(self, vectors: np.ndarray, k: int, *, exact: bool | None = None) -> list[list[str]]:
+        """The speakers of the k nearest faces to each of vectors [n, D], nearest first.
+
+        `exact`: whether every face is compared; None: up to `INDEX_ABOVE` faces. k beyond the gallery gives all of it.
+        """
+        exact = len(self) <= INDEX_ABOVE if exact is None else exact
+        found = []
+        for vector in np.asarray(vectors, np.float32):
+            query = self._table.search(vector).distance_type(self._metric).select(["speaker_id", "_distance"])
+            query = query.bypass_vector_index() if exact else query.refine_factor(10)
+            found.append(query.limit(k).to_arrow()["speaker_id"].to_pylist())
+        return found
+
+    def _names(self) -> list[str]:
+        return list(self._database.list_tables(limit=10_000).tables)
+
+
+def _name(kind: str, built_from: Mapping) -> str:
+    digest = hashlib.sha256(json.dumps(built_from, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{kind}-{digest}"
+
+
+def ranks(found: Sequence[Sequence[str]], truth: Sequence[str]) -> np.ndarray:
+    """The place [n], from 1, of the true speaker among those found; 0 where he is not."""
+    return np.array([list(f).index(t) + 1 if t in f else 0 for f, t in zip(found, truth, strict=True)])

@@ -1,0 +1,178 @@
+"""results.json for reading: report.md in the layout of the paper's tables, and a few lines for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from slf_jax.evaluation import metrics, paper
+from slf_jax.evaluation.metrics import spell_rate
+
+RATES = tuple(f"r@{k}" for k in metrics.KS)
+HEAD = ("system", "R@1", "R@3", "R@5", "R@10", "gender", "ethnicity", "age group", "RMSE age", "PSNR", "SSIM")
+LABELLED = {
+    "eigenfaces": "**Eigenfaces** (principal components of the training faces inside an oval) stand in for a face "
+    "network here: they compare pixels. Ages and labels are linear guesses from the same components.",
+}
+
+
+def markdown(results: Mapping) -> str:
+    """The whole report."""
+    parts = [
+        f"# {results['subject']}: {results['people']} people of split {results['split']!r}",
+        _how(results),
+        "## Systems",
+        _table({**results["systems"], **results["masked"]}, results["chosen"]),
+        _choice(results),
+        "## Controls, on the same people",
+        _table(results["controls"]) + _random(results),
+        "## What each input contributes",
+        _significance(results),
+        f"## {results['chosen']} against the others",
+        _differences(results),
+        "## By group",
+        _groups(results),
+        "## Pictures",
+        "`faces.png`, `rank_curve.png`, `confusion.png`" + (", `scales.png`" if len(results["systems"]) > 1 else ""),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def short(results: Mapping) -> str:
+    """The main figures for the terminal."""
+    shown = {**results["systems"], **results["masked"], **results["controls"]}
+    lines = [f"{results['people']} people, gallery of {results['gallery']}, {results['embedder']}, percent"]
+    lines.append("{:40}".format("") + "".join(f"{name:>8}" for name in ("R@1", "R@3", "R@5", "R@10", "PSNR", "SSIM")))
+    for name, row in shown.items():
+        rates = "".join(f"{100 * row[rate]['rate']:8.1f}" for rate in RATES)
+        mark = " *" if name == results["chosen"] else ""
+        lines.append(f"{name + mark:40}{rates}{_mean(row['psnr'], '.2f'):>8}{_mean(row['ssim'], '.3f'):>8}")
+    rates = "".join(f"{100 * results['random'][rate]['rate']:8.1f}" for rate in RATES)
+    return "\n".join([*lines, f"{'random':40}{rates}", f"* chosen by {results['chosen_by']}"])
+
+
+def _how(results: Mapping) -> str:
+    other, people, settings = results["gallery_of_another_clip"], results["people"], results["sampler"]
+    if other == people:
+        frames = "another clip than the guide's for everybody"
+    else:
+        frames = (
+            f"another clip than the guide's for {other} people, the guide's own for {people - other}: that is easier"
+        )
+    lines = [
+        f"Gallery: {results['gallery']} real faces in LanceDB, {frames}. Faces are compared by `{results['embedder']}` "
+        f"({results['metric']}). A face in which none is found counts as a miss: all rates are of {people} people.",
+        LABELLED.get(results["embedder"], ""),
+        f"Inputs: {', '.join(results['inputs']) or 'none'}; {'with' if results['guided'] else 'without'} the guide. "
+        f"{settings['sampler']}, {settings['evaluations']} evaluations a stage, seed {results['seed']}, "
+        f"{results['samples']} sample(s) of each person. Checkpoints: "
+        + ", ".join(f"{stage} {digest[:12]}" for stage, digest in results["checkpoints"].items())
+        + f". Data: `{results['data']}`.",
+        "Rates are in percent; in brackets the 95 % interval (Wilson; with several samples by bootstrap over people). "
+        "PSNR in dB and SSIM (7x7 window, RGB) of uint8 faces: scikit-image.",
+    ]
+    return "\n\n".join(line for line in lines if line)
+
+
+def _table(rows: Mapping[str, Mapping], chosen: str = "") -> str:
+    """Tables 5-7 in one, with intervals of the recalls."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    for name, row in rows.items():
+        rates = [_rate(row[rate], interval=True) for rate in RATES]
+        rates += [_rate(row[rate]) for rate in ("gender", "ethnicity", "age_group")]
+        age = "-" if row["age_rmse"] is None else f"{row['age_rmse']:.2f}"
+        fidelity = [_mean(row[what], ".2f") for what in ("psnr", "ssim")]
+        label = f"**{name}**" if name == chosen else name
+        lines.append("| " + " | ".join([label, *rates, age, *fidelity]) + " |")
+    deviations = [
+        f"- {name}: " + ", ".join(f"{what} {value:.3g}" for what, value in row["sd_over_samples"].items())
+        for name, row in rows.items()
+        if "sd_over_samples" in row
+    ]
+    missing = [
+        f"Nobody's {what} is known: not measured."
+        for rate, what in (("gender", "gender"), ("ethnicity", "ethnicity"), ("age_group", "age"))
+        if rows and all(row[rate] is None for row in rows.values())
+    ]
+    if deviations:
+        missing.append("Standard deviation over samples (recalls as shares of 1):\n\n" + "\n".join(deviations))
+    return "\n\n".join(["\n".join(lines), *missing])
+
+
+def _mean(value: Mapping | None, form: str) -> str:
+    return "-" if value is None else format(value["mean"], form)
+
+
+def _rate(value: Mapping | None, interval: bool = False) -> str:
+    if value is None:
+        return "-"
+    text = spell_rate(value["rate"])
+    return f"{text} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]" if interval else text
+
+
+def _choice(results: Mapping) -> str:
+    lines = [f"**{results['chosen']}** was chosen by {results['chosen_by']}."]
+    if results["validation_weighted_recall"]:
+        each = ", ".join(
+            f"{scale}: {100 * value:.1f}" for scale, value in results["validation_weighted_recall"].items()
+        )
+        lines.append(f"Recall there, weighted as in Eq. 4, by scale: {each}.")
+    if results["best_on_test"]:
+        best = results["systems"][results["best_on_test"]]["r@1"]
+        lines.append(
+            f"For comparison only, the paper's way, which looks at the test people: best is {results['best_on_test']} "
+            f"with R@1 {spell_rate(best['rate'])}."
+        )
+    return " ".join(lines)
+
+
+def _random(results: Mapping) -> str:
+    rates = " / ".join(f"{100 * results['random'][rate]['rate']:.2f}" for rate in RATES)
+    drawn = " / ".join(spell_rate(results["random"][rate]["simulated"]) for rate in RATES)
+    return f"\n\nA random order of the gallery: {rates} in expectation, {drawn} in one draw."
+
+
+def _significance(results: Mapping) -> str:
+    if not results["significance"]:
+        return "This system has one input only."
+    lines = ["| input | S | band | paper's S |", "|---|---|---|---|"]
+    for name, found in results["significance"].items():
+        s = "-" if found["s"] is None else f"{found['s']:.2f}"
+        theirs = paper.SIGNIFICANCE.get(name, ("", "-"))[1]
+        lines.append(f"| {name} | {s} | {found['band']} | {theirs} |")
+    return "\n".join(lines) + (
+        "\n\nS (Eq. 3-4) of this one system with and without the input, which is masked when sampling; the paper "
+        "trained a system for each, on people. Undefined where a recall without the input is 0."
+    )
+
+
+def _differences(results: Mapping) -> str:
+    lines = ["| against | R@1 | R@10 | p of R@1 |", "|---|---|---|---|"]
+    for name, found in results["differences"].items():
+        cells = [
+            f"{100 * found[r]['difference']:+.1f} [{100 * found[r]['low']:+.1f}, {100 * found[r]['high']:+.1f}]"
+            for r in ("r@1", "r@10")
+        ]
+        p = found["r@1"]["p_mcnemar"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {'-' if p is None else f'{p:.2g}'} |")
+    return "\n".join(lines) + (
+        "\n\nDifferences in percentage points, with 95 % intervals by bootstrap over the same people; p by McNemar's "
+        "exact test, not corrected for their number."
+    )
+
+
+def _groups(results: Mapping) -> str:
+    groups = dict(results["groups"])
+    gap = groups.pop("largest_gap")
+    lines = ["| group | N | R@1 | R@3 | R@5 | R@10 |", "|---|---|---|---|---|---|"]
+    for kind, members in groups.items():
+        for name, row in members.items():
+            rates = " | ".join(_rate(row[rate], interval=True) for rate in RATES)
+            lines.append(f"| {kind.replace('_', ' ')}: {name} | {row['r@1']['n']} | {rates} |")
+    if len(lines) == 2:
+        return "Nobody's age, gender or ethnicity is known."
+    if not gap:
+        return "\n".join(lines) + "\n\nNo two groups are large enough to be compared."
+    return "\n".join(lines) + (
+        f"\n\nLargest gap in R@10 between groups of five people or more: {gap['kind'].replace('_', ' ')}, "
+        f"{gap['most']} over {gap['least']} by {100 * gap['gap']:.1f} points."
+    )

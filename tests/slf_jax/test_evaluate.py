@@ -1,0 +1,110 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from slf_jax import evaluate
+from tfrecords.cli import UserError
+
+EIGENFACES = ("--embedder", "eigenfaces")
+
+
+@pytest.fixture(scope="module")
+def evaluated(run):
+    evaluate.main(["--workdir", run.workdir, "--scales", "0,2", "--chunk", "6", *EIGENFACES])
+    return Path(run.workdir) / "evaluation"
+
+
+def test_an_evaluation_tells_how_it_came_about_and_how_sure_it_is(evaluated):
+    results = json.loads((evaluated / "results.json").read_text())
+    assert results["people"] == results["gallery"] == 6 and results["gallery_of_another_clip"] == 0
+    assert results["embedder"] == "eigenfaces" and set(results["checkpoints"]) == {"base", "upsampler"}
+    assert set(results["systems"]) == {"scale 0", "scale 2"} and results["chosen_by"] == "validation people"
+    assert set(results["masked"]) == {"without guide", "without audio", "without attributes"}
+    assert set(results["significance"]) == {"guide", "audio", "attributes"}
+    assert {"guide, bicubic", "mean training face", "another person's conditions"} <= set(results["controls"])
+    weighted = results["validation_weighted_recall"]
+    assert results["chosen"] == f"scale {max(weighted, key=weighted.get)}"
+    for rows in (results["systems"], results["masked"], results["controls"]):
+        for row in rows.values():
+            assert row["r@1"]["n"] == 6 and row["r@10"]["rate"] == 1  # ten of six are all
+            assert row["r@1"]["low"] <= row["r@1"]["rate"] <= row["r@1"]["high"]
+    assert results["random"]["r@1"]["rate"] == pytest.approx(1 / 6)
+
+
+def test_an_evaluation_can_be_read_and_looked_at(evaluated):
+    text = (evaluated / "report.md").read_text()
+    assert "| system | R@1 | R@3 | R@5 | R@10 |" in text and "Eigenfaces" in text and "Wilson" in text
+    assert "the guide's own for 6: that is easier" in text and "the paper's way" in text
+    for name in ("faces", "rank_curve", "confusion", "scales"):
+        assert min(Image.open(evaluated / f"{name}.png").size) > 200
+
+
+def test_generation_and_several_samples(run, tmp_path, capsys):
+    flags = ["--no-guide", "--samples", "2", "--people", "3", "--without", "gender", "--out", str(tmp_path)]
+    evaluate.main(["--workdir", run.workdir, *EIGENFACES, *flags])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["masked"]) == {"without audio", "without attributes"} and not results["guided"]
+    assert "guide, bicubic" not in results["controls"] and results["best_on_test"] is None
+    assert results["systems"]["scale 1"]["sd_over_samples"]["psnr"] > 0
+    assert results["inputs"] == ["mel", "age"] and "scales.png" not in (tmp_path / "report.md").read_text()
+    assert "3 people, gallery of 3, eigenfaces" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--people", "1"], "gallery of 1"),
+        (["--people", "-1"], "--people -1"),
+        (["--split", "tset"], "no clips in split 'tset'"),
+        (["--scales", "1,x"], "give numbers"),
+        (["--without", "melody"], "'melody' is no input"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_in_one_line(run, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message) as error:
+        evaluate.main(["--workdir", run.workdir, *EIGENFACES, "--out", str(tmp_path / "out"), *flags])
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """DeepFace's networks in its own format, tiny and of random weights."""
+    pytest.importorskip("deepface")
+    from extract.random_weights import write_small_faces
+
+    home = tmp_path_factory.mktemp("deepface") / "home"
+    write_small_faces(home)
+    return home
+
+
+def start(run, out, home, *flags):
+    """An evaluation in a process of its own: DeepFace's engine is a process's once for all."""
+    command = [sys.executable, "-m", "slf_jax.evaluate", "--workdir", run.workdir, "--out", str(out), *flags]
+    environment = os.environ | {"DEEPFACE_HOME": str(home), "DEEPFACE_BACKEND_ENGINE": "onnx"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_deepface_compares_faces_and_guesses_attributes(run, tmp_path, weights):
+    done = start(run, tmp_path, weights, "--embedder", "vgg-face", "--detector", "skip", "--people", "4")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["embedder"] == "vgg-face" and results["metric"] == "l2"
+    assert results["controls"]["mean training face"]["faces_found"] == 1
+    assert results["systems"]["scale 1"]["gender"]["n"] == 4 and results["systems"]["scale 1"]["age_rmse"] > 0
+
+
+def test_no_face_in_any_real_face_is_one_line(run, tmp_path, weights):
+    done = start(run, tmp_path / "out", weights, "--embedder", "vgg-face", "--people", "4")
+    assert done.returncode != 0 and not (tmp_path / "out").exists()
+    assert "no face was found in any of the 4 real faces" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_missing_weights_are_one_line(run, tmp_path, weights):
+    done = start(run, tmp_path / "out", tmp_path, "--embedder", "facenet512")
+    assert done.returncode != 0 and "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+    assert "--embedder facenet512, DeepFace:" in done.stderr and "--embedder eigenfaces" in done.stderr

@@ -1,0 +1,181 @@
+import numpy as np
+import pytest
+from records import make_clip
+
+from slf_jax.evaluation import faces, gallery, metrics, paper, protocol, tables
+from slf_jax.evaluation.gallery import Gallery, ranks
+from tfrecords import writer
+from tfrecords.cli import UserError
+from tfrecords.reader import Clips
+
+
+def test_significance_of_the_papers_table_is_the_papers():
+    exact = {"guide": 75.03, "audio": 77.02, "speaker embeddings": 97.70, "attributes": 31.46}
+    bands = {"guide": "significant", "audio": "significant", "speaker embeddings": "profound", "attributes": "moderate"}
+    for name, (without, published) in paper.SIGNIFICANCE.items():
+        s = metrics.significance(paper.recalls("full input"), paper.recalls(without))
+        assert s == pytest.approx(exact[name], abs=0.005) and round(s) == published and metrics.band(s) == bands[name]
+
+
+def test_bands_at_their_edges():
+    edges = {0: "negligible", 0.1: "minor", 20: "minor", 20.1: "moderate", 40: "moderate", 60: "considerable"}
+    edges |= {80: "significant", 80.1: "profound", -1: "harmful", float("nan"): "undefined"}
+    assert {s: metrics.band(s) for s in edges} == edges
+    full = {k: 0.5 for k in metrics.KS}
+    assert metrics.significance(full, full) == 0
+    assert np.isnan(metrics.significance(full, {**full, 1: 0.0}))
+
+
+def test_rates_print_as_in_the_paper():
+    random = [f"{100 * metrics.random_recall(k, paper.PEOPLE):.2f}" for k in metrics.KS]
+    assert random == ["0.85", "2.54", "4.24", "8.47"]
+    rates = {f"{row[i]:.2f}" for row in paper.SYSTEMS.values() for i in range(1, 5)}
+    printed = {metrics.spell_rate(hits / paper.PEOPLE) for hits in range(paper.PEOPLE + 1)}
+    # One was printed with two decimals, two are of 117 people or were rounded otherwise: no whole number of 118.
+    assert rates - printed == {"15.25", "11.10", "29.60"}
+    assert metrics.spell_rate(8 / 118) == "6.80" and metrics.spell_rate(18 / 118) == "15.30"
+
+
+@pytest.mark.parametrize("hits, low, high", [(20, 11.2, 24.7), (11, 5.3, 15.9), (54, 37.0, 54.7)])
+def test_wilson(hits, low, high):
+    assert np.round(100 * np.array(metrics.wilson(hits, 118)), 1).tolist() == [low, high]
+
+
+def test_wilson_at_the_ends_stays_within_0_and_1():
+    assert metrics.wilson(0, 10)[0] == 0 and metrics.wilson(10, 10)[1] == pytest.approx(1)
+    assert 0 < metrics.wilson(0, 10)[1] < 0.4
+
+
+def test_bootstrap_covers_the_mean():
+    rng = np.random.default_rng(0)
+    inside = []
+    for seed in range(100):
+        low, high = metrics.bootstrap(rng.normal(1.0, 2.0, 60), seed)
+        inside.append(low < 1.0 < high)
+    assert 88 <= sum(inside) <= 99
+
+
+def test_mcnemar_counts_the_people_on_whom_two_systems_differ():
+    a, b = np.array([1] * 9 + [0] + [1] * 5, bool), np.array([0] * 9 + [1] + [1] * 5, bool)
+    assert metrics.mcnemar(a, b) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert metrics.mcnemar(a, b) == metrics.mcnemar(b, a) and metrics.mcnemar(a, a) == 1
+
+
+def test_recall_counts_a_face_without_a_face_as_a_miss():
+    assert metrics.recall(np.array([1, 3, 0, 4]), 3) == 0.5
+    assert ranks([["a", "b"], ["a"], []], ["b", "b", "a"]).tolist() == [2, 0, 0]
+
+
+def test_confusion_has_a_column_for_no_face():
+    assert metrics.confusion([0, 0, 1], [0, -1, 0], 2).tolist() == [[1, 0, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("metric", gallery.METRICS)
+def test_the_exact_search_finds_what_brute_force_finds(tmp_path, metric):
+    rng = np.random.default_rng(0)
+    vectors, queries = (rng.standard_normal((n, 32)).astype(np.float32) for n in (100_000, 20))
+    table = Gallery(tmp_path, metric)
+    table.build("random", {}, [str(i) for i in range(len(vectors))], vectors)
+    if metric == "cosine":
+        vectors, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (vectors, queries))
+    distance = (vectors**2).sum(1) - 2 * queries @ vectors.T
+    nearest = np.argsort(distance, 1)[:, :10]
+    assert [[int(i) for i in row] for row in table.search(queries, 10)] == nearest.tolist()
+
+
+def test_a_gallery_is_used_again_until_what_it_was_built_from_changes(tmp_path):
+    vectors = np.eye(3, dtype=np.float32)
+    first = Gallery(tmp_path, "l2")
+    assert not first.open("eigenfaces", {"weights": "x"})
+    first.build("eigenfaces", {"weights": "x"}, ["a", "b", "c"], vectors)
+    again = Gallery(tmp_path, "l2")
+    assert again.open("eigenfaces", {"weights": "x"}) and not again.open("eigenfaces", {"weights": "y"})
+    assert again.search(vectors[:1], 99)[0][0] == "a" and len(again.search(vectors[:1], 99)[0]) == 3
+    again.build("eigenfaces", {"weights": "y"}, ["a", "b"], vectors[:2])
+    assert len(again) == 2 and not again.open("eigenfaces", {"weights": "x"})
+
+
+def test_a_gallery_needs_two_faces_and_a_known_metric(tmp_path):
+    with pytest.raises(UserError, match="gallery of 1"):
+        Gallery(tmp_path, "l2").build("x", {}, ["a"], np.ones((1, 4)))
+    with pytest.raises(UserError, match="--metric l3 is none of: l2, cosine"):
+        Gallery(tmp_path, "l3")
+
+
+@pytest.fixture(scope="module")
+def people(dataset):
+    return protocol.choose(Clips(dataset, "test"))
+
+
+def scores(people, rank, found=True):
+    count = len(people)
+    rank = np.broadcast_to(np.asarray(rank), (count,))[:, None]
+    seen = np.full((count, 1), found)
+    labels = {name: np.where(seen, people.probe[name][:, None], -1) for name in faces.ATTRIBUTES}
+    age = np.where(seen, people.probe["age"][:, None], np.nan)
+    return protocol.Scores(rank, seen, age, labels, np.full((count, 1), 20.0), np.full((count, 1), 0.5), [[]] * count)
+
+
+def test_probe_and_gallery_are_different_clips_where_a_speaker_has_two(tmp_path, schema):
+    clips = [{**make_clip(i), "speaker_id": f"s{i // 2}"} for i in range(5)]
+    writer.write_shard(tmp_path / writer.shard_name("test", 0, 1), schema, clips)
+    writer.finalise(tmp_path, schema, {"test": 1})
+    ids = [clip["clip_id"] for clip in clips]
+    people = protocol.choose(Clips(tmp_path, "test"))
+    assert people.speakers == ["s0", "s1", "s2"] and people.has_other.tolist() == [True, True, False]
+    assert people.ids == ids[::2] and people.other_ids == [ids[1], ids[3], ids[4]]
+    same = protocol.choose(Clips(tmp_path, "test"), same_clip=True)
+    assert same.ids == same.other_ids == people.ids and not same.has_other.any()
+    assert protocol.choose(Clips(tmp_path, "test"), 2).speakers == ["s0", "s1"]
+    with pytest.raises(UserError, match="a gallery of 1"):
+        protocol.choose(Clips(tmp_path, "test"), 1)
+
+
+def test_a_summary_has_a_fixed_denominator(people):
+    nobody = protocol.summary(scores(people, 0, found=False), people)
+    assert nobody["r@10"]["rate"] == 0 and nobody["r@10"]["n"] == len(people) and nobody["age_rmse"] is None
+    assert nobody["gender"]["rate"] == 0 and nobody["age_group"]["rate"] == 0 and nobody["faces_found"] == 0
+    everybody = protocol.summary(scores(people, 1), people)
+    assert everybody["r@1"]["rate"] == everybody["gender"]["rate"] == everybody["age_group"]["rate"] == 1
+    assert everybody["age_rmse"] == 0
+
+
+def test_a_paired_difference_and_its_p(people):
+    better, worse = scores(people, 1), scores(people, 2)
+    found = protocol.compare(better, worse)
+    assert found["r@1"]["difference"] == 1 and found["r@1"]["p_mcnemar"] == pytest.approx(2 * 0.5 ** len(people))
+    assert found["r@3"] == {"difference": 0, "low": 0, "high": 0, "p_mcnemar": 1}
+
+
+def test_the_largest_gap_between_groups_is_named(people, monkeypatch):
+    monkeypatch.setattr(protocol, "LEAST_GROUP", 1)
+    gender = people.probe["gender"]
+    groups = protocol.by_group(scores(people, np.where(gender == gender[0], 1, 0)), people)
+    assert groups["largest_gap"]["gap"] == 1
+    counted = sum(group["r@1"]["n"] for group in groups["gender"].values())
+    assert counted == (gender >= 0).sum()
+
+
+def test_people_of_whom_nothing_is_known_are_measured_without_attributes(people):
+    unknown = {**people.probe, **{name: np.full(len(people), -1) for name in faces.ATTRIBUTES}}
+    unknown["age"] = np.full(len(people), np.nan)
+    nameless = protocol.dataclasses.replace(people, probe=unknown)
+    summed = protocol.summary(scores(nameless, 1), nameless)
+    assert summed["gender"] is None and summed["age_group"] is None and summed["r@1"]["rate"] == 1
+    assert "Nobody's ethnicity is known" in tables._table({"x": summed})
+    assert protocol.by_group(scores(nameless, 1), nameless) == {
+        "gender": {}, "ethnicity": {}, "age_group": {}, "largest_gap": None
+    }  # fmt: skip
+    assert protocol.confusions(scores(nameless, 1), nameless) == {}
+
+
+def test_eigenfaces_know_a_face_again_and_what_they_were_fitted_on(dataset):
+    train = Clips(dataset, "train")
+    embedder = faces.make("eigenfaces", "", "", train)
+    shown = np.stack([make_clip(i, "train")["face"] for i in range(6)])
+    noisy = np.clip(shown + np.random.default_rng(0).normal(0, 8, shown.shape), 0, 255).astype(np.uint8)
+    a, b = (embedder(x).vectors for x in (shown, noisy))
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    assert ((a @ b.T).argmax(1) == np.arange(6)).all() and embedder.metric == "cosine"
+    assert embedder.fingerprint == faces.make("eigenfaces", "", "", train).fingerprint
+    assert embedder.fingerprint != faces.make("eigenfaces", "", "", Clips(dataset, "test")).fingerprint
