@@ -62,7 +62,7 @@ def input_groups(trained: Trained, without: Sequence[str], guided: bool) -> dict
     groups = {
         "audio": tuple(name for name in seen if kinds.get(name) in (EMBEDDING, CONTINUOUS)),
         "speaker embeddings": tuple(name for name in seen if kinds.get(name) == EMBEDDING),
-        "attributes": tuple(name for name in seen if name in ("age", "gender", "ethnicity")),
+        "attributes": tuple(name for name in seen if name in ("language", "age", "gender", "ethnicity")),
     }
     groups = {name: parts for name, parts in groups.items() if parts}
     return {**({"guide": ()} if guided else {}), **groups}
@@ -193,32 +193,25 @@ def write(
     write_atomically(out / "report.md", tables.markdown(results).encode())
 
 
-def _open_judges(
-    args, trained: Trained, clips: Clips, train: Clips | None, scales: Sequence[Scale]
-) -> tuple[Judge, Judge | None]:
-    """Who judges the people of the split, and the validation people that a scale is chosen by."""
-    embedder = _embedder(args, train)
-    judge = Judge(protocol.choose(clips, args.people, same_clip=args.same_clip), embedder, args.workdir / "gallery")
-    if len(scales) == 1 or args.split == "validation":
-        return judge, None
-    try:
-        validation = Clips(clips.directory, "validation")
-        people = protocol.choose(validation, same_clip=args.same_clip)
-    except cli.UserError as error:
-        print(f"note: no scale can be chosen on validation people ({error}); the first is taken", file=sys.stderr)
-        return judge, None
-    return judge, Judge(people, embedder, args.workdir / "gallery" / "validation")
-
-
-def _embedder(args, train: Clips | None) -> faces.Embedder:
+def choose_embedder(name: str, metric: str, detector: str, train: Clips | None) -> faces.Embedder:
     """The one asked for; "auto" is the paper's where its weights are at hand, and else eigenfaces."""
-    if args.embedder != "auto":
-        return faces.make(args.embedder, args.metric, args.detector, train)
+    if name != "auto":
+        return faces.make(name, metric, detector, train)
     try:
-        return faces.make("vgg-face", args.metric, args.detector, train)
+        return faces.make("vgg-face", metric, detector, train)
     except cli.UserError as error:
         print(f"note: eigenfaces compare the faces, for want of a face network ({error})", file=sys.stderr)
-        return faces.make("eigenfaces", args.metric, args.detector, train)
+        return faces.make("eigenfaces", metric, detector, train)
+
+
+def validation_judge(directory: str | Path, same_clip: bool, embedder: faces.Embedder, gallery: Path) -> Judge | None:
+    """Who judges the validation people that a scale is chosen by; None, and a note, where there are none."""
+    try:
+        people = protocol.choose(Clips(directory, "validation"), same_clip=same_clip)
+    except cli.UserError as error:
+        print(f"note: no scale can be chosen on validation people ({error}); the first is taken", file=sys.stderr)
+        return None
+    return Judge(people, embedder, gallery / "validation")
 
 
 def _optional(directory: str | Path, split: str) -> Clips | None:
@@ -264,7 +257,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise cli.UserError(f"--people {args.people}: give at least 1, or leave it out for all")
     clips = sampling.open_clips(trained, args, without)
     train = _optional(clips.directory, "train") or _optional(trained.meta.config.data.dir, "train")
-    judge, validation = _open_judges(args, trained, clips, train, scales)
+    embedder, gallery = choose_embedder(args.embedder, args.metric, args.detector, train), args.workdir / "gallery"
+    judge = Judge(protocol.choose(clips, args.people, same_clip=args.same_clip), embedder, gallery)
+    several = len(scales) > 1 and args.split != "validation"
+    validation = validation_judge(clips.directory, args.same_clip, embedder, gallery) if several else None
     subject = Subject(trained, args.seed, args.samples, not args.no_guide, args.chunk, args.memory)
     found, scores, images = evaluate(subject, scales, judge, validation, train, without)
     results = {"subject": args.workdir.name, **_receipt(args, subject, judge, clips, without), **found}

@@ -89,10 +89,11 @@ def _pairs(rest: Sequence[str]) -> dict[str, str]:
 
 
 def load_config(path: str, overrides: dict[str, str] | None = None) -> ml_collections.ConfigDict:
-    """Loads `get_config()` from a Python file and applies `{"a.b": "value"}` overrides.
+    """Loads `get_config()` from a Python file and applies `{"a.b": "value"}` overrides; `FILE:NAME` calls it with NAME.
 
     Raises `UserError` for a missing file, an unknown key (naming the nearest valid one) or a wrong type.
     """
+    path, _, name = path.partition(":")
     if not Path(path).is_file():
         raise UserError(f"{path}: no such config file; the ones that ship are in configs/")
     spec = importlib.util.spec_from_file_location("slf_config", path)
@@ -102,7 +103,12 @@ def load_config(path: str, overrides: dict[str, str] | None = None) -> ml_collec
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: a config file defines get_config()")
-    config = module.get_config()
+    try:
+        config = module.get_config(*([name] if name else []))
+    except (KeyError, TypeError) as error:
+        if not name:
+            raise
+        raise UserError(f"{path}: it has no config named {name!r}") from error
     override(config, overrides or {})
     return config
 

@@ -55,6 +55,11 @@ class Gallery:
         if len(speakers) > INDEX_ABOVE:
             self._table.create_index(metric=self._metric, vector_column_name="vector")
 
+    @property
+    def name(self) -> str:
+        """The table's name, a function of what it was built from."""
+        return self._table.name
+
     def __len__(self) -> int:
         return self._table.count_rows()
 

@@ -1,0 +1,211 @@
+"""The paper's ablations: `python -m slf_jax.ablate --config configs/ablations.py`.
+
+Trains each system, sweeps it over guidance scales and scores it; and reads the same systems off one that was trained
+with any subset of its inputs, by masking. Running the same command again goes on where it was. Writes report.md with
+the paper's tables beside ours, results.json and figures into the run directory.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from slf_jax import cascade, evaluate, figures, sampling
+from slf_jax.evaluate import Subject
+from slf_jax.evaluation import ablation_tables, metrics, paper, protocol
+from slf_jax.evaluation.protocol import Judge
+from slf_jax.sampling import spell
+from slf_jax.state import load
+from slf_jax.train import train
+from tfrecords import cli
+from tfrecords.reader import Clips
+from tfrecords.writer import write_atomically
+
+MODES = ("trained", "masked")
+SHOWN = 4  # people on the page of scales (Fig. 7)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """What all systems share: the config, who judges, and where the results lie."""
+
+    config: ml_collections.ConfigDict
+    judge: Judge
+    validation: Judge | None
+
+    @property
+    def settings(self) -> ml_collections.ConfigDict:
+        return self.config.ablations
+
+    @property
+    def workdir(self) -> Path:
+        return Path(self.config.workdir)
+
+    @property
+    def scales(self) -> tuple[sampling.Scale, ...]:
+        return tuple((scale, scale) for scale in self.settings.scales)
+
+
+def ablate(config: ml_collections.ConfigDict) -> dict | None:
+    """Trains and measures whatever is missing; returns what results.json holds, None if a signal ended it early.
+
+    Raises `UserError` for what the user can mend.
+    """
+    ablation = _prepare(config)
+    order = list(paper.SYSTEMS)  # a config sorts them by name
+    names = sorted(config.ablations.systems, key=lambda name: order.index(name) if name in order else len(order))
+    print(f"{len(names)} systems, {', '.join(config.ablations.modes)}: {len(ablation.judge.people)} people, "
+          f"{len(ablation.scales)} scales")  # fmt: skip
+    results: dict[str, dict] = {}
+    for mode in config.ablations.modes:
+        results[mode] = {}
+        for number, name in enumerate(names, 1):
+            print(f"-- {mode} {number}/{len(names)}: {name}", flush=True)
+            run = _run_config(ablation, name, mode)
+            if not train(run):
+                return None
+            results[mode][name] = _measured(ablation, name, mode, Path(run.workdir))
+    report = {**_receipt(ablation), "modes": results}
+    _write(ablation, report)
+    return report
+
+
+def _prepare(config: ml_collections.ConfigDict) -> Ablation:
+    settings = config.ablations
+    unknown = [mode for mode in settings.modes if mode not in MODES]
+    if unknown or not settings.modes:
+        raise cli.UserError(f"config.ablations.modes={tuple(settings.modes)}: choose from: {', '.join(MODES)}")
+    sampling.parse_scales(",".join(f"{scale:g}" for scale in settings.scales), "config.ablations.scales=")
+    for name, system in settings.systems.items():
+        more = [part for part in system.inputs if part not in config.data.inputs]
+        if more:
+            raise cli.UserError(f"config.ablations.systems: {name!r} sees {more[0]!r}, config.data.inputs does not")
+    clips, train_clips = Clips(config.data.dir, "test"), Clips(config.data.dir, "train")
+    embedder = evaluate.choose_embedder(settings.embedder, settings.metric, settings.detector, train_clips)
+    folder = Path(config.workdir) / "gallery"
+    judge = Judge(protocol.choose(clips, settings.people, same_clip=settings.same_clip), embedder, folder)
+    return Ablation(config, judge, evaluate.validation_judge(config.data.dir, settings.same_clip, embedder, folder))
+
+
+def _run_config(ablation: Ablation, name: str, mode: str) -> ml_collections.ConfigDict:
+    """How one system is trained; the masked ones share one run, trained with any subset of all inputs."""
+    config = copy.deepcopy(ablation.config)
+    with config.unlocked():
+        del config.ablations
+    if mode == "masked":
+        config.workdir = str(ablation.workdir / "any_subset")
+        return config
+    system = ablation.settings.systems[name]
+    config.workdir = str(ablation.workdir / name.replace(" ", "_"))
+    config.data.inputs = tuple(system.inputs)
+    config.train.constituent_drop = {part: 0.0 for part in system.inputs}
+    config.train.guide_drop = 0.0 if system.guide else 1.0
+    return config
+
+
+def _measured(ablation: Ablation, name: str, mode: str, workdir: Path) -> dict:
+    """One system's figures at all scales, from its file where they were measured before."""
+    system, settings = ablation.settings.systems[name], ablation.settings
+    trained = load(workdir)
+    without = tuple(part for part in trained.system.inputs if part not in system.inputs)
+    made_from = {
+        "checkpoints": trained.digests,
+        "without": list(without),
+        "guided": system.guide,
+        "scales": list(settings.scales),
+        "samples": settings.samples,
+        "seed": ablation.config.seed,
+        "sampler": trained.meta.config.sample.to_dict(),
+        "gallery": ablation.judge.gallery.name,
+        "people": ablation.judge.people.ids,
+    }
+    path = ablation.workdir / "measured" / f"{mode}_{name.replace(' ', '_')}.json"
+    made_from = json.loads(json.dumps(made_from))
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found["made_from"] == made_from:
+            return found
+    subject = Subject(trained, ablation.config.seed, settings.samples, system.guide, settings.chunk, 0.0)
+    found = {"made_from": made_from, **_measure(ablation, subject, without, f"{mode} {name}")}
+    write_atomically(path, json.dumps(found).encode())
+    return found
+
+
+def _measure(ablation: Ablation, subject: Subject, without: Sequence[str], what: str) -> dict:
+    judge, sampler = ablation.judge, subject.sampler(without)
+    chosen, weighted = 0, None
+    if ablation.validation and len(ablation.scales) > 1:
+        chosen, weighted = evaluate.choose_scale(subject, sampler, ablation.scales, ablation.validation)
+    images = subject.draw(sampler, judge.people, ablation.scales, what)
+    scores = [judge.score(each, f"{what}, scale {spell(s)}") for s, each in zip(ablation.scales, images, strict=True)]
+    _page_of_scales(ablation, images, subject.guided, ablation.workdir / "scales" / f"{what.replace(' ', '_')}.png")
+    summaries = {spell(s): protocol.summary(x, judge.people) for s, x in zip(ablation.scales, scores, strict=True)}
+    return {
+        "scales": summaries,
+        "chosen": spell(ablation.scales[chosen]),
+        "validation_weighted_recall": weighted,
+        "best_on_test": max(summaries, key=lambda scale: summaries[scale]["r@1"]["rate"]),
+        "hits": {f"r@{k}": protocol.hits(scores[chosen], k).tolist() for k in metrics.KS},
+    }
+
+
+def _page_of_scales(ablation: Ablation, images: np.ndarray, guided: bool, path: Path) -> None:
+    """A few people across all scales (Fig. 7): guide, each scale, real face."""
+    real = ablation.judge.people.probe["face"][:SHOWN]
+    rows = [*images[:, :SHOWN, 0], real]
+    columns = [*(f"scale {spell(scale)}" for scale in ablation.scales), "real"]
+    if guided:
+        guides = np.asarray(cascade.to_uint8(cascade.make_guide(cascade.to_float(jax.numpy.asarray(real)))))
+        rows, columns = [figures.enlarge(guides, real.shape[1]), *rows], ["8x8 guide", *columns]
+    figures.image_grid(np.stack(rows, 1), path, columns)
+
+
+def _receipt(ablation: Ablation) -> dict:
+    judge, config = ablation.judge, ablation.config
+    return {
+        "data": config.data.dir, "people": len(judge.people), "gallery": len(judge.gallery),
+        "gallery_of_another_clip": int(judge.people.has_other.sum()), "embedder": judge.embedder.name,
+        "metric": judge.embedder.metric, "seed": config.seed, "samples": config.ablations.samples,
+        "sampler": config.sample.to_dict(), "steps": list(config.train.steps),
+        "chosen_by": "validation people" if ablation.validation else "the first scale given",
+    }  # fmt: skip
+
+
+def _write(ablation: Ablation, report: Mapping) -> None:
+    for mode, systems in report["modes"].items():
+        by_scale = {name: {f"scale {s}": row for s, row in each["scales"].items()} for name, each in systems.items()}
+        figures.recall_by_scale(by_scale, ablation.workdir / f"figure_8_{mode}.png")
+    write_atomically(ablation.workdir / "results.json", json.dumps(report, indent=2).encode())
+    write_atomically(ablation.workdir / "report.md", ablation_tables.markdown(report).encode())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = cli.parser(
+        "slf_jax.ablate",
+        "Trains, sweeps and scores the paper's eight systems; run the same command again to go on.",
+        [
+            "python -m slf_jax.ablate --config configs/ablations.py:demo",
+            "python -m slf_jax.ablate --config configs/ablations.py --config.data.dir=data/vox2/records",
+            "python -m slf_jax.ablate --config configs/ablations.py:demo --config.ablations.modes=masked",
+        ],
+    )
+    _, config = cli.parse_with_config(arguments, argv)
+    if "ablations" not in config:
+        raise cli.UserError("this config has no `ablations`; see configs/ablations.py")
+    report = ablate(config)
+    if report is None:
+        print(f"{config.workdir}: stopped and saved; run the same command again to go on")
+        return
+    print(ablation_tables.short(report))
+    print(f"{Path(config.workdir) / 'report.md'}\n{Path(config.workdir) / 'results.json'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

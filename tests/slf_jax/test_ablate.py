@@ -1,0 +1,109 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from slf_jax import ablate
+from slf_jax.evaluation import ablation_tables, metrics, paper
+from tfrecords.cli import UserError, load_config
+
+
+@pytest.fixture(scope="module")
+def tiny(fresh_config):
+    """Two of the paper's systems at toy sizes."""
+    config = fresh_config("ablations")
+    config.train.update(steps=(8, 8), preview_every=100)
+    wanted = load_config("configs/ablations.py:demo").ablations
+    wanted.update(scales=(0.0, 2.0), chunk=6)
+    systems = {"full input": config.data.inputs, "no audio": ("age", "gender")}
+    with config.unlocked():
+        config.ablations = wanted
+        config.ablations.systems = {name: dict(guide=True, inputs=inputs) for name, inputs in systems.items()}
+    return config
+
+
+@pytest.fixture(scope="module")
+def ablated(tiny):
+    return ablate.ablate(tiny), Path(tiny.workdir)
+
+
+def test_each_system_is_trained_and_read_off_one(ablated):
+    report, workdir = ablated
+    assert {mode: list(systems) for mode, systems in report["modes"].items()} == {
+        mode: ["full input", "no audio"] for mode in ("trained", "masked")
+    }
+    assert {path.name for path in workdir.glob("*/checkpoints")} == {"checkpoints"}
+    assert {path.parent.name for path in workdir.glob("*/checkpoints")} == {"full_input", "no_audio", "any_subset"}
+    masked = report["modes"]["masked"]
+    assert masked["no audio"]["made_from"]["without"] == ["mel"] and masked["full input"]["made_from"]["without"] == []
+    for systems in report["modes"].values():
+        # At scale 0 the conditions cannot be seen, so neither can it be seen which of them are there.
+        for found in systems.values():
+            assert list(found["scales"]) == ["0", "2"] and found["chosen"] in found["scales"]
+    at_zero = [masked[name]["scales"]["0"]["psnr"]["mean"] for name in masked]
+    assert at_zero[0] == pytest.approx(at_zero[1], abs=1e-4)
+
+
+def test_the_report_has_the_papers_figures_beside_ours(ablated):
+    report, workdir = ablated
+    text = (workdir / "report.md").read_text()
+    assert "| full input | paper | 8 | 16.90 | 30.50 |" in text and "| **no audio** | masked |" in text
+    assert "| audio | " in text and "77.02 | significant |" in text
+    assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(report))
+    for name in ("figure_8_trained.png", "figure_8_masked.png", "scales/trained_full_input.png"):
+        assert min(Image.open(workdir / name).size) > 200
+    assert "no audio" in ablation_tables.short(report)
+
+
+def test_running_again_trains_and_measures_nothing(ablated, tiny, monkeypatch):
+    report, workdir = ablated
+    monkeypatch.setattr(ablate, "_measure", lambda *_: pytest.fail("measured again"))
+    assert json.loads(json.dumps(ablate.ablate(tiny))) == json.loads(json.dumps(report))
+
+
+def test_the_papers_eight_systems():
+    for which in ("base", "demo"):
+        config = load_config(f"configs/ablations.py:{which}")
+        assert set(config.ablations.systems) == set(paper.SYSTEMS)
+        assert set(config.ablations.systems["full input"].inputs) == set(config.data.inputs)
+    with pytest.raises(UserError, match="no config named 'dmo'"):
+        load_config("configs/ablations.py:dmo")
+
+
+def test_the_tables_of_the_papers_own_recalls_give_its_significances():
+    def found(name):
+        row = {f"r@{k}": {"rate": value / 100} for k, value in paper.recalls(name).items()}
+        return {"chosen": "8", "scales": {"8": row}}
+
+    s = ablation_tables.significances({name: found(name) for name in paper.SYSTEMS})
+    assert {part: round(value) for part, value in s.items()} == {p: v for p, (_, v) in paper.SIGNIFICANCE.items()}
+    assert list(s) == list(paper.SIGNIFICANCE) and all(np.isfinite(list(s.values())))
+    assert metrics.band(s["attributes"]) == "moderate"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(modes=("trian",)), "choose from: trained, masked"),
+        (dict(modes=()), "choose from"),
+        (dict(scales=(0.0, float("nan"))), "finite"),
+        (dict(people=1), "gallery of 1"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_trained(tiny, tmp_path, change, message):
+    config = tiny.copy_and_resolve_references()
+    config.workdir = str(tmp_path / "run")
+    config.ablations.update(change)
+    with pytest.raises(UserError, match=message) as error:
+        ablate.ablate(config)
+    assert "\n" not in str(error.value) and not list(tmp_path.glob("*/*"))
+
+
+def test_a_system_that_sees_what_the_run_does_not_is_named(tiny, tmp_path):
+    config = tiny.copy_and_resolve_references()
+    config.workdir = str(tmp_path / "run")
+    config.ablations.systems["no audio"].inputs = ("age", "ecapa")
+    with pytest.raises(UserError, match="'no audio' sees 'ecapa'"):
+        ablate.ablate(config)
