@@ -53,7 +53,9 @@ class Gallery:
         data = pa.table({"speaker_id": pa.array(list(speakers)), "vector": column})
         self._table = self._database.create_table(_name(kind, built_from), data)
         if len(speakers) > INDEX_ABOVE:
-            self._table.create_index(metric=self._metric, vector_column_name="vector")
+            from lancedb.index import IvfPq
+
+            self._table.create_index("vector", config=IvfPq(distance_type=self._metric))
 
     @property
     def name(self) -> str:

@@ -83,6 +83,20 @@ def test_the_exact_search_finds_what_brute_force_finds(tmp_path, metric):
     assert [[int(i) for i in row] for row in table.search(queries, 10)] == nearest.tolist()
 
 
+def test_a_large_gallery_answers_from_an_index_and_exactly_on_demand(tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "INDEX_ABOVE", 2000)
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((50, 32))
+    vectors = (centres[rng.integers(50, size=5000)] + 0.3 * rng.standard_normal((5000, 32))).astype(np.float32)
+    table = Gallery(tmp_path, "l2")
+    table.build("random", {}, [str(i) for i in range(5000)], vectors)
+    exact = table.search(vectors[:20], 10, exact=True)
+    nearest = np.argsort(((vectors[:20, None] - vectors) ** 2).sum(-1), 1)[:, :10]
+    assert [[int(i) for i in row] for row in exact] == nearest.tolist()
+    shared = [len(set(a) & set(b)) for a, b in zip(table.search(vectors[:20], 10), exact, strict=True)]
+    assert np.mean(shared) > 8 and table._table.list_indices()
+
+
 def test_a_gallery_is_used_again_until_what_it_was_built_from_changes(tmp_path):
     vectors = np.eye(3, dtype=np.float32)
     first = Gallery(tmp_path, "l2")
