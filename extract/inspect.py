@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         __doc__,
         [
             "python -m extract.inspect --data data/demo/records",
-            "python -m extract.inspect --data data/demo/records --split test --clip p00812/00001/00001",
+            "python -m extract.inspect --data data/demo/records --split test --clip p00900/00001/00001",
         ],
     )
     arguments.add_argument("--data", required=True, type=Path, metavar="DIR", help="dataset folder")

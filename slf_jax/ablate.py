@@ -20,8 +20,8 @@ import numpy as np
 from slf_jax import cascade, evaluate, figures, sampling
 from slf_jax.evaluate import Subject
 from slf_jax.evaluation import ablation_tables, metrics, paper, protocol
-from slf_jax.evaluation.protocol import Judge
-from slf_jax.sampling import spell
+from slf_jax.evaluation.protocol import Judge, People
+from slf_jax.sampling import Sampler, Scale, spell
 from slf_jax.state import load
 from slf_jax.train import train
 from tfrecords import cli
@@ -49,7 +49,7 @@ class Ablation:
         return Path(self.config.workdir)
 
     @property
-    def scales(self) -> tuple[sampling.Scale, ...]:
+    def scales(self) -> tuple[Scale, ...]:
         return tuple((scale, scale) for scale in self.settings.scales)
 
 
@@ -63,15 +63,16 @@ def ablate(config: ml_collections.ConfigDict) -> dict | None:
     names = sorted(config.ablations.systems, key=lambda name: order.index(name) if name in order else len(order))
     print(f"{len(names)} systems, {', '.join(config.ablations.modes)}: {len(ablation.judge.people)} people, "
           f"{len(ablation.scales)} scales")  # fmt: skip
-    results: dict[str, dict] = {}
+    results: dict[str, dict] = {mode: {} for mode in config.ablations.modes}
     for mode in config.ablations.modes:
-        results[mode] = {}
+        subject = None
         for number, name in enumerate(names, 1):
             print(f"-- {mode} {number}/{len(names)}: {name}", flush=True)
-            run = _run_config(ablation, name, mode)
-            if not train(run):
+            if subject is None or mode == "trained":  # the masked ones are one
+                subject = _train(ablation, name, mode)
+            if subject is None:
                 return None
-            results[mode][name] = _measured(ablation, name, mode, Path(run.workdir))
+            results[mode][name] = _measured(ablation, name, mode, subject)
     report = {**_receipt(ablation), "modes": results}
     _write(ablation, report)
     return report
@@ -110,19 +111,29 @@ def _run_config(ablation: Ablation, name: str, mode: str) -> ml_collections.Conf
     return config
 
 
-def _measured(ablation: Ablation, name: str, mode: str, workdir: Path) -> dict:
+def _train(ablation: Ablation, name: str, mode: str) -> Subject | None:
+    """The system, trained by now; None if a signal ended its training early."""
+    run, settings = _run_config(ablation, name, mode), ablation.settings
+    if not train(run):
+        return None
+    trained = load(run.workdir)
+    sampler = Sampler(trained, chunk=settings.chunk)
+    return Subject(trained, sampler, ablation.config.seed, settings.samples, guided=True)
+
+
+def _measured(ablation: Ablation, name: str, mode: str, subject: Subject) -> dict:
     """One system's figures at all scales, from its file where they were measured before."""
     system, settings = ablation.settings.systems[name], ablation.settings
-    trained = load(workdir)
-    without = tuple(part for part in trained.system.inputs if part not in system.inputs)
+    without = tuple(part for part in subject.trained.system.inputs if part not in system.inputs)
+    subject = dataclasses.replace(subject, guided=system.guide, without=without)
     made_from = {
-        "checkpoints": trained.digests,
+        "checkpoints": subject.trained.digests,
         "without": list(without),
         "guided": system.guide,
         "scales": list(settings.scales),
         "samples": settings.samples,
-        "seed": ablation.config.seed,
-        "sampler": trained.meta.config.sample.to_dict(),
+        "seed": subject.seed,
+        "sampler": subject.trained.meta.config.sample.to_dict(),
         "gallery": ablation.judge.gallery.name,
         "people": ablation.judge.people.ids,
     }
@@ -132,35 +143,40 @@ def _measured(ablation: Ablation, name: str, mode: str, workdir: Path) -> dict:
         found = json.loads(path.read_text())
         if found["made_from"] == made_from:
             return found
-    subject = Subject(trained, ablation.config.seed, settings.samples, system.guide, settings.chunk, 0.0)
-    found = {"made_from": made_from, **_measure(ablation, subject, without, f"{mode} {name}")}
+    found = {"made_from": made_from, **_measure(ablation, subject, f"{mode} {name}")}
     write_atomically(path, json.dumps(found).encode())
     return found
 
 
-def _measure(ablation: Ablation, subject: Subject, without: Sequence[str], what: str) -> dict:
-    judge, sampler = ablation.judge, subject.sampler(without)
+def _measure(ablation: Ablation, subject: Subject, what: str) -> dict:
+    """Sweeps and scores one system; with no conditions to be guided by, scale 0 is all there is."""
+    judge, scales = ablation.judge, ablation.scales if subject.inputs else ((0.0, 0.0),)
     chosen, weighted = 0, None
-    if ablation.validation and len(ablation.scales) > 1:
-        chosen, weighted = evaluate.choose_scale(subject, sampler, ablation.scales, ablation.validation)
-    images = subject.draw(sampler, judge.people, ablation.scales, what)
-    scores = [judge.score(each, f"{what}, scale {spell(s)}") for s, each in zip(ablation.scales, images, strict=True)]
-    _page_of_scales(ablation, images, subject.guided, ablation.workdir / "scales" / f"{what.replace(' ', '_')}.png")
-    summaries = {spell(s): protocol.summary(x, judge.people) for s, x in zip(ablation.scales, scores, strict=True)}
+    if ablation.validation and len(scales) > 1:
+        chosen, weighted = evaluate.choose_scale(subject, scales, ablation.validation)
+    images = subject.draw(judge.people, scales, what)
+    scores = {spell(s): judge.score(each, f"{what}, scale {spell(s)}") for s, each in zip(scales, images, strict=True)}
+    _page_of_scales(
+        judge.people, scales, images, subject.guided, ablation.workdir / "scales" / f"{what.replace(' ', '_')}.png"
+    )
+    summaries = {scale: protocol.summary(each, judge.people) for scale, each in scores.items()}
     return {
+        "inputs": list(subject.inputs),
         "scales": summaries,
-        "chosen": spell(ablation.scales[chosen]),
+        "chosen": spell(scales[chosen]),
         "validation_weighted_recall": weighted,
         "best_on_test": max(summaries, key=lambda scale: summaries[scale]["r@1"]["rate"]),
-        "hits": {f"r@{k}": protocol.hits(scores[chosen], k).tolist() for k in metrics.KS},
+        "hits": {
+            scale: {f"r@{k}": protocol.hits(each, k).tolist() for k in metrics.KS} for scale, each in scores.items()
+        },
     }
 
 
-def _page_of_scales(ablation: Ablation, images: np.ndarray, guided: bool, path: Path) -> None:
+def _page_of_scales(people: People, scales: Sequence[Scale], images: np.ndarray, guided: bool, path: Path) -> None:
     """A few people across all scales (Fig. 7): guide, each scale, real face."""
-    real = ablation.judge.people.probe["face"][:SHOWN]
+    real = people.probe["face"][:SHOWN]
     rows = [*images[:, :SHOWN, 0], real]
-    columns = [*(f"scale {spell(scale)}" for scale in ablation.scales), "real"]
+    columns = [*(f"scale {spell(scale)}" for scale in scales), "real"]
     if guided:
         guides = np.asarray(cascade.to_uint8(cascade.make_guide(cascade.to_float(jax.numpy.asarray(real)))))
         rows, columns = [figures.enlarge(guides, real.shape[1]), *rows], ["8x8 guide", *columns]
@@ -171,7 +187,7 @@ def _receipt(ablation: Ablation) -> dict:
     judge, config = ablation.judge, ablation.config
     return {
         "data": config.data.dir, "people": len(judge.people), "gallery": len(judge.gallery),
-        "gallery_of_another_clip": int(judge.people.has_other.sum()), "embedder": judge.embedder.name,
+        "gallery_of_another_clip": int(judge.people.another.sum()), "embedder": judge.embedder.name,
         "metric": judge.embedder.metric, "seed": config.seed, "samples": config.ablations.samples,
         "sampler": config.sample.to_dict(), "steps": list(config.train.steps),
         "chosen_by": "validation people" if ablation.validation else "the first scale given",

@@ -27,52 +27,49 @@ from tfrecords.schema import CONTINUOUS, EMBEDDING
 from tfrecords.writer import write_atomically
 
 FACES = 12  # people on the page of faces
+RANDOM_ORDERS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A trained system and how it is to be sampled."""
+    """A trained system and how it is to be sampled; `without`: inputs that are masked."""
 
     trained: Trained
+    sampler: Sampler
     seed: int
     samples: int
     guided: bool
-    chunk: int
-    memory: float
+    without: tuple[str, ...] = ()
 
-    def sampler(self, without: Sequence[str] = ()) -> Sampler:
-        return Sampler(self.trained, without=without, chunk=self.chunk, memory=self.memory)
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it sees."""
+        return self.trained.system.without(self.without).inputs
 
-    def draw(
-        self, sampler: Sampler, people: People, scales: Sequence[Scale], progress: str, *, guided: bool | None = None,
-        records: Mapping[str, np.ndarray] | None = None,
-    ) -> np.ndarray:  # fmt: skip
-        """Faces [S, P, samples, 128, 128, 3] of the people, or of other `records` with the people's noise."""
+    def draw(self, people: People, scales: Sequence[Scale], progress: str, probe: Mapping | None = None) -> np.ndarray:
+        """Faces [S, P, samples, 128, 128, 3] of the people, or of the records `probe` with the people's noise."""
         numbers = np.array([sampling.person_number(each) for each in people.ids])
-        return sampler(
-            records or people.probe, numbers, scales, self.seed, samples=self.samples, progress=progress,
-            guided=self.guided if guided is None else guided,
+        return self.sampler(
+            people.probe if probe is None else probe, numbers, scales, self.seed, samples=self.samples,
+            guided=self.guided, without=self.without, progress=progress,
         )  # fmt: skip
 
 
-def input_groups(trained: Trained, without: Sequence[str], guided: bool) -> dict[str, tuple[str, ...]]:
+def input_groups(subject: Subject) -> dict[str, tuple[str, ...]]:
     """The paper's groups of inputs that this system sees, by name; () is the guide's."""
-    kinds = {part.name: part.kind for part in trained.meta.schema.constituents}
-    seen = [name for name in trained.system.inputs if name not in without]
+    kinds = {part.name: part.kind for part in subject.trained.meta.schema.constituents}
     groups = {
-        "audio": tuple(name for name in seen if kinds.get(name) in (EMBEDDING, CONTINUOUS)),
-        "speaker embeddings": tuple(name for name in seen if kinds.get(name) == EMBEDDING),
-        "attributes": tuple(name for name in seen if name in ("language", "age", "gender", "ethnicity")),
+        "audio": tuple(name for name in subject.inputs if kinds.get(name) in (EMBEDDING, CONTINUOUS)),
+        "speaker embeddings": tuple(name for name in subject.inputs if kinds.get(name) == EMBEDDING),
+        "attributes": tuple(name for name in subject.inputs if name in ("language", "age", "gender", "ethnicity")),
     }
     groups = {name: parts for name, parts in groups.items() if parts}
-    return {**({"guide": ()} if guided else {}), **groups}
+    return {**({"guide": ()} if subject.guided else {}), **groups}
 
 
-def choose_scale(subject: Subject, sampler: Sampler, scales: Sequence[Scale], judge: Judge) -> tuple[int, dict]:
+def choose_scale(subject: Subject, scales: Sequence[Scale], judge: Judge) -> tuple[int, dict]:
     """The scale of highest weighted recall on the judge's people, and the weighted recall of each."""
-    images = subject.draw(
-        sampler, judge.people, scales, f"validation: {len(scales)} scales x {len(judge.people)} people"
-    )
+    images = subject.draw(judge.people, scales, f"validation: {len(scales)} scales x {len(judge.people)} people")
     weighted = {}
     for scale, each in zip(scales, images, strict=True):
         scores = judge.score(each)
@@ -81,30 +78,24 @@ def choose_scale(subject: Subject, sampler: Sampler, scales: Sequence[Scale], ju
 
 
 def evaluate(
-    subject: Subject, scales: Sequence[Scale], judge: Judge, validation: Judge | None, train: Clips | None,
-    without: Sequence[str] = (),
-) -> tuple[dict, dict[str, Scores], np.ndarray]:  # fmt: skip
+    subject: Subject, scales: Sequence[Scale], judge: Judge, validation: Judge | None, train: Clips | None
+) -> tuple[dict, dict[str, Scores], np.ndarray]:
     """Samples and scores everybody.
 
     Returns what results.json holds, the scores of every system and control, and the chosen scale's faces
     [P, samples, 128, 128, 3].
     """
-    people, sampler = judge.people, subject.sampler(without)
-    chosen, weighted = 0, None
+    people, chosen, weighted = judge.people, 0, None
     if validation and len(scales) > 1:
-        chosen, weighted = choose_scale(subject, sampler, scales, validation)
-    images = subject.draw(sampler, people, scales, f"{len(scales)} scales x {len(people)} people x {subject.samples}")
+        chosen, weighted = choose_scale(subject, scales, validation)
+    images = subject.draw(people, scales, f"{len(scales)} scales x {len(people)} people x {subject.samples}")
     systems = {f"scale {spell(s)}": judge.score(i, f"scale {spell(s)}") for s, i in zip(scales, images, strict=True)}
     name, scale = f"scale {spell(scales[chosen])}", scales[chosen]
-    swapped = {key: x if key == "face" else np.roll(x, 1, 0) for key, x in people.probe.items()}
-    other = subject.draw(sampler, people, [scale], "another person's conditions", records=swapped)[0]
-    compared = {"another person's conditions": judge.score(other)}
-    compared |= _controls(subject, judge, train)
-    masked = {}
-    for group, parts in input_groups(subject.trained, without, subject.guided).items():
-        kept = sampler if group == "guide" else subject.sampler((*without, *parts))
-        drawn = subject.draw(kept, people, [scale], f"without {group}", guided=False if group == "guide" else None)[0]
-        masked[f"without {group}"] = judge.score(drawn)
+    masked = {
+        f"without {group}": judge.score(changed.draw(people, [scale], f"without {group}")[0])
+        for group, changed in _masked(subject).items()
+    }
+    compared = _swapped(subject, scale, judge) | _controls(subject, judge, train)
     everything = {**systems, **masked, **compared}
     summaries = {each: protocol.summary(scores, people) for each, scores in everything.items()}
     results = {
@@ -125,6 +116,26 @@ def evaluate(
     return results, everything, images[chosen]
 
 
+def _masked(subject: Subject) -> dict[str, Subject]:
+    """The same system without each group of its inputs."""
+    changed = {}
+    for group, parts in input_groups(subject).items():
+        changes = {"guided": False} if group == "guide" else {"without": (*subject.without, *parts)}
+        changed[group] = dataclasses.replace(subject, **changes)
+    return changed
+
+
+def _swapped(subject: Subject, scale: Scale, judge: Judge) -> dict[str, Scores]:
+    """Scores of the people's own thumbnails and noise with the next person's voice, and with all of his conditions."""
+    groups, scores = input_groups(subject), {}
+    for what, parts in {"voice": groups.get("audio", ()), "voice and attributes": subject.inputs}.items():
+        if parts:
+            probe = {key: np.roll(x, 1, 0) if key in parts else x for key, x in judge.people.probe.items()}
+            drawn = subject.draw(judge.people, [scale], f"another person's {what}", probe)[0]
+            scores[f"another person's {what}"] = judge.score(drawn)
+    return scores
+
+
 def _controls(subject: Subject, judge: Judge, train: Clips | None) -> dict[str, Scores]:
     """Scores of faces that know less than the system, and of the real face itself."""
     real = judge.people.probe["face"]
@@ -134,18 +145,24 @@ def _controls(subject: Subject, judge: Judge, train: Clips | None) -> dict[str, 
         made["training face of the same gender"] = controls.same_gender(
             train, judge.people.probe["gender"], subject.seed
         )
-    if judge.people.has_other.any():
-        made["real face of the other clip"] = real
+    held = dict(zip(judge.people.gallery, judge.people.faces, strict=True))
+    second = dict(zip(judge.people.speakers, judge.people.second, strict=True))
+    if any(name in held and (face != held[name]).any() for name, face in second.items()):
+        made["real face of another clip"] = judge.people.second
     return {name: judge.score(images[:, None]) for name, images in made.items()}
 
 
 def _random(judge: Judge, seed: int) -> dict:
-    """Recall of a random order of the gallery: in closed form, and drawn once for these people."""
+    """Recall of a random order of the gallery: in closed form, and over as many drawn ones."""
     size = len(judge.gallery)
-    drawn = np.random.default_rng(seed).integers(1, size + 1, len(judge.people))
-    return {
-        f"r@{k}": {"rate": metrics.random_recall(k, size), "simulated": metrics.recall(drawn, k)} for k in metrics.KS
+    share = judge.people.known.mean()
+    drawn = np.random.default_rng(seed).integers(1, size + 1, (RANDOM_ORDERS, len(judge.people)))
+    drawn = np.where(judge.people.known, drawn, 0)
+    rates = {
+        f"r@{k}": {"rate": share * metrics.random_recall(k, size), "simulated": metrics.recall(drawn, k)}
+        for k in metrics.KS
     }
+    return {"orders": RANDOM_ORDERS, **rates}
 
 
 def _significance(full: Mapping, masked: Mapping[str, Mapping]) -> dict:
@@ -159,7 +176,7 @@ def _significance(full: Mapping, masked: Mapping[str, Mapping]) -> dict:
 def page_of_faces(images: np.ndarray, judge: Judge, scores: Scores, guided: bool, path: Path) -> None:
     """Guide, generated face, real face, and the nearest faces of the gallery, for the first people."""
     people, count = judge.people, min(FACES, len(judge.people))
-    by_speaker = dict(zip(people.speakers, people.other["face"], strict=True))
+    by_speaker = dict(zip(people.gallery, people.faces, strict=True))
     blank = np.full_like(images[0, 0], 255)
     rows, names = [], []
     for i in range(count):
@@ -250,6 +267,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--same-clip", action="store_true",
         help="the gallery holds the clip that the guide comes from, as in the paper; else another where there is one",
     )  # fmt: skip
+    arguments.add_argument(
+        "--gallery", default="", metavar="DIR",
+        help="dataset folder whose speakers in that split are the gallery (default: the people themselves)",
+    )  # fmt: skip
     arguments.add_argument("--out", type=Path, help="folder to write to (default: WORKDIR/evaluation)")
     args, trained = sampling.parse(arguments, argv)
     scales, without = sampling.parse_scales(args.scales), sampling.names(args.without)
@@ -257,27 +278,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise cli.UserError(f"--people {args.people}: give at least 1, or leave it out for all")
     clips = sampling.open_clips(trained, args, without)
     train = _optional(clips.directory, "train") or _optional(trained.meta.config.data.dir, "train")
-    embedder, gallery = choose_embedder(args.embedder, args.metric, args.detector, train), args.workdir / "gallery"
-    judge = Judge(protocol.choose(clips, args.people, same_clip=args.same_clip), embedder, gallery)
+    embedder = choose_embedder(args.embedder, args.metric, args.detector, train)
+    folder = args.workdir / "gallery"
+    others = Clips(args.gallery, args.split) if args.gallery else None
+    people = protocol.choose(clips, args.people, same_clip=args.same_clip, gallery=others)
+    judge = Judge(people, embedder, folder)
     several = len(scales) > 1 and args.split != "validation"
-    validation = validation_judge(clips.directory, args.same_clip, embedder, gallery) if several else None
-    subject = Subject(trained, args.seed, args.samples, not args.no_guide, args.chunk, args.memory)
-    found, scores, images = evaluate(subject, scales, judge, validation, train, without)
-    results = {"subject": args.workdir.name, **_receipt(args, subject, judge, clips, without), **found}
+    validation = validation_judge(clips.directory, args.same_clip, embedder, folder) if several else None
+    sampler = Sampler(trained, chunk=args.chunk, memory=args.memory)
+    subject = Subject(trained, sampler, args.seed, args.samples, not args.no_guide, without)
+    found, scores, images = evaluate(subject, scales, judge, validation, train)
+    results = {"subject": args.workdir.name, **_receipt(args, subject, judge, clips), **found}
     out = args.out or args.workdir / "evaluation"
     write(results, scores, images, judge, subject.guided, out)
     print(tables.short(results))
     print(f"{out / 'report.md'}\n{out / 'results.json'}")
 
 
-def _receipt(args, subject: Subject, judge: Judge, clips: Clips, without: Sequence[str]) -> dict:
+def _receipt(args, subject: Subject, judge: Judge, clips: Clips) -> dict:
     """How the figures came about."""
     settings = subject.trained.meta.config.sample.to_dict()
     return {
         "data": str(clips.directory), "split": args.split, "people": len(judge.people), "gallery": len(judge.gallery),
-        "gallery_of_another_clip": int(judge.people.has_other.sum()), "embedder": judge.embedder.name,
+        "gallery_of_another_clip": int(judge.people.another.sum()),
+        "not_in_gallery": int((~judge.people.known).sum()), "embedder": judge.embedder.name,
         "metric": judge.embedder.metric, "fingerprint": judge.embedder.fingerprint, "guided": subject.guided,
-        "without": list(without), "inputs": list(subject.trained.system.without(without).inputs),
+        "without": list(subject.without), "inputs": list(subject.inputs),
         "seed": subject.seed, "samples": subject.samples, "checkpoints": subject.trained.digests,
         "sampler": {**settings, "evaluations": cascade.sample_settings(subject.trained.meta.config).evaluations},
     }  # fmt: skip

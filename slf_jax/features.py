@@ -171,6 +171,14 @@ def select(mask: jax.Array, layout: Layout, names: Sequence[str]) -> jax.Array:
     return mask & keep
 
 
+def withhold(clips: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Records in which the constituents `names` are unknown: masked, by whatever program reads them."""
+    return {
+        key: np.full_like(value, np.nan if value.dtype.kind == "f" else -1) if key in names else value
+        for key, value in clips.items()
+    }
+
+
 def drop(keys: jax.Array, mask: jax.Array, layout: Layout, rates: Mapping[str, float], rate_all: float) -> jax.Array:
     """Drops conditions in training: each constituent of each item at its own rate, all of an item's at `rate_all`.
 
@@ -194,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = cli.parser(
         "slf_jax.features",
         "Draws the 256x768 feature matrix of one clip, its rows named.",
-        ["python -m slf_jax.features --data data/demo/records --clip p00812/00001/00001 --split test"],
+        ["python -m slf_jax.features --data data/demo/records --clip p00900/00001/00001 --split test"],
     )
     arguments.add_argument("--data", required=True, help="dataset folder")
     arguments.add_argument("--clip", help="clip id (default: the split's first)")

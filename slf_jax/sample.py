@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "python -m slf_jax.sample --workdir runs/demo --no-guide --samples 4  # voice and attributes, from noise",
             "python -m slf_jax.sample --workdir runs/demo --scale 0               # the thumbnail alone",
             "python -m slf_jax.sample --workdir runs/demo --without age,gender,ethnicity",
-            "python -m slf_jax.sample --workdir runs/demo --clips p00812/00001/00001 --guide thumbnail.png",
+            "python -m slf_jax.sample --workdir runs/demo --clips p00900/00001/00001 --guide thumbnail.png",
             "python -m slf_jax.sample --workdir runs/demo --stages upsampler      # 32x32 to 128x128",
         ],
     )
@@ -143,11 +143,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     real = batch["face"]
     if args.guide:
         batch["face"] = np.broadcast_to(read_guide(args.guide), real.shape)
-    sampler = Sampler(trained, stages=stages, without=without, chunk=args.chunk, memory=args.memory)
+    sampler = Sampler(trained, stages=stages, chunk=args.chunk, memory=args.memory)
     numbers = np.array([sampling.person_number(each) for each in ids])
     (images,) = sampler(
-        batch, numbers, scales, args.seed, samples=args.samples, guided=not args.no_guide, progress="sampling"
-    )
+        batch, numbers, scales, args.seed, samples=args.samples, guided=not args.no_guide, without=without,
+        progress="sampling",
+    )  # fmt: skip
     guide = "none" if args.no_guide else args.guide.name if args.guide else "of the clip's face"
     common = {**describe(trained, sampler, stages, scales[0], args.seed), "guide": guide, "without": ", ".join(without)}
     out = args.out or args.workdir / "faces"

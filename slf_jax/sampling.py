@@ -70,17 +70,15 @@ class Sampler:
 
     Args:
       stages: which run, one after the other; the first starts from the faces' own low-resolution image.
-      without: inputs that are masked.
       chunk: most rows (people x samples) at once. memory: GB on each device that a chunk may take; 0: most of what
         is free.
     """
 
     def __init__(
-        self, trained: Trained, *, stages: Sequence[str] = cascade.STAGES, without: Sequence[str] = (),
-        chunk: int = 16, memory: float = 0.0,
-    ) -> None:  # fmt: skip
+        self, trained: Trained, *, stages: Sequence[str] = cascade.STAGES, chunk: int = 16, memory: float = 0.0
+    ) -> None:
         self.settings = cascade.sample_settings(trained.meta.config)
-        self._system, self._stages = trained.system.without(without), tuple(stages)
+        self._system, self._stages = trained.system, tuple(stages)
         self._mesh, self._limit = parallel.make_mesh(), chunk
         self._memory = memory * 1e9 or _free_memory()
         self._params = parallel.replicate(self._mesh, {name: trained.params[name] for name in stages})
@@ -101,13 +99,14 @@ class Sampler:
 
     def __call__(
         self, clips: Mapping[str, np.ndarray], people: np.ndarray, scales: Sequence[Scale], seed: int, *,
-        samples: int = 1, guided: bool = True, progress: str = "",
+        samples: int = 1, guided: bool = True, without: Sequence[str] = (), progress: str = "",
     ) -> np.ndarray:  # fmt: skip
         """uint8 images [S, B, samples, side, side, 3].
 
         `clips` are records of B people, `people` their numbers. Not `guided`: the base stage starts from noise alone.
+        `without`: inputs that are masked.
         """
-        count = len(people) * samples
+        count, clips = len(people) * samples, features.withhold(clips, without)
 
         def arguments(places: np.ndarray) -> tuple:
             # The last chunk is filled up with its first row, so that nothing compiles twice.

@@ -28,18 +28,19 @@ CONTROL_SCALE = 2.0  # at the scale nearest to this one, everybody also gets ano
 
 
 def sweep(
-    trained: Trained, sampler: Sampler, clips: Clips, scales: Sequence[Scale], *, people: int, samples: int, seed: int
+    trained: Trained, sampler: Sampler, clips: Clips, scales: Sequence[Scale], *, people: int, samples: int, seed: int,
+    without: Sequence[str] = (),
 ) -> tuple[dict, np.ndarray]:  # fmt: skip
     """Samples and measures; returns what metrics.json holds, and the grid [rows, columns, 128, 128, 3]."""
     chosen = sampling.choose_people(clips, people)
     batch, numbers = stack(chosen), np.array([sampling.person_number(clip["clip_id"]) for clip in chosen])
     progress = f"{len(scales)} scales x {len(chosen)} people x {samples}"
-    images = sampler(batch, numbers, scales, seed, samples=samples, progress=progress)
+    images = sampler(batch, numbers, scales, seed, samples=samples, without=without, progress=progress)
     # Everybody's own thumbnail and noise with the next person's voice and attributes.
     at = min(range(len(scales)), key=lambda i: abs(scales[i][0] - CONTROL_SCALE))
     others = {key: value if key == "face" else np.roll(value, 1, 0) for key, value in batch.items()}
     progress = "control: another person's conditions"
-    swapped = sampler(others, numbers, scales[at : at + 1], seed, samples=samples, progress=progress)
+    swapped = sampler(others, numbers, scales[at : at + 1], seed, samples=samples, without=without, progress=progress)
     real = batch["face"]
     references = {"bicubic": controls.bicubic(real)}
     with contextlib.suppress(cli.UserError):  # what it was trained on may be elsewhere by now
@@ -114,8 +115,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.people < 1:
         raise cli.UserError(f"--people {args.people}: give at least 1")
     clips = sampling.open_clips(trained, args, without)
-    sampler = Sampler(trained, without=without, chunk=args.chunk, memory=args.memory)
-    report, page = sweep(trained, sampler, clips, scales, people=args.people, samples=args.samples, seed=args.seed)
+    sampler = Sampler(trained, chunk=args.chunk, memory=args.memory)
+    report, page = sweep(
+        trained, sampler, clips, scales, people=args.people, samples=args.samples, seed=args.seed, without=without
+    )
     report = {"data": str(clips.directory), "split": args.split, "without": without, **report}
     out = out or args.workdir / "sweep"
     figures.image_grid(page, out / "grid.png", ["8x8 guide", *(f"scale {spell(scale)}" for scale in scales), "real"])

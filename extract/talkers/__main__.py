@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ],
     )
     arguments.add_argument("--out", type=Path, required=True, help="folder for clips and people.csv")
-    arguments.add_argument("--people", type=int, default=896, help="at least 3 (default: 896)")
+    arguments.add_argument("--people", type=int, default=1024, help="at least 3 (default: 1024)")
     arguments.add_argument("--seed", type=int, default=0, help="which population (default: 0)")
     cores = os.cpu_count() or 1
     arguments.add_argument("--workers", type=int, default=cores, help="processes (default: all cores)")

@@ -21,7 +21,7 @@ from tfrecords.writer import write_atomically
 FPS = 4
 SECONDS = (3.0, 12.0)  # length of a clip; short ones are commoner
 _MOUTHS = 6  # distinct openings of the mouth in a clip, each drawn once
-_SHARES = {"validation": 32 / 1024, "test": 96 / 1024}  # of the people; the rest train
+_SHARES = {"validation": 1 / 16, "test": 1 / 8}  # of the people; the rest train
 CLIPS = {"train": 1, "validation": 2, "test": 2}  # per person
 
 
@@ -56,7 +56,7 @@ def splits(people: int) -> list[str]:
     return ["train"] * train + [name for name, count in held_out.items() for _ in range(count)]
 
 
-def generate(out: Path, people: int = 896, seed: int = 0, workers: int = 1) -> int:
+def generate(out: Path, people: int = 1024, seed: int = 0, workers: int = 1) -> int:
     """Write the population below `out` and return how many clips were written in this run.
 
     Raises `UserError` when `out` already holds a different population.

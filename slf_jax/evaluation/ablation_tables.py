@@ -1,27 +1,32 @@
-"""An ablation's results.json for reading: the paper's Tables 5-8 with its figures beside ours, and S of each input."""
+"""An ablation's results.json for reading: the paper's tables with its figures beside ours, and what they come to."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from slf_jax.evaluation import metrics, paper
 from slf_jax.evaluation.metrics import spell_rate
+from slf_jax.evaluation.tables import ATTRIBUTES, COLUMNS, FIDELITY, RECALL, begin, cells, p_value, points
 
-KINDS = ("gender", "ethnicity", "age_group")
-RATES = tuple(f"r@{k}" for k in metrics.KS)
-HEAD = "| system | | scale | R@1 | R@3 | R@5 | R@10 | gender | ethnicity | age group | RMSE age | PSNR | SSIM |"
-MODES = {"trained": "trained on these inputs", "masked": "one any-subset system, the others masked"}
+MODES = {"trained": "a system trained on these inputs alone", "masked": "one any-subset system, the others masked"}
 SWEPT = ("full input", "speaker embedding only")  # of Table 8
+FULL, GUIDE_ONLY, NO_GUIDE = "full input", "only image guide", "no image guide"
+NO_AUDIO, NO_ATTRIBUTES = "no audio", "no additional attributes"
 
 
 def markdown(report: Mapping) -> str:
     """The whole report."""
     modes = report["modes"]
-    parts = ["# Ablations", _how(report), "## The eight systems (the paper's Tables 5-7)", _systems(modes)]
-    parts += ["## Significance of each input (Eq. 3-4)", _significance(modes)]
-    parts += ["## Across guidance scales (the paper's Table 8)", _scales(modes)]
+    parts = ["# Ablations", _how(report)]
+    parts += ["## The systems and their inputs", _inputs(modes)]
+    parts += ["## Recall (the paper's Table 5)", _systems(modes, RECALL)]
+    parts += ["## Attributes (Table 6)", _systems(modes, ATTRIBUTES)]
+    parts += ["## Fidelity (Table 7)", _systems(modes, FIDELITY)]
+    parts += ["## What each input contributes (Eq. 3-4)", _significance(modes)]
+    parts += ["## Across guidance scales (Table 8)", _scales(modes)]
+    parts += ["## What the paper claims, tested on the same people", _claims(modes)]
     if len(modes) > 1:
         parts += ["## A system each, or one system masked?", _agreement(modes)]
     pictures = [f"`figure_8_{mode}.png`: R@1 and R@3 against scale (Fig. 8)" for mode in modes]
@@ -42,8 +47,8 @@ def short(report: Mapping) -> str:
 
 
 def _how(report: Mapping) -> str:
-    other = report["gallery_of_another_clip"]
-    sampler = report["sampler"]
+    other, sampler = report["gallery_of_another_clip"], report["sampler"]
+    seconds = ", ".join(f"{mode} {value / 60:.1f} min" for mode, value in report.get("seconds", {}).items())
     return (
         f"{report['people']} people of `{report['data']}`, gallery of {report['gallery']} real faces (another clip "
         f"than the guide's for {other}), compared by `{report['embedder']}` ({report['metric']}); "
@@ -51,79 +56,143 @@ def _how(report: Mapping) -> str:
         f"steps a stage; training steps {report['steps']}. Scales were chosen by {report['chosen_by']}; the paper "
         "chose on the test people. Rates in percent, of R@k with 95 % intervals; a face in which none is found is a "
         "miss. The paper's rows are of 118 people of VoxCeleb2, compared by VGG-Face: they stand here for their "
-        "pattern, not to be matched."
+        "pattern, not to be matched." + (f" Wall time of what was done in one go: {seconds}." if seconds else "")
     )
 
 
-def _row(label: str, which: str, scale: str, row: Mapping) -> str:
-    rates = [
-        f"{spell_rate(row[r]['rate'])} [{100 * row[r]['low']:.1f}, {100 * row[r]['high']:.1f}]" for r in RATES
-    ] + ["-" if row[kind] is None else spell_rate(row[kind]["rate"]) for kind in KINDS]  # fmt: skip
-    age = "-" if row["age_rmse"] is None else f"{row['age_rmse']:.2f}"
-    cells = [label, which, scale, *rates, age, f"{row['psnr']['mean']:.2f}", f"{row['ssim']['mean']:.2f}"]
-    return "| " + " | ".join(cells) + " |"
+def _inputs(modes: Mapping) -> str:
+    systems = next(iter(modes.values()))
+    parts = systems[FULL]["inputs"] if FULL in systems else sorted({p for s in systems.values() for p in s["inputs"]})
+    lines = begin(("system", "8x8 guide", *parts))
+    for name, found in systems.items():
+        seen = [found["made_from"]["guided"], *(part in found["inputs"] for part in parts)]
+        lines.append(f"| {name} | " + " | ".join("x" if yes else "" for yes in seen) + " |")
+    return "\n".join([*lines, "", *(f"- {mode}: {text}" for mode, text in MODES.items() if mode in modes)])
 
 
-def _systems(modes: Mapping) -> str:
-    lines = [HEAD, "|" + "---|" * 13]
-    for name, theirs in paper.SYSTEMS.items():
+def _systems(modes: Mapping, columns: Sequence[str]) -> str:
+    """Each of the paper's systems at its chosen scale: ours, then the paper's own figures."""
+    lines = begin(("system", "", "scale", *columns))
+    for name, (scale, *figures) in paper.SYSTEMS.items():
         for mode, systems in modes.items():
             if name in systems:
                 found = systems[name]
-                lines.append(_row(f"**{name}**", mode, found["chosen"], found["scales"][found["chosen"]]))
-        scale, *figures = theirs
-        lines.append(
-            f"| {name} | paper | {'-' if scale is None else scale} | " + " | ".join(f"{x:.2f}" for x in figures) + " |"
-        )
-    size = next(iter(next(iter(modes.values())).values()))["scales"]
-    people = next(iter(size.values()))["r@1"]["n"]
-    random = " | ".join(f"{100 * metrics.random_recall(k, people):.2f}" for k in metrics.KS)
-    return "\n".join([*lines, f"| random selection | of {people} | - | {random} | | | | | | |"])
+                chosen = found["chosen"] if found["inputs"] else "-"
+                texts = cells(found["scales"][found["chosen"]], columns)
+                lines.append("| " + " | ".join([f"**{name}**", mode, chosen, *texts]) + " |")
+        theirs = dict(zip(COLUMNS, figures, strict=True))
+        texts = [f"{theirs[column]:.2f}" for column in columns]
+        lines.append("| " + " | ".join([name, "paper", str(scale or "-"), *texts]) + " |")
+    if columns == RECALL:
+        gallery = _people(modes)
+        rates = " | ".join(f"{100 * metrics.random_recall(k, gallery):.2f}" for k in metrics.KS)
+        lines.append(f"| random selection | of {gallery} | - | {rates} |")
+        theirs = " | ".join(f"{rate:.2f}" for rate in paper.RANDOM.values())
+        lines.append(f"| random selection | paper, of {paper.PEOPLE} | - | {theirs} |")
+    return "\n".join(lines)
+
+
+def _people(modes: Mapping) -> int:
+    first = next(iter(next(iter(modes.values())).values()))
+    return next(iter(first["scales"].values()))["r@1"]["n"]
+
+
+def _recalls(found: Mapping) -> dict[int, float]:
+    return {k: found["scales"][found["chosen"]][f"r@{k}"]["rate"] for k in metrics.KS}
 
 
 def significances(systems: Mapping) -> dict[str, float]:
     """S of each input whose systems are there, each at its chosen scale."""
-    recalls = {
-        name: {k: found["scales"][found["chosen"]][f"r@{k}"]["rate"] for k in metrics.KS}
-        for name, found in systems.items()
-    }
     return {
-        part: metrics.significance(recalls["full input"], recalls[without])
+        part: metrics.significance(_recalls(systems[FULL]), _recalls(systems[without]))
         for part, (without, _) in paper.SIGNIFICANCE.items()
-        if {"full input", without} <= set(recalls)
+        if {FULL, without} <= set(systems)
     }
 
 
 def _significance(modes: Mapping) -> str:
-    lines = ["| input | " + " | ".join(f"{mode}: S | band" for mode in modes) + " | paper's S | band |"]
-    lines.append("|" + "---|" * (3 + 2 * len(modes)))
+    lines = begin(("input", "", *(f"R_inc,{k}" for k in metrics.KS), "S", "band"))
     for part, (without, _) in paper.SIGNIFICANCE.items():
-        theirs = metrics.significance(paper.recalls("full input"), paper.recalls(without))
-        cells = []
-        for systems in modes.values():
-            s = significances(systems).get(part, float("nan"))
-            cells += ["-" if np.isnan(s) else f"{s:.2f}", metrics.band(s)]
-        lines.append(f"| {part} | {' | '.join(cells)} | {theirs:.2f} | {metrics.band(theirs)} |")
-    return "\n".join(lines)
+        pairs = {
+            mode: (_recalls(systems[FULL]), _recalls(systems[without]))
+            for mode, systems in modes.items()
+            if {FULL, without} <= set(systems)
+        }
+        for who, (full, less) in {**pairs, "paper": (paper.recalls(FULL), paper.recalls(without))}.items():
+            increase = [f"{metrics.increase(full, less, k):.1f}" if less[k] else "-" for k in metrics.KS]
+            s = metrics.significance(full, less)
+            texts = [part, who, *increase, "-" if np.isnan(s) else f"{s:.2f}", metrics.band(s)]
+            lines.append("| " + " | ".join(texts) + " |")
+    bands = ", ".join(f"up to {most} {name}" for most, name in metrics.BANDS)
+    return "\n".join(lines) + f"\n\nThe paper's bands of S: {bands}, above that profound."
 
 
 def _scales(modes: Mapping) -> str:
-    lines = [HEAD, "|" + "---|" * 13]
-    for mode, systems in modes.items():
-        for name in SWEPT:
+    lines = begin(("system", "", "scale", *COLUMNS))
+    for name in SWEPT:
+        for mode, systems in modes.items():
             for scale, row in systems.get(name, {"scales": {}})["scales"].items():
-                lines.append(_row(name, mode, scale, row))
+                lines.append("| " + " | ".join([name, mode, scale, *cells(row)]) + " |")
+        for scale, figures in paper.SCALES[name].items():
+            lines.append("| " + " | ".join([name, "paper", str(scale), *(f"{x:.2f}" for x in figures)]) + " |")
     return "\n".join(lines)
+
+
+def claims(systems: Mapping) -> dict[str, dict]:
+    """Paired comparisons of one mode's systems, by what they say; those whose systems are there.
+
+    Each is `metrics.paired` with "rate": which R@k was compared.
+    """
+
+    def hits(name: str, rate: str, scale: str = "") -> np.ndarray:
+        found = systems[name]
+        return np.array(found["hits"][scale or found["chosen"]][rate])
+
+    def at_zero(name: str) -> bool:
+        return "0" in systems.get(name, {"hits": {}})["hits"]
+
+    found, have = {}, set(systems)
+    if {FULL, GUIDE_ONLY} <= have:
+        found["full input over the guide alone"] = "r@1", hits(FULL, "r@1"), hits(GUIDE_ONLY, "r@1")
+        if at_zero(FULL):
+            pair = hits(FULL, "r@1", "0"), hits(GUIDE_ONLY, "r@1")
+            found["full input at scale 0 over the guide alone (equal, says the paper)"] = "r@1", *pair
+    for name in (NO_GUIDE, "only audio"):
+        if name in have:
+            own, people = hits(name, "r@10"), len(hits(name, "r@10"))
+            found[f"{name} over a random order"] = "r@10", own, np.full(people, metrics.random_recall(10, people))
+    if {NO_AUDIO, NO_ATTRIBUTES} <= have:
+        pair = hits(NO_ATTRIBUTES, "r@1"), hits(NO_AUDIO, "r@1")
+        found["the audio's absence costs more than the attributes'"] = "r@1", *pair
+    return {what: {"rate": rate, **metrics.paired(a, b)} for what, (rate, a, b) in found.items()}
+
+
+def _claims(modes: Mapping) -> str:
+    lines = begin(("claim", "", "measure", "first", "second", "difference", "p"))
+    for mode, systems in modes.items():
+        for what, found in claims(systems).items():
+            texts = [what, mode, found["rate"].upper(), spell_rate(found["first"]), spell_rate(found["second"])]
+            lines.append("| " + " | ".join([*texts, points(found), p_value(found)]) + " |")
+    return "\n".join(lines) + (
+        "\n\nDifferences in percentage points with 95 % intervals, by bootstrap over the same people; p by McNemar's "
+        "exact test, not corrected for their number."
+    )
 
 
 def _agreement(modes: Mapping) -> str:
     a, b = modes["trained"], modes["masked"]
-    lines = ["| system | R@1 trained | R@1 masked | difference | 95 % interval |", "|---|---|---|---|---|"]
+    lines = begin(("system", "R@1 trained", "R@1 masked", "difference", "R@10 trained", "R@10 masked", "difference"))
+    gaps = []
     for name in a:
-        ours, other = (np.array(each[name]["hits"]["r@1"]) for each in (a, b))
-        low, high = metrics.bootstrap(ours - other)
-        lines.append(
-            f"| {name} | {spell_rate(ours.mean())} | {spell_rate(other.mean())} | {100 * (ours - other).mean():+.1f} | "
-            f"[{100 * low:+.1f}, {100 * high:+.1f}] |"
-        )
-    return "\n".join(lines) + "\n\nDifferences in points over the same people, paired bootstrap; each at its own scale."
+        texts = []
+        for rate in ("r@1", "r@10"):
+            found = metrics.paired(*(np.array(each[name]["hits"][each[name]["chosen"]][rate]) for each in (a, b)))
+            texts += [spell_rate(found["first"]), spell_rate(found["second"]), points(found)]
+            gaps.append(abs(found["difference"]))
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    ranks = [np.argsort(np.argsort([_recalls(each[name])[10] for name in a])) for each in (a, b)]
+    order = f" Rank correlation of R@10 over systems: {np.corrcoef(*ranks)[0, 1]:.2f}." if len(a) > 2 else ""
+    return "\n".join(lines) + (
+        "\n\nEach at its own scale. Differences in points over the same people, paired bootstrap; on average "
+        f"{100 * np.mean(gaps):.1f} either way.{order}"
+    )

@@ -48,12 +48,16 @@ def random_recall(k: int, gallery: int) -> float:
     return min(k, gallery) / gallery
 
 
+def increase(full: Mapping[int, float], without: Mapping[int, float], k: int) -> float:
+    """By how many percent an input raises R@k (Eq. 3)."""
+    return 100 * (full[k] - without[k]) / without[k]
+
+
 def significance(full: Mapping[int, float], without: Mapping[int, float]) -> float:
     """S of an input (Eq. 3-4): recall's weighted increase in percent; NaN where a recall without it is 0."""
     if any(without[k] == 0 for k in WEIGHTS):
         return float("nan")
-    increase = {k: 100 * (full[k] - without[k]) / without[k] for k in WEIGHTS}
-    return sum(WEIGHTS[k] * increase[k] for k in WEIGHTS) / sum(WEIGHTS.values())
+    return sum(weight * increase(full, without, k) for k, weight in WEIGHTS.items()) / sum(WEIGHTS.values())
 
 
 def band(s: float) -> str:
@@ -99,6 +103,19 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
 
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def paired(a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
+    """By how much system a recalls more than b, from each person's share of recalled samples [n] with either.
+
+    The interval by bootstrap over people; p by McNemar's test, None where somebody has several samples.
+    """
+    low, high = bootstrap(a - b)
+    whole = np.isin([a, b], (0, 1)).all()
+    return {
+        "first": float(a.mean()), "second": float(b.mean()), "difference": float((a - b).mean()), "low": low,
+        "high": high, "p_mcnemar": mcnemar(a > 0.5, b > 0.5) if whole else None,
+    }  # fmt: skip
 
 
 def spell_rate(rate: float) -> str:

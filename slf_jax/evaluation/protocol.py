@@ -21,45 +21,71 @@ LEAST_GROUP = 5  # people, below which a group's recall is not compared
 
 @dataclasses.dataclass(frozen=True)
 class People:
-    """One probe of each speaker, and the same speakers' faces in the gallery.
+    """One probe of each of P speakers, and the real faces of G speakers that they are looked for among.
 
-    probe, other: batches of records of the same P people; `other` is another clip's where the speaker has one
-    (`has_other` [P]) and the probe itself elsewhere.
+    Attributes:
+      ids, speakers, probe: of the probes: clips, who they are, their records as a batch.
+      gallery, faces: the speakers of the gallery and their faces, uint8 [G, 128, 128, 3].
+      known, another: [P], whether the gallery has a face of the person, and whether it is another clip's.
+      second: uint8 [P, 128, 128, 3], a real face from another clip than the gallery's, where there is one.
     """
 
     ids: list[str]
     speakers: list[str]
     probe: dict[str, np.ndarray]
-    other: dict[str, np.ndarray]
-    other_ids: list[str]
-    has_other: np.ndarray
+    gallery: list[str]
+    faces: np.ndarray
+    known: np.ndarray
+    another: np.ndarray
+    second: np.ndarray
     labels: Mapping[str, tuple[str, ...]]
 
     def __len__(self) -> int:
         return len(self.speakers)
 
 
-def choose(clips: Clips, count: int = 0, *, same_clip: bool = False) -> People:
-    """The first clip of each of the first `count` speakers (0: of all) as probe, the second for the gallery.
+def choose(clips: Clips, count: int = 0, *, same_clip: bool = False, gallery: Clips | None = None) -> People:
+    """The first clip of each of the first `count` speakers (0: of all) as probe; their second ones as gallery.
 
-    `same_clip`: the gallery holds the probe's own face, as in the paper: with a guide this is easier.
+    `same_clip`: the gallery holds the probe's own face, as in the paper: with a guide this is easier. `gallery`: all
+    speakers of this split are the gallery, people of whom it has no face are misses. Raises `UserError` where nobody
+    can be looked for.
     """
+    mine = _first_two(clips, count)
+    theirs = mine if gallery is None else _first_two(gallery)
+    if not mine.keys() & theirs.keys():
+        raise cli.UserError(
+            f"{gallery.directory}: the gallery holds nobody of {clips.directory}; it needs faces of the same speakers"
+        )
+    if len(theirs) < 2:
+        raise cli.UserError(f"{clips.directory}: a gallery of {len(theirs)}: recall needs at least 2 speakers")
+    ids = {speaker: both[0]["clip_id"] for speaker, both in mine.items()}
+    real = {name: _pick(both, ids.get(name), same_clip) for name, both in theirs.items()}
+    held = {speaker: real[speaker]["clip_id"] if speaker in real else None for speaker in mine}
+    second = [_pick(both, held[speaker], False)["face"] for speaker, both in mine.items()]
+    return People(
+        list(ids.values()), list(mine), stack([both[0] for both in mine.values()]), list(real),
+        np.stack([clip["face"] for clip in real.values()]), np.array([i is not None for i in held.values()]),
+        np.array([held[speaker] not in (None, i) for speaker, i in ids.items()]), np.stack(second), clips.schema.labels,
+    )  # fmt: skip
+
+
+def _pick(clips: list[dict], clip_id: str | None, same: bool) -> dict:
+    """The first clip that has this id, or that has it not; where there is none the first."""
+    return next((clip for clip in clips if (clip["clip_id"] == clip_id) == same), clips[0])
+
+
+def _first_two(clips: Clips, count: int = 0) -> dict[str, list[dict]]:
+    """Up to two clips of each of the first `count` speakers, 0: of all."""
     found: dict[str, list[dict]] = {}
     for i in range(len(clips)):
         clip = clips[i]
         if count and len(found) == count and clip["speaker_id"] not in found:
             continue
         mine = found.setdefault(clip["speaker_id"], [])
-        if len(mine) < (1 if same_clip else 2):
+        if len(mine) < 2:
             mine.append(clip)
-    if len(found) < 2:
-        raise cli.UserError(f"{clips.directory}: a gallery of {len(found)}: recall needs at least 2 speakers")
-    probes, others = [each[0] for each in found.values()], [each[-1] for each in found.values()]
-    return People(
-        ids=[clip["clip_id"] for clip in probes], speakers=list(found), probe=stack(probes), other=stack(others),
-        other_ids=[clip["clip_id"] for clip in others], has_other=np.array([len(each) > 1 for each in found.values()]),
-        labels=clips.schema.labels,
-    )  # fmt: skip
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,17 +114,18 @@ class Judge:
         self._open_gallery()
 
     def _open_gallery(self) -> None:
-        faces = hashlib.sha256(self.people.other["face"].tobytes()).hexdigest()
-        built_from = {"embedder": self.embedder.fingerprint, "faces": faces, "speakers": self.people.speakers}
+        people = self.people
+        faces = hashlib.sha256(people.faces.tobytes()).hexdigest()
+        built_from = {"embedder": self.embedder.fingerprint, "faces": faces, "speakers": people.gallery}
         if self.gallery.open(self.embedder.name, built_from):
             return
-        real = self.embedder(self.people.other["face"], progress="gallery")
+        real = self.embedder(people.faces, progress="gallery")
         if not real.found.any():
             raise cli.UserError(
-                f"{self.embedder.name}: no face was found in any of the {len(self.people)} real faces; "
+                f"{self.embedder.name}: no face was found in any of the {len(people.gallery)} real faces; "
                 "try another --detector, as in --detector skip"
             )
-        speakers = [name for name, seen in zip(self.people.speakers, real.found, strict=True) if seen]
+        speakers = [name for name, seen in zip(people.gallery, real.found, strict=True) if seen]
         self.gallery.build(self.embedder.name, built_from, speakers, real.vectors[real.found])
 
     def score(self, images: np.ndarray, progress: str = "") -> Scores:
@@ -173,14 +200,8 @@ def recalls(summed: Mapping) -> dict[int, float]:
 
 
 def compare(a: Scores, b: Scores) -> dict:
-    """By how much system a recalls more than b of the same people: paired bootstrap, and McNemar on first samples."""
-    out = {}
-    for k in metrics.KS:
-        difference = hits(a, k) - hits(b, k)
-        low, high = metrics.bootstrap(difference)
-        p = metrics.mcnemar(*(hits(x, k) > 0.5 for x in (a, b))) if a.rank.shape[1] == 1 else None
-        out[f"r@{k}"] = {"difference": float(difference.mean()), "low": low, "high": high, "p_mcnemar": p}
-    return out
+    """By how much system a recalls more than b of the same people, at each k: `metrics.paired`."""
+    return {f"r@{k}": metrics.paired(hits(a, k), hits(b, k)) for k in metrics.KS}
 
 
 def by_group(scores: Scores, people: People) -> dict:

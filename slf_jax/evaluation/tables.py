@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from slf_jax.evaluation import metrics, paper
 from slf_jax.evaluation.metrics import spell_rate
 
 RATES = tuple(f"r@{k}" for k in metrics.KS)
-HEAD = ("system", "R@1", "R@3", "R@5", "R@10", "gender", "ethnicity", "age group", "RMSE age", "PSNR", "SSIM")
+# The columns of the paper's Tables 5, 6 and 7.
+RECALL = ("R@1", "R@3", "R@5", "R@10")
+ATTRIBUTES = ("gender", "ethnicity", "age group", "RMSE age")
+FIDELITY = ("PSNR", "SSIM")
+COLUMNS = (*RECALL, *ATTRIBUTES, *FIDELITY)
 LABELLED = {
     "eigenfaces": "**Eigenfaces** (principal components of the training faces inside an oval) stand in for a face "
     "network here: they compare pixels. Ages and labels are linear guesses from the same components.",
@@ -51,13 +55,12 @@ def short(results: Mapping) -> str:
 
 
 def _how(results: Mapping) -> str:
-    other, people, settings = results["gallery_of_another_clip"], results["people"], results["sampler"]
-    if other == people:
-        frames = "another clip than the guide's for everybody"
-    else:
-        frames = (
-            f"another clip than the guide's for {other} people, the guide's own for {people - other}: that is easier"
-        )
+    people, absent, settings = results["people"], results["not_in_gallery"], results["sampler"]
+    other = results["gallery_of_another_clip"]
+    own = people - absent - other
+    frames = f"another clip than the guide's for {other} people"
+    frames += f", the guide's own for {own}: that is easier" if own else ""
+    frames += f", none for {absent}, who count as misses" if absent else ""
     lines = [
         f"Gallery: {results['gallery']} real faces in LanceDB, {frames}. Faces are compared by `{results['embedder']}` "
         f"({results['metric']}). A face in which none is found counts as a miss: all rates are of {people} people.",
@@ -73,16 +76,36 @@ def _how(results: Mapping) -> str:
     return "\n\n".join(line for line in lines if line)
 
 
+def begin(head: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+
+
+def cells(row: Mapping, columns: Sequence[str] = COLUMNS) -> list[str]:
+    """The figures of a `protocol.summary` under these columns; recalls with their intervals."""
+    texts = {name: _rate(row[rate], interval=True) for name, rate in zip(RECALL, RATES, strict=True)}
+    texts |= {name: _rate(row[name.replace(" ", "_")]) for name in ATTRIBUTES[:3]}
+    texts["RMSE age"] = "-" if row["age_rmse"] is None else f"{row['age_rmse']:.2f}"
+    texts |= {"PSNR": _mean(row["psnr"], ".2f"), "SSIM": _mean(row["ssim"], ".3f")}
+    return [texts[column] for column in columns]
+
+
+def points(found: Mapping) -> str:
+    """A `metrics.paired` difference in percentage points, with its interval."""
+    return f"{100 * found['difference']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+
+
+def p_value(found: Mapping) -> str:
+    """McNemar's p of a `metrics.paired`."""
+    return "-" if found["p_mcnemar"] is None else f"{found['p_mcnemar']:.2g}"
+
+
 def _table(rows: Mapping[str, Mapping], chosen: str = "") -> str:
-    """Tables 5-7 in one, with intervals of the recalls."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    """Tables 5-7 in one."""
+    lines = begin(("system", *COLUMNS))
     for name, row in rows.items():
-        rates = [_rate(row[rate], interval=True) for rate in RATES]
-        rates += [_rate(row[rate]) for rate in ("gender", "ethnicity", "age_group")]
-        age = "-" if row["age_rmse"] is None else f"{row['age_rmse']:.2f}"
-        fidelity = [_mean(row[what], ".2f") for what in ("psnr", "ssim")]
         label = f"**{name}**" if name == chosen else name
-        lines.append("| " + " | ".join([label, *rates, age, *fidelity]) + " |")
+        lines.append("| " + " | ".join([label, *cells(row)]) + " |")
     deviations = [
         f"- {name}: " + ", ".join(f"{what} {value:.3g}" for what, value in row["sd_over_samples"].items())
         for name, row in rows.items()
@@ -93,6 +116,9 @@ def _table(rows: Mapping[str, Mapping], chosen: str = "") -> str:
         for rate, what in (("gender", "gender"), ("ethnicity", "ethnicity"), ("age_group", "age"))
         if rows and all(row[rate] is None for row in rows.values())
     ]
+    unseen = [f"{name} {100 * (1 - row['faces_found']):.1f} %" for name, row in rows.items() if row["faces_found"] < 1]
+    if unseen:
+        missing.append(f"No face was found, and it was a miss, in: {', '.join(unseen)}.")
     if deviations:
         missing.append("Standard deviation over samples (recalls as shares of 1):\n\n" + "\n".join(deviations))
     return "\n\n".join(["\n".join(lines), *missing])
@@ -127,14 +153,15 @@ def _choice(results: Mapping) -> str:
 
 def _random(results: Mapping) -> str:
     rates = " / ".join(f"{100 * results['random'][rate]['rate']:.2f}" for rate in RATES)
-    drawn = " / ".join(spell_rate(results["random"][rate]["simulated"]) for rate in RATES)
-    return f"\n\nA random order of the gallery: {rates} in expectation, {drawn} in one draw."
+    drawn = " / ".join(f"{100 * results['random'][rate]['simulated']:.2f}" for rate in RATES)
+    orders = results["random"]["orders"]
+    return f"\n\nA random order of the gallery: {rates} in expectation, {drawn} over {orders} drawn ones."
 
 
 def _significance(results: Mapping) -> str:
     if not results["significance"]:
         return "This system has one input only."
-    lines = ["| input | S | band | paper's S |", "|---|---|---|---|"]
+    lines = begin(("input", "S", "band", "paper's S"))
     for name, found in results["significance"].items():
         s = "-" if found["s"] is None else f"{found['s']:.2f}"
         theirs = paper.SIGNIFICANCE.get(name, ("", "-"))[1]
@@ -146,14 +173,9 @@ def _significance(results: Mapping) -> str:
 
 
 def _differences(results: Mapping) -> str:
-    lines = ["| against | R@1 | R@10 | p of R@1 |", "|---|---|---|---|"]
+    lines = begin(("against", "R@1", "R@10", "p of R@1"))
     for name, found in results["differences"].items():
-        cells = [
-            f"{100 * found[r]['difference']:+.1f} [{100 * found[r]['low']:+.1f}, {100 * found[r]['high']:+.1f}]"
-            for r in ("r@1", "r@10")
-        ]
-        p = found["r@1"]["p_mcnemar"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {'-' if p is None else f'{p:.2g}'} |")
+        lines.append(f"| {name} | {points(found['r@1'])} | {points(found['r@10'])} | {p_value(found['r@1'])} |")
     return "\n".join(lines) + (
         "\n\nDifferences in percentage points, with 95 % intervals by bootstrap over the same people; p by McNemar's "
         "exact test, not corrected for their number."
@@ -163,7 +185,7 @@ def _differences(results: Mapping) -> str:
 def _groups(results: Mapping) -> str:
     groups = dict(results["groups"])
     gap = groups.pop("largest_gap")
-    lines = ["| group | N | R@1 | R@3 | R@5 | R@10 |", "|---|---|---|---|---|---|"]
+    lines = begin(("group", "N", *RECALL))
     for kind, members in groups.items():
         for name, row in members.items():
             rates = " | ".join(_rate(row[rate], interval=True) for rate in RATES)

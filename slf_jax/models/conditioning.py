@@ -47,7 +47,10 @@ class Conditioner(nn.Module):
     @nn.compact
     def __call__(self, matrix: jax.Array, mask: jax.Array, train: bool = False) -> Cond:
         """`matrix` [B, 256, 768], `mask` [B, 256] (True: known)."""
-        tokens, summaries = [], []
+        # One token is always there: all that a system without inputs has.
+        always = self.param("always", nn.initializers.normal(0.02), (1, self.width)).astype(self.dtype)
+        tokens = [jnp.broadcast_to(always, (len(matrix), *always.shape))]
+        summaries = [tokens[0][:, 0]]
         for block in (self.layout[name] for name in self.layout.names if name in self.inputs):
             rows = matrix[:, block.start : block.stop, : block.width].astype(self.dtype)
             block_tokens, summary = self._encode(block, rows, mask[:, block.start : block.stop])

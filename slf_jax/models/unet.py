@@ -22,6 +22,8 @@ from slf_jax.models.blocks import (
 )
 from slf_jax.models.conditioning import Cond
 
+SKETCH = 32  # pixels a side of what the conditions draw by themselves
+
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
@@ -114,7 +116,18 @@ class UNet(nn.Module):
                 x = depth_to_space(x, 2)
         x = nn.silu(group_norm(config.widths[0], self.dtype, "norm")(x))
         out = conv3x3(3 * config.patch**2, self.dtype, "out", kernel_init=ZERO)(x)
-        return depth_to_space(out.astype(jnp.float32), config.patch)
+        return depth_to_space(out.astype(jnp.float32), config.patch) + self._sketch(embedding, cond, images.shape[1])
+
+    def _sketch(self, embedding: jax.Array, cond: Cond, side: int) -> jax.Array:
+        """What the pooled conditions alone would draw, [B, side, side, 3] float32, as strongly as the noise level asks.
+
+        Scale and shift act alike on all positions: what is to be drawn where is slow to learn through them alone.
+        """
+        picture = nn.Dense(SKETCH * SKETCH * 3, dtype=self.dtype, kernel_init=ZERO, name="sketch")(cond.pooled)
+        picture = picture.astype(jnp.float32).reshape(-1, SKETCH, SKETCH, 3)
+        picture = jax.image.resize(picture, (len(picture), side, side, 3), "linear")
+        strength = nn.Dense(1, dtype=self.dtype, bias_init=nn.initializers.ones, name="sketch_strength")(embedding)
+        return strength.astype(jnp.float32)[..., None, None] * picture
 
     def _embed(self, c_noise: jax.Array, extras: jax.Array, cond: Cond) -> jax.Array:
         """Noise level, extras and pooled conditions as one vector [B, 2 D] for the blocks' scale and shift.

@@ -119,7 +119,7 @@ def test_table(folder):
 
 
 def test_default_population_has_the_promised_splits():
-    assert Counter(splits(1024)) == {"train": 896, "validation": 32, "test": 96}
+    assert Counter(splits(1024)) == {"train": 832, "validation": 64, "test": 128}
     assert Counter(splits(3)) == {"train": 1, "validation": 1, "test": 1}
 
 

@@ -26,7 +26,10 @@ def test_an_evaluation_tells_how_it_came_about_and_how_sure_it_is(evaluated):
     assert set(results["systems"]) == {"scale 0", "scale 2"} and results["chosen_by"] == "validation people"
     assert set(results["masked"]) == {"without guide", "without audio", "without attributes"}
     assert set(results["significance"]) == {"guide", "audio", "attributes"}
-    assert {"guide, bicubic", "mean training face", "another person's conditions"} <= set(results["controls"])
+    assert set(results["controls"]) == {
+        "another person's voice", "another person's voice and attributes", "guide, bicubic", "mean training face",
+        "training face of the same gender",
+    }  # fmt: skip
     weighted = results["validation_weighted_recall"]
     assert results["chosen"] == f"scale {max(weighted, key=weighted.get)}"
     for rows in (results["systems"], results["masked"], results["controls"]):
@@ -34,6 +37,7 @@ def test_an_evaluation_tells_how_it_came_about_and_how_sure_it_is(evaluated):
             assert row["r@1"]["n"] == 6 and row["r@10"]["rate"] == 1  # ten of six are all
             assert row["r@1"]["low"] <= row["r@1"]["rate"] <= row["r@1"]["high"]
     assert results["random"]["r@1"]["rate"] == pytest.approx(1 / 6)
+    assert results["random"]["r@1"]["simulated"] == pytest.approx(1 / 6, abs=0.02)
 
 
 def test_an_evaluation_can_be_read_and_looked_at(evaluated):
@@ -63,6 +67,7 @@ def test_generation_and_several_samples(run, tmp_path, capsys):
         (["--split", "tset"], "no clips in split 'tset'"),
         (["--scales", "1,x"], "give numbers"),
         (["--without", "melody"], "'melody' is no input"),
+        (["--gallery", "nowhere"], "nowhere: no dataset here"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_line(run, tmp_path, flags, message):

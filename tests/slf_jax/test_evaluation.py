@@ -135,14 +135,37 @@ def test_probe_and_gallery_are_different_clips_where_a_speaker_has_two(tmp_path,
     writer.write_shard(tmp_path / writer.shard_name("test", 0, 1), schema, clips)
     writer.finalise(tmp_path, schema, {"test": 1})
     ids = [clip["clip_id"] for clip in clips]
-    people = protocol.choose(Clips(tmp_path, "test"))
-    assert people.speakers == ["s0", "s1", "s2"] and people.has_other.tolist() == [True, True, False]
-    assert people.ids == ids[::2] and people.other_ids == [ids[1], ids[3], ids[4]]
-    same = protocol.choose(Clips(tmp_path, "test"), same_clip=True)
-    assert same.ids == same.other_ids == people.ids and not same.has_other.any()
-    assert protocol.choose(Clips(tmp_path, "test"), 2).speakers == ["s0", "s1"]
+    split, faces = Clips(tmp_path, "test"), [clip["face"] for clip in clips]
+    people = protocol.choose(split)
+    assert people.speakers == people.gallery == ["s0", "s1", "s2"] and people.ids == ids[::2]
+    assert (people.faces == [faces[1], faces[3], faces[4]]).all() and (people.second == faces[::2]).all()
+    assert people.another.tolist() == [True, True, False] and people.known.all()
+    same = protocol.choose(split, same_clip=True)
+    assert (same.faces == faces[::2]).all() and (same.second == [faces[1], faces[3], faces[4]]).all()
+    assert same.ids == people.ids and not same.another.any()
+    assert protocol.choose(split, 2).speakers == ["s0", "s1"]
     with pytest.raises(UserError, match="a gallery of 1"):
-        protocol.choose(Clips(tmp_path, "test"), 1)
+        protocol.choose(split, 1)
+
+
+def write_split(folder, schema, speakers):
+    clips = [{**make_clip(i), "speaker_id": speaker} for i, speaker in enumerate(speakers)]
+    writer.write_shard(folder / writer.shard_name("test", 0, 1), schema, clips)
+    writer.finalise(folder, schema, {"test": 1})
+    return Clips(folder, "test")
+
+
+def test_another_dataset_can_be_the_gallery_if_it_knows_somebody(tmp_path, schema):
+    probes = write_split(tmp_path / "probes", schema, ["a", "b", "c"])
+    larger = write_split(tmp_path / "gallery", schema, ["x", "b", "y", "b", "a"])
+    people = protocol.choose(probes, gallery=larger)
+    assert people.speakers == ["a", "b", "c"] and people.gallery == ["x", "b", "y", "a"]
+    assert people.known.tolist() == [True, True, False]
+    # make_clip(1) is b's probe and b's first clip there: the gallery shows the other one.
+    assert people.another.tolist() == [True, True, False] and (people.faces[1] == make_clip(3)["face"]).all()
+    strangers = write_split(tmp_path / "strangers", schema, ["x", "y"])
+    with pytest.raises(UserError, match="strangers: the gallery holds nobody of .*probes"):
+        protocol.choose(probes, gallery=strangers)
 
 
 def test_a_summary_has_a_fixed_denominator(people):
@@ -158,7 +181,9 @@ def test_a_paired_difference_and_its_p(people):
     better, worse = scores(people, 1), scores(people, 2)
     found = protocol.compare(better, worse)
     assert found["r@1"]["difference"] == 1 and found["r@1"]["p_mcnemar"] == pytest.approx(2 * 0.5 ** len(people))
-    assert found["r@3"] == {"difference": 0, "low": 0, "high": 0, "p_mcnemar": 1}
+    same = {"difference": 0, "low": 0, "high": 0, "p_mcnemar": 1}
+    assert found["r@3"] == {"first": 1, "second": 1, **same}
+    assert metrics.paired(np.array([0.5, 1.0]), np.array([0.5, 0.0]))["p_mcnemar"] is None  # several samples
 
 
 def test_the_largest_gap_between_groups_is_named(people, monkeypatch):
