@@ -23,7 +23,7 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
     else:
         _add(config, ("pyaudioanalysis",), ("mel",), ("age", "gender", "ethnicity"))
         config.ablations.embedder = "eigenfaces"
-        # Half of the people without a guide: the voice is learnt where the guide does not tell already.
+        # Many without a guide: the voice is learnt where the guide does not tell already.
         config.train.update(
             steps=(400, 300), guide_drop=0.4, validate_every=1000, preview_every=1000, checkpoint_every=200
         )

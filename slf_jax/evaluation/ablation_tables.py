@@ -48,7 +48,6 @@ def short(report: Mapping) -> str:
 
 def _how(report: Mapping) -> str:
     other, sampler = report["gallery_of_another_clip"], report["sampler"]
-    seconds = ", ".join(f"{mode} {value / 60:.1f} min" for mode, value in report.get("seconds", {}).items())
     return (
         f"{report['people']} people of `{report['data']}`, gallery of {report['gallery']} real faces (another clip "
         f"than the guide's for {other}), compared by `{report['embedder']}` ({report['metric']}); "
@@ -56,7 +55,7 @@ def _how(report: Mapping) -> str:
         f"steps a stage; training steps {report['steps']}. Scales were chosen by {report['chosen_by']}; the paper "
         "chose on the test people. Rates in percent, of R@k with 95 % intervals; a face in which none is found is a "
         "miss. The paper's rows are of 118 people of VoxCeleb2, compared by VGG-Face: they stand here for their "
-        "pattern, not to be matched." + (f" Wall time of what was done in one go: {seconds}." if seconds else "")
+        "pattern, not to be matched."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -22,17 +23,18 @@ MOST_FACES = 4096  # of the training split, that eigenfaces are fitted on
 COMPONENTS = 64
 ENVIRONMENT = {"DEEPFACE_BACKEND_ENGINE": "pytorch", "DEEPFACE_LOG_LEVEL": "40", "TF_CPP_MIN_LOG_LEVEL": "3"}
 _SIDE = 64  # pixels that eigenfaces are fitted at
+ACTIONS = {"age": "age", "gender": "gender", "race": "ethnicity"}  # DeepFace's words
 _CLASSES = {"Woman": "female", "Man": "male"}  # as DeepFace spells them
 
 
 class Described(NamedTuple):
     """What was found in n faces: embeddings [n, D], whether a face was found [n], and guesses [n] of age in years
-    (NaN: none) and of labels (-1: none).
+    (NaN: no face) and of labels (-1: no face). What could be guessed of nobody, for want of a model, is not there.
     """
 
     vectors: np.ndarray
     found: np.ndarray
-    age: np.ndarray
+    age: np.ndarray | None
     labels: dict[str, np.ndarray]
 
 
@@ -85,12 +87,9 @@ class Eigenfaces:
 
     def __call__(self, faces: np.ndarray, progress: str = "") -> Described:
         vectors = self._embed(faces)
-        age = self._age.predict(vectors) if self._age else np.full(len(faces), np.nan)
-        labels = {
-            name: self._labels[name].predict(vectors) if name in self._labels else np.full(len(faces), -1)
-            for name in ATTRIBUTES
-        }
-        return Described(vectors, np.ones(len(faces), bool), np.clip(age, 0, 120), labels)
+        age = np.clip(self._age.predict(vectors), 0, 120) if self._age else None
+        labels = {name: model.predict(vectors) for name, model in self._labels.items()}
+        return Described(vectors, np.ones(len(faces), bool), age, labels)
 
     def _embed(self, faces: np.ndarray) -> np.ndarray:
         return (self._pca.transform(self._pixels(faces)) / self._scale).astype(np.float32)
@@ -135,27 +134,54 @@ class DeepFace:
         digest = hashlib.sha256(np.round(vector, 2).tobytes()).hexdigest()[:16]  # other weights, other vector
         self.fingerprint = f"{digest} {detector}"
         self._size = len(vector)
+        self._actions = tuple(action for action in ACTIONS if self._works(action, noise))
 
     def __call__(self, faces: np.ndarray, progress: str = "") -> Described:
         rows = [self._describe(face) for face in tqdm(faces, desc=progress, unit="face", disable=not progress)]
         found = np.array([row is not None for row in rows])
-        nothing = (np.zeros(self._size), np.nan, {name: -1 for name in ATTRIBUTES})
-        vectors, age, labels = zip(*[row or nothing for row in rows], strict=True)
-        labels = {name: np.array([each[name] for each in labels]) for name in ATTRIBUTES}
-        return Described(np.array(vectors, np.float32), found, np.array(age, float), labels)
+        vectors = np.array([row[0] if row else np.zeros(self._size) for row in rows], np.float32)
+        guesses = [row[1] if row else {} for row in rows]
+        age = np.array([guess.get("age", np.nan) for guess in guesses]) if "age" in self._actions else None
+        labels = {
+            name: np.array([guess.get(name, -1) for guess in guesses])
+            for action, name in ACTIONS.items()
+            if action in self._actions and name in ATTRIBUTES
+        }
+        return Described(vectors, found, age, labels)
 
-    def _describe(self, face: np.ndarray) -> tuple[list[float], float, dict[str, int]] | None:
+    def _works(self, action: str, face: np.ndarray) -> bool:
+        """Whether an attribute can be guessed; where it cannot, recall is measured all the same."""
+        try:
+            with self._explained():
+                self._analyze(face, (action,), "skip")
+        except cli.UserError as error:
+            print(f"note: {ACTIONS[action]} is not measured ({error})", file=sys.stderr)
+            return False
+        return True
+
+    def _analyze(self, face: np.ndarray, actions: tuple[str, ...], detector: str) -> dict:
+        with cli.quiet():
+            (guess, *_) = self._deepface.analyze(
+                face[..., ::-1], actions, enforce_detection=False, detector_backend=detector, silent=True
+            )
+        return guess
+
+    def _describe(self, face: np.ndarray) -> tuple[list[float], dict[str, float | int]] | None:
+        """The embedding and the guesses; None where no face was found."""
         vector = self._represent(face, self._detector)
         if vector is None:
             return None
-        with self._explained(), cli.quiet():
-            (guess, *_) = self._deepface.analyze(
-                face[..., ::-1], ("age", "gender", "race"), enforce_detection=False,
-                detector_backend=self._detector, silent=True,
-            )  # fmt: skip
-        gender = LABELS["gender"].index(_CLASSES[guess["dominant_gender"]])
-        ethnicity = LABELS["ethnicity"].index(guess["dominant_race"])
-        return vector, float(guess["age"]), {"gender": gender, "ethnicity": ethnicity}
+        said, guess = {}, {}
+        if self._actions:
+            with self._explained():
+                said = self._analyze(face, self._actions, self._detector)
+        if "age" in said:
+            guess["age"] = float(said["age"])
+        if "dominant_gender" in said:
+            guess["gender"] = LABELS["gender"].index(_CLASSES[said["dominant_gender"]])
+        if "dominant_race" in said:
+            guess["ethnicity"] = LABELS["ethnicity"].index(said["dominant_race"])
+        return vector, guess
 
     def _represent(self, face: np.ndarray, detector: str) -> list[float] | None:
         """The embedding of the largest face, None where there is none."""

@@ -93,12 +93,13 @@ class Scores:
     """What was measured on the faces of P people, a few samples of each: arrays [P, samples].
 
     rank: of the person in the gallery, 0 where not among the first `DEEPEST` or where no face was found. age: years as
-    guessed from the face, NaN where no face was found. labels: guesses, -1 where no face was found.
+    guessed from the face, NaN where no face was found. labels: guesses, -1 where no face was found. What the embedder
+    cannot guess is not there.
     """
 
     rank: np.ndarray
     found: np.ndarray
-    age: np.ndarray
+    age: np.ndarray | None
     labels: dict[str, np.ndarray]
     psnr: np.ndarray
     ssim: np.ndarray
@@ -143,9 +144,10 @@ class Judge:
         def table(values: np.ndarray) -> np.ndarray:
             return values.reshape(count, samples)
 
+        age, labels = seen.age, {name: table(x) for name, x in seen.labels.items()}
         return Scores(
-            table(rank), table(seen.found), table(seen.age), {name: table(x) for name, x in seen.labels.items()},
-            *fidelity, [names[:3] for names in neighbours[::samples]],
+            table(rank), table(seen.found), None if age is None else table(age), labels, *fidelity,
+            [names[:3] for names in neighbours[::samples]],
         )  # fmt: skip
 
     def _search(self, seen: Described) -> list[list[str]]:
@@ -161,29 +163,37 @@ def hits(scores: Scores, k: int) -> np.ndarray:
 
 def summary(scores: Scores, people: People) -> dict:
     """All figures of one system: rates with N and 95 % interval, means, sd over samples where there are several."""
-    out = {f"r@{k}": _rate(hits(scores, k), scores.rank.shape[1]) for k in metrics.KS}
+    out: dict = {f"r@{k}": _rate(hits(scores, k), scores.rank.shape[1]) for k in metrics.KS}
+    samples = scores.rank.shape[1]
     for name in ATTRIBUTES:
-        truth = people.probe[name]
+        truth, out[name] = people.probe[name], None
         known = truth >= 0
-        out[name] = _rate((scores.labels[name] == truth[:, None])[known].mean(1), scores.rank.shape[1])
-    known = np.isfinite(people.probe["age"])
-    age = people.probe["age"][known, None]
-    group = metrics.age_group(np.nan_to_num(scores.age[known], nan=-1000)) == metrics.age_group(age)
-    out["age_group"] = _rate(group.mean(1), scores.rank.shape[1])
-    square = (scores.age[known] - age) ** 2
-    out["age_rmse"] = float(np.sqrt(np.nanmean(square))) if np.isfinite(square).any() else None
+        if name in scores.labels:
+            out[name] = _rate((scores.labels[name] == truth[:, None])[known].mean(1), samples)
+    out["age_group"], out["age_rmse"] = _ages(scores, people)
     for name, values in (("psnr", scores.psnr), ("ssim", scores.ssim)):
         out[name] = None  # the real face itself is infinitely like itself
         if np.isfinite(values).all():
             low, high = metrics.bootstrap(values.mean(1))
             out[name] = {"mean": float(values.mean()), "low": low, "high": high}
     out["faces_found"] = float(scores.found.mean())
-    samples = scores.rank.shape[1]
     if samples > 1:
         each = {f"r@{k}": [metrics.recall(scores.rank[:, i], k) for i in range(samples)] for k in metrics.KS}
         each |= {"psnr": scores.psnr.mean(0), "ssim": scores.ssim.mean(0)}
         out["sd_over_samples"] = {name: float(np.std(values, ddof=1)) for name, values in each.items()}
     return out
+
+
+def _ages(scores: Scores, people: People) -> tuple[dict | None, float | None]:
+    """Recall of the age group, and the root mean square error in years."""
+    if scores.age is None:
+        return None, None
+    known = np.isfinite(people.probe["age"])
+    age, guess = people.probe["age"][known, None], scores.age[known]
+    group = metrics.age_group(np.nan_to_num(guess, nan=-1000)) == metrics.age_group(age)
+    square = (guess - age) ** 2
+    rmse = float(np.sqrt(np.nanmean(square))) if np.isfinite(square).any() else None
+    return _rate(group.mean(1), scores.rank.shape[1]), rmse
 
 
 def _rate(shares: np.ndarray, samples: int) -> dict | None:
@@ -236,14 +246,14 @@ def confusions(scores: Scores, people: People) -> dict[str, tuple[tuple[str, ...
     tables = {}
     for name in ATTRIBUTES:
         known = people.probe[name] >= 0
-        if known.any():
+        if known.any() and name in scores.labels:
             names = people.labels[name]
             tables[name] = (
                 names,
                 metrics.confusion(people.probe[name][known], scores.labels[name][known, 0], len(names)),
             )
     known = np.isfinite(people.probe["age"])
-    if known.any():
+    if known.any() and scores.age is not None:
         truth = metrics.age_group(people.probe["age"][known])
         guess = metrics.age_group(np.nan_to_num(scores.age[known, 0], nan=-10))
         first, last = min(truth.min(), guess[guess >= 0].min(initial=99)), max(truth.max(), guess.max())

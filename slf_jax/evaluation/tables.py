@@ -112,7 +112,7 @@ def _table(rows: Mapping[str, Mapping], chosen: str = "") -> str:
         if "sd_over_samples" in row
     ]
     missing = [
-        f"Nobody's {what} is known: not measured."
+        f"The {what} was not measured: nobody's is known, or there is no model at hand that guesses it."
         for rate, what in (("gender", "gender"), ("ethnicity", "ethnicity"), ("age_group", "age"))
         if rows and all(row[rate] is None for row in rows.values())
     ]

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,18 @@ def test_deepface_compares_faces_and_guesses_attributes(run, tmp_path, weights):
     assert results["embedder"] == "vgg-face" and results["metric"] == "l2"
     assert results["controls"]["mean training face"]["faces_found"] == 1
     assert results["systems"]["scale 1"]["gender"]["n"] == 4 and results["systems"]["scale 1"]["age_rmse"] > 0
+
+
+def test_without_one_models_weights_the_rest_is_measured(run, tmp_path, weights):
+    home = tmp_path / "home"
+    shutil.copytree(weights, home)
+    (home / ".deepface" / "weights" / "age_model_weights.onnx").unlink()
+    flags = ("--embedder", "vgg-face", "--detector", "skip", "--people", "4")
+    done = start(run, tmp_path / "out", home, *flags)
+    assert done.returncode == 0 and "note: age is not measured" in done.stderr
+    row = json.loads((tmp_path / "out" / "results.json").read_text())["systems"]["scale 1"]
+    assert row["age_rmse"] is None and row["age_group"] is None and row["gender"]["n"] == 4
+    assert "The age was not measured" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_no_face_in_any_real_face_is_one_line(run, tmp_path, weights):

@@ -177,6 +177,13 @@ def test_a_summary_has_a_fixed_denominator(people):
     assert everybody["age_rmse"] == 0
 
 
+def test_what_an_embedder_cannot_guess_is_not_measured_rather_than_wrong(people):
+    blind = protocol.dataclasses.replace(scores(people, 1), age=None, labels={})
+    summed = protocol.summary(blind, people)
+    assert summed["gender"] is summed["age_group"] is summed["age_rmse"] is None and summed["r@1"]["rate"] == 1
+    assert protocol.confusions(blind, people) == {}
+
+
 def test_a_paired_difference_and_its_p(people):
     better, worse = scores(people, 1), scores(people, 2)
     found = protocol.compare(better, worse)
@@ -201,7 +208,7 @@ def test_people_of_whom_nothing_is_known_are_measured_without_attributes(people)
     nameless = protocol.dataclasses.replace(people, probe=unknown)
     summed = protocol.summary(scores(nameless, 1), nameless)
     assert summed["gender"] is None and summed["age_group"] is None and summed["r@1"]["rate"] == 1
-    assert "Nobody's ethnicity is known" in tables._table({"x": summed})
+    assert "The ethnicity was not measured" in tables._table({"x": summed})
     assert protocol.by_group(scores(nameless, 1), nameless) == {
         "gender": {}, "ethnicity": {}, "age_group": {}, "largest_gap": None
     }  # fmt: skip
