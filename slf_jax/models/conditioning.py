@@ -11,18 +11,21 @@ import jax
 import jax.numpy as jnp
 
 from slf_jax.features import Block, Layout
-from slf_jax.models.blocks import qk_norm, split_heads
+from slf_jax.models.blocks import ZERO, qk_norm, split_heads
+
+SKETCH = 32  # pixels a side of what the conditions draw by themselves
 
 
 @flax.struct.dataclass
 class Cond:
     """What the U-Net needs of the conditions.
 
-    pooled: [B, D]. keys, values: for each cross-attention layer [B, N, heads, head_width]. B may be 1, for
-    conditions that all images share.
+    pooled: [B, D]. sketch: [B, 32, 32, 3] float32, what they draw by themselves. keys, values: for each cross-attention
+    layer [B, N, heads, head_width]. B may be 1, for conditions that all images share.
     """
 
     pooled: jax.Array
+    sketch: jax.Array
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
 
@@ -61,10 +64,11 @@ class Conditioner(nn.Module):
         pooled = nn.silu(nn.LayerNorm(dtype=self.dtype, name="pool_norm")(pooled))
         pooled = nn.Dropout(self.dropout, deterministic=not train)(pooled)
         pooled = nn.Dense(self.width, dtype=self.dtype, name="pool2")(pooled)
-        if not self.cross_widths:
-            return Cond(pooled, (), ())
-        keys, values = self._keys_values(jnp.concatenate(tokens, 1))
-        return Cond(pooled, keys, values)
+        # Scale and shift act alike on all positions: what is to be drawn where is slow to learn through them alone.
+        sketch = nn.Dense(SKETCH * SKETCH * 3, dtype=self.dtype, kernel_init=ZERO, name="sketch")(pooled)
+        sketch = sketch.astype(jnp.float32).reshape(-1, SKETCH, SKETCH, 3)
+        keys, values = self._keys_values(jnp.concatenate(tokens, 1)) if self.cross_widths else ((), ())
+        return Cond(pooled, sketch, keys, values)
 
     def _encode(self, block: Block, rows: jax.Array, known: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One constituent's tokens [B, rows, D], and its summary [B, 2 D]: mean and spread over known rows."""

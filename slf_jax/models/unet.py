@@ -22,8 +22,6 @@ from slf_jax.models.blocks import (
 )
 from slf_jax.models.conditioning import Cond
 
-SKETCH = 32  # pixels a side of what the conditions draw by themselves
-
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
@@ -119,13 +117,8 @@ class UNet(nn.Module):
         return depth_to_space(out.astype(jnp.float32), config.patch) + self._sketch(embedding, cond, images.shape[1])
 
     def _sketch(self, embedding: jax.Array, cond: Cond, side: int) -> jax.Array:
-        """What the pooled conditions alone would draw, [B, side, side, 3] float32, as strongly as the noise level asks.
-
-        Scale and shift act alike on all positions: what is to be drawn where is slow to learn through them alone.
-        """
-        picture = nn.Dense(SKETCH * SKETCH * 3, dtype=self.dtype, kernel_init=ZERO, name="sketch")(cond.pooled)
-        picture = picture.astype(jnp.float32).reshape(-1, SKETCH, SKETCH, 3)
-        picture = jax.image.resize(picture, (len(picture), side, side, 3), "linear")
+        """What the conditions alone would draw, [B, side, side, 3] float32, as strongly as the noise level asks."""
+        picture = jax.image.resize(cond.sketch, (len(cond.sketch), side, side, 3), "linear")
         strength = nn.Dense(1, dtype=self.dtype, bias_init=nn.initializers.ones, name="sketch_strength")(embedding)
         return strength.astype(jnp.float32)[..., None, None] * picture
 

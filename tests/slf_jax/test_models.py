@@ -20,7 +20,7 @@ def make_cond(config):
     rng = np.random.default_rng(1)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))  # noqa: E731
     shapes = [(2, 5, width // config.head_width, config.head_width) for width in config.cross_widths]
-    return Cond(draw(2, 16), tuple(draw(*s) for s in shapes), tuple(draw(*s) for s in shapes))
+    return Cond(draw(2, 16), draw(2, 32, 32, 3), tuple(draw(*s) for s in shapes), tuple(draw(*s) for s in shapes))
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,7 @@ def test_every_condition_reaches_the_output_of_its_own_image_only(params):
     assert out.shape == (2, 16, 16, 3) and out.dtype == np.float32
     for moved in (
         cond.replace(pooled=cond.pooled.at[1].add(1.0)),
+        cond.replace(sketch=cond.sketch.at[1].add(1.0)),
         cond.replace(keys=tuple(k.at[1].multiply(-5.0) for k in cond.keys)),
         cond.replace(values=tuple(v.at[1].add(1.0) for v in cond.values)),
     ):
