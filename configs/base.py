@@ -5,7 +5,7 @@
 
 Not yet trained to the end on people: no figure is claimed.
 
-58 M and 75 M parameters; 9.2 and 20.3 GFLOP an evaluation; 1.4 TFLOP a face, where the original SLF takes 1,050. What
+60 M and 77 M parameters; 9.2 and 20.3 GFLOP an evaluation; 1.4 TFLOP a face, where the original SLF takes 1,050. What
 the sizes bought, in GFLOP of one evaluation (`python benchmarks/cost.py --sizes`):
 
 - The upsampler folds 2x2 pixels into channels: 20.3, where a first level at 128 px takes 32.8.

@@ -99,18 +99,24 @@ def rank_curves(curves: Mapping[str, Sequence[float]], gallery: int, path: Path)
 def recall_by_scale(systems: Mapping[str, Mapping[str, Mapping]], path: Path) -> None:
     """Draws R@1 and R@3 against the guidance scale (Fig. 8a and 8b), of summaries by system and `scale S`."""
     plt = _pyplot()
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    few = len(systems) <= 3  # more intervals than that hide each other
     for axes, rate in zip(panels, ("r@1", "r@3"), strict=True):
         for name, rows in systems.items():
             scales = [row.removeprefix("scale ") for row in rows]
             low, middle, high = (
                 100 * np.array([row[rate][x] for row in rows.values()]) for x in ("low", "rate", "high")
             )
+            if len(systems) > 1 and len(rows) == 1:  # the same at all scales
+                axes.axhline(middle[0], color="0.5", ls="--", label=name)
+                continue
             (line,) = axes.plot(scales, middle, marker="o", ms=4, label=name)
-            axes.fill_between(scales, low, high, color=line.get_color(), alpha=0.12, lw=0)
-        axes.set(xlabel="guidance scale", ylabel=f"{rate.upper()} (%), 95 % interval", ylim=(0, None))
+            if few:
+                axes.fill_between(scales, low, high, color=line.get_color(), alpha=0.12, lw=0)
+        axes.set(xlabel="guidance scale", ylabel=f"{rate.upper()} (%)" + (", 95 % interval" if few else ""))
+        axes.set_ylim(0, None)
         axes.grid(alpha=0.2)
-    panels[0].legend(frameon=False, fontsize=9)
+    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
     _save(figure, path)
 
 
