@@ -40,7 +40,8 @@ class Mel:
     def _rows(self, wave: np.ndarray) -> np.ndarray:
         padded = np.pad(wave, PADDING)
         spectrum = librosa.stft(padded, n_fft=WINDOW, hop_length=HOP, center=False)
-        power = self._bank @ np.square(np.abs(spectrum))
+        # In double precision the float16 that is stored does not depend on threads or the BLAS at hand.
+        power = self._bank.astype(np.float64) @ np.square(np.abs(spectrum).astype(np.float64))
         return np.log(np.maximum(power, FLOOR)).T.reshape(self.constituent.rows, self.constituent.width)
 
 
