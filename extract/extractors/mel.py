@@ -42,7 +42,8 @@ class Mel:
         spectrum = librosa.stft(padded, n_fft=WINDOW, hop_length=HOP, center=False)
         # In double precision the float16 that is stored does not depend on threads or the BLAS at hand.
         power = self._bank.astype(np.float64) @ np.square(np.abs(spectrum).astype(np.float64))
-        return np.log(np.maximum(power, FLOOR)).T.reshape(self.constituent.rows, self.constituent.width)
+        rows = np.log(np.maximum(power, FLOOR)).astype(np.float32)
+        return rows.T.reshape(self.constituent.rows, self.constituent.width)
 
 
 def load(settings: Mapping) -> Mel:
