@@ -75,7 +75,8 @@ def gaps(dataset, tmp_path_factory):
 def test_eight_devices_train_as_one(gaps, optimizer):
     found = gaps[optimizer]
     assert gaps["devices"] == 8 and found["moved"] > 1e-3
-    assert found["one_to_eight"] < 1e-5
+    # Adam divides a gradient by its own size, and so magnifies the rounding of one that is almost nothing.
+    assert found["one_to_eight"] < {"sgd": 1e-6, "adamw": 1e-2 * found["moved"]}[optimizer]
     assert found["metrics"] < 1e-3
 
 
