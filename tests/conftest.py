@@ -11,14 +11,6 @@ from tfrecords.schema import AUDIO_CONSTITUENTS, Schema
 SPLITS = {"train": (2, 12), "validation": (1, 6), "test": (1, 6)}  # shards, clips a shard
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Shares the tests between two processes by file; all that need the trained run stay together."""
-    for item in items:
-        group = "run" if "run" in item.fixturenames else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def schema() -> Schema:
     return Schema(tuple(part for part in AUDIO_CONSTITUENTS if part.name in ("pyaudioanalysis", "mel")))
