@@ -147,13 +147,13 @@ def claims(systems: Mapping) -> dict[str, dict]:
         found = systems[name]
         return np.array(found["hits"][scale or found["chosen"]][rate])
 
-    def at_zero(name: str) -> bool:
-        return "0" in systems.get(name, {"hits": {}})["hits"]
+    def measured(name: str, scale: str) -> bool:
+        return scale in systems.get(name, {"hits": {}})["hits"]
 
     found, have = {}, set(systems)
     if {FULL, GUIDE_ONLY} <= have:
         found["full input over the guide alone"] = "r@1", hits(FULL, "r@1"), hits(GUIDE_ONLY, "r@1")
-        if at_zero(FULL):
+        if measured(FULL, "0"):
             pair = hits(FULL, "r@1", "0"), hits(GUIDE_ONLY, "r@1")
             found["full input at scale 0 over the guide alone (equal, says the paper)"] = "r@1", *pair
     for name in (NO_GUIDE, "only audio"):
@@ -163,6 +163,10 @@ def claims(systems: Mapping) -> dict[str, dict]:
     if {NO_AUDIO, NO_ATTRIBUTES} <= have:
         pair = hits(NO_ATTRIBUTES, "r@1"), hits(NO_AUDIO, "r@1")
         found["the audio's absence costs more than the attributes'"] = "r@1", *pair
+        scale = systems[FULL]["chosen"] if FULL in have else ""
+        if measured(NO_AUDIO, scale) and measured(NO_ATTRIBUTES, scale):
+            pair = hits(NO_ATTRIBUTES, "r@1", scale), hits(NO_AUDIO, "r@1", scale)
+            found[f"the same, both at the full input's scale {scale}"] = "r@1", *pair
     return {what: {"rate": rate, **metrics.paired(a, b)} for what, (rate, a, b) in found.items()}
 
 

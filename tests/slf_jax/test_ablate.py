@@ -88,6 +88,24 @@ def test_the_tables_of_the_papers_own_recalls_give_its_significances():
     assert metrics.band(s["attributes"]) == "moderate"
 
 
+def test_what_is_taken_away_is_compared_at_one_scale_too():
+    def found(chosen, **recalled):  # of 20 people, by scale
+        hits = {scale[1:]: {"r@1": [1.0] * count + [0.0] * (20 - count)} for scale, count in recalled.items()}
+        return {"chosen": chosen, "hits": hits}
+
+    systems = {
+        "full input": found("4", s2=9, s4=12),
+        "no audio": found("2", s2=10, s4=2),
+        "no additional attributes": found("4", s2=3, s4=11),
+    }
+    claims = ablation_tables.claims(systems)
+    assert {what: (each["first"], each["second"]) for what, each in claims.items()} == {
+        "the audio's absence costs more than the attributes'": (0.55, 0.5),
+        "the same, both at the full input's scale 4": (0.55, 0.1),
+    }
+    assert claims["the same, both at the full input's scale 4"]["p_mcnemar"] == pytest.approx(2 / 2**9)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
