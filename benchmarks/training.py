@@ -47,7 +47,7 @@ def split(config, name: str) -> None:
     )
     feed = Feed(
         clips, size, 1, seed=0, first=0, threads=config.data.threads, mesh=mesh, mode=config.parallel,
-        stop=lambda: False,
+        stop=lambda: False, seen=system.seen,
     )  # fmt: skip
     step = make_step(system, name, optimizer, schedule, config.train)
     step = parallel.compile_steps(step, mesh, config.parallel)

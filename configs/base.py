@@ -70,7 +70,12 @@ def get_config() -> ml_collections.ConfigDict:
             skip_corrupt=False,  # count damaged records and go on with others in their place
         )
     )  # fmt: skip
-    config.model = ml_collections.ConfigDict(dict(dtype="auto"))  # bfloat16 on accelerators, float32 on CPU
+    config.model = ml_collections.ConfigDict(
+        dict(
+            dtype="auto",  # bfloat16 on accelerators, float32 on CPU
+            inputs=(),  # what the networks have room for, if for more than data.inputs: systems alike compile once
+        )
+    )
     config.model.base = ml_collections.ConfigDict(
         dict(
             patch=1,  # side of the squares folded into channels before the first level

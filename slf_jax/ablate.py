@@ -105,8 +105,9 @@ def _run_config(ablation: Ablation, name: str, mode: str) -> ml_collections.Conf
         return config
     system = ablation.settings.systems[name]
     config.workdir = str(ablation.workdir / name.replace(" ", "_"))
-    config.data.inputs = tuple(system.inputs)
-    config.train.constituent_drop = {part: 0.0 for part in system.inputs}
+    # The same networks for all, so that they differ in nothing but what they see, and compile once.
+    config.model.inputs, config.data.inputs = tuple(config.data.inputs), tuple(system.inputs)
+    config.train.constituent_drop = {}
     config.train.guide_drop = 0.0 if system.guide else 1.0
     return config
 

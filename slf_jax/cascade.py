@@ -275,7 +275,10 @@ def _is_interval(values: tuple[float, ...]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A cascade and what it may see: the layout of its features, their statistics, the inputs in use."""
+    """A cascade and what it may see: the layout of its features, their statistics, the inputs in use.
+
+    Its networks may have room for more inputs than it sees: those are masked in all records (`seen`).
+    """
 
     layout: features.Layout
     statistics: Mapping[str, Mapping[str, np.ndarray]]
@@ -289,10 +292,17 @@ class System:
                 raise UserError(f"{name!r} is no input of this system; its inputs are: {', '.join(self.inputs)}")
         return dataclasses.replace(self, inputs=tuple(name for name in self.inputs if name not in names))
 
+    def seen(self, clips: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Records in which all that this system may not see is unknown.
+
+        On the host: programs are the same whatever is masked, so that none is compiled twice.
+        """
+        room = self.stages[STAGES[0]].conditioner.inputs
+        return features.withhold(clips, [name for name in room if name not in self.inputs])
+
     def features(self, clips: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Matrix [B, 256, 768] and row mask [B, 256] of a batch of records."""
-        matrix, mask = features.assemble(clips, self.layout, self.statistics)
-        return matrix, features.select(mask, self.layout, self.inputs)
+        """Matrix [B, 256, 768] and row mask [B, 256] of a batch of records as `seen` gives them."""
+        return features.assemble(clips, self.layout, self.statistics)
 
     def sample(
         self, params: Mapping[str, Mapping], clips: Mapping[str, jax.Array], low: jax.Array, given: jax.Array,
@@ -304,7 +314,7 @@ class System:
 
         Args:
           params: of each stage.
-          clips: raw records, leading axis B.
+          clips: raw records as `seen` gives them, leading axis B.
           low: [B, side, side, 3] in [-1, 1], what the first stage starts from: the guide, or for the upsampler a face
             of 32x32. given: [B], 0 = there is none, the base stage starts from noise alone.
           noise: of each stage, as `person_noise` gives it.
@@ -352,14 +362,17 @@ def build(
 ) -> System:
     """The system that a config describes. Raises `UserError` where its settings do not fit together."""
     inputs = tuple(config.data.inputs)
-    features.check_inputs(inputs, layout)
+    room = tuple(config.model.inputs) or inputs
+    features.check_inputs((*inputs, *room), layout)
+    if more := [name for name in inputs if name not in room]:
+        raise UserError(f"config.data.inputs has {more[0]!r}, which config.model.inputs leaves no room for")
     dtype = jnp.dtype(_dtype(config.model.dtype))
     stages = {}
     for name in STAGES:
         try:
             net = UNetConfig(**{k: _plain(v) for k, v in config.model[name].items()})
             conditioner = Conditioner(
-                layout, inputs, net.cond_width, net.cross_widths, net.head_width, net.dropout, dtype
+                layout, room, net.cond_width, net.cross_widths, net.head_width, net.dropout, dtype
             )
             stages[name] = Stage(name, conditioner, UNet(net, dtype), **config.diffusion[name].to_dict())
         except (TypeError, ValueError) as error:

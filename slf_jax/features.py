@@ -163,14 +163,6 @@ def _fill(clips: Mapping, block: Block, statistics: Mapping, count: int) -> tupl
     return jnp.where(mask[..., None], jnp.clip(value, -LIMIT, LIMIT), 0.0), mask
 
 
-def select(mask: jax.Array, layout: Layout, names: Sequence[str]) -> jax.Array:
-    """The row mask [B, 256] with every constituent not in `names` masked."""
-    keep = np.zeros(MATRIX_ROWS, bool)
-    for name in names:
-        keep[layout[name].start : layout[name].stop] = True
-    return mask & keep
-
-
 def withhold(clips: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
     """Records in which the constituents `names` are unknown: masked, by whatever program reads them."""
     return {

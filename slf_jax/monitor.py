@@ -197,7 +197,7 @@ class Preview:
     def _clips(self) -> Mapping[str, np.ndarray]:
         count = len(self._source)
         places = np.linspace(0, count - 1, min(VALIDATION_CLIPS, count)).astype(int)
-        return stack([self._source[int(i)] for i in places])
+        return self._system.seen(stack([self._source[int(i)] for i in places]))
 
     def loss(self, params: Any) -> dict[str, Any]:
         """Mean training loss with the same noise every time, so that it can be compared; and by noise level."""

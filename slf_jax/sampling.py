@@ -106,7 +106,7 @@ class Sampler:
         `clips` are records of B people, `people` their numbers. Not `guided`: the base stage starts from noise alone.
         `without`: inputs that are masked.
         """
-        count, clips = len(people) * samples, features.withhold(clips, without)
+        count, clips = len(people) * samples, self._system.without(without).seen(clips)
 
         def arguments(places: np.ndarray) -> tuple:
             # The last chunk is filled up with its first row, so that nothing compiles twice.

@@ -108,7 +108,7 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
         # ---- data
         feed = Feed(
             run.clips, batch_size, stride, seed=config.seed, first=first, threads=config.data.threads,
-            mesh=run.mesh, mode=config.parallel, stop=stop,
+            mesh=run.mesh, mode=config.parallel, stop=stop, seen=run.system.seen,
         )  # fmt: skip
         batch = next(feed)
         # ---- compile

@@ -213,6 +213,7 @@ def test_the_loss_sees_guide_dropout_only_in_the_base_stage(system, params, batc
         ("model.base.mults", (1, 2, 3), "one entry per level"),
         ("model.base.head_width", 7, "multiple"),
         ("data.inputs", ("mel", "melody"), "unknown constituent 'melody'"),
+        ("model.inputs", ("mel", "gender"), "'age', which config.model.inputs leaves no room for"),
         ("diffusion.base.preconditioning", "x1", "edm, v, eps, x0"),
         ("diffusion.base.noise", "normal", "lognormal, cosine, linear"),
         ("diffusion.upsampler.weight", "p2", "weight='p2' is none of: edm, snr"),
@@ -233,6 +234,25 @@ def test_settings_that_do_not_fit_are_refused(config, system, key, value, messag
     with pytest.raises(UserError, match=message):
         cascade.build(changed, system.layout, system.statistics)
         cascade.sample_settings(changed)
+
+
+def test_systems_with_like_networks_are_one_program_whatever_they_see(config, system, params, batch):
+    def build(*inputs):
+        changed = config.copy_and_resolve_references()
+        changed.model.inputs, changed.data.inputs = config.data.inputs, inputs
+        return cascade.build(changed, system.layout, system.statistics)
+
+    def compiled(system, records):
+        return jax.jit(lambda p, b: system.stages["base"].condition(p, *system.features(b))).lower(
+            params["base"], system.seen(records)
+        )
+
+    whole, deaf, other = build("mel", "age", "gender"), build("age", "gender"), {**batch, "mel": batch["mel"][::-1]}
+    assert compiled(whole, batch).as_text() == compiled(deaf, batch).as_text()
+    conds = [compiled(each, batch).compile()(params["base"], each.seen(records)).pooled
+             for each in (whole, deaf) for records in (batch, other)]  # fmt: skip
+    assert np.abs(conds[0] - conds[1]).max() > 1e-2
+    np.testing.assert_array_equal(conds[2], conds[3])
 
 
 def test_the_papers_settings_train_and_sample(config, system, params, batch):

@@ -280,6 +280,13 @@ def test_what_cannot_work_is_refused_in_one_line(run, fresh_config, key, value, 
     assert (Path(run.workdir) / "config.json").read_bytes() == before
 
 
+def test_a_run_that_lost_its_config_is_told(fresh_config):
+    config = fresh_config("lost")
+    (Path(config.workdir) / "checkpoints/base/8").mkdir(parents=True)
+    with pytest.raises(UserError, match="config.json: missing"):
+        state.check_same_run(config, Path(config.workdir))
+
+
 def test_too_little_memory_is_told_with_the_batch_size(fresh_config):
     with pytest.raises(UserError, match=r"out of memory: lower config.train.batch_size=\(") as error:
         with _short_of_room(fresh_config("large")):
