@@ -102,6 +102,7 @@ def _run_config(ablation: Ablation, name: str, mode: str) -> ml_collections.Conf
         del config.ablations
     if mode == "masked":
         config.workdir = str(ablation.workdir / "any_subset")
+        config.train.steps = tuple(ablation.settings.any_subset_steps) or config.train.steps
         return config
     system = ablation.settings.systems[name]
     config.workdir = str(ablation.workdir / name.replace(" ", "_"))
@@ -191,6 +192,7 @@ def _receipt(ablation: Ablation) -> dict:
         "gallery_of_another_clip": int(judge.people.another.sum()), "embedder": judge.embedder.name,
         "metric": judge.embedder.metric, "seed": config.seed, "samples": config.ablations.samples,
         "sampler": config.sample.to_dict(), "steps": list(config.train.steps),
+        "any_subset_steps": list(config.ablations.any_subset_steps) or list(config.train.steps),
         "chosen_by": "validation people" if ablation.validation else "the first scale given",
     }  # fmt: skip
 

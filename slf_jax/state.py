@@ -257,7 +257,9 @@ def check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str
         return {}
     path = workdir / "config.json"
     if not path.exists():
-        raise UserError(f"{path}: missing, though the run has checkpoints; put it back, or choose another --config.workdir")
+        raise UserError(
+            f"{path}: missing, though the run has checkpoints; put it back, or choose another --config.workdir"
+        )
     now, then = _flat(json.loads(config.to_json())), _flat(json.loads(path.read_text()))
     changes = {key: (then.get(key), now.get(key)) for key in sorted(now.keys() | then.keys())}
     changes = {key: both for key, both in changes.items() if both[0] != both[1]}

@@ -12,6 +12,7 @@ import numpy as np
 from tfrecords.cli import UserError
 
 METRICS = ("l2", "cosine")
+AT_ONCE = 256  # faces that are looked for together
 INDEX_ABOVE = 200_000  # faces; from there on an approximate index answers, below it every search is exact
 
 
@@ -71,11 +72,16 @@ class Gallery:
         `exact`: whether every face is compared; None: up to `INDEX_ABOVE` faces. k beyond the gallery gives all of it.
         """
         exact = len(self) <= INDEX_ABOVE if exact is None else exact
-        found = []
-        for vector in np.asarray(vectors, np.float32):
-            query = self._table.search(vector).distance_type(self._metric).select(["speaker_id", "_distance"])
+        found: list[list[str]] = [[] for _ in vectors]
+        for first in range(0, len(vectors), AT_ONCE):
+            part = list(np.asarray(vectors[first : first + AT_ONCE], np.float32))
+            query = self._table.search(part).distance_type(self._metric).select(["speaker_id", "_distance"])
             query = query.bypass_vector_index() if exact else query.refine_factor(10)
-            found.append(query.limit(k).to_arrow()["speaker_id"].to_pylist())
+            answer = query.limit(k).to_arrow()
+            # The neighbours of several come one after the other, numbered; those of one alone without a number.
+            numbers = answer["query_index"].to_pylist() if len(part) > 1 else [0] * len(answer)
+            for number, speaker in zip(numbers, answer["speaker_id"].to_pylist(), strict=True):
+                found[first + number].append(speaker)
         return found
 
     def _names(self) -> list[str]:

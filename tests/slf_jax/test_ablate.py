@@ -16,7 +16,7 @@ def tiny(fresh_config):
     config = fresh_config("ablations")
     config.train.update(steps=(8, 8), preview_every=100)
     wanted = load_config("configs/ablations.py:demo").ablations
-    wanted.update(scales=(0.0, 2.0), chunk=6)
+    wanted.update(scales=(0.0, 2.0), chunk=6, any_subset_steps=(12, 8))
     systems = {"only image guide": (), "full input": config.data.inputs, "no audio": ("age", "gender")}
     with config.unlocked():
         config.ablations = wanted
@@ -38,6 +38,7 @@ def test_each_system_is_trained_and_read_off_one(ablated):
     assert {path.parent.name for path in workdir.glob("*/checkpoints")} == {
         "only_image_guide", "full_input", "no_audio", "any_subset"
     }  # fmt: skip
+    assert (workdir / "any_subset/checkpoints/base/12").is_dir() and (workdir / "no_audio/checkpoints/base/8").is_dir()
     masked = report["modes"]["masked"]
     assert masked["no audio"]["made_from"]["without"] == ["mel"] and masked["full input"]["made_from"]["without"] == []
     for systems in report["modes"].values():

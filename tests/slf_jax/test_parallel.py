@@ -37,7 +37,9 @@ def run(mesh, mode, optimizer, accumulate=1, stride=1):
     key = parallel.replicate(mesh, jax.random.key(1))
     step = steps.make_step(system, "base", optimizer, schedule, config.train)
     step = parallel.compile_steps(step, mesh, mode)
-    feed = Feed(clips, 16, stride, seed=0, first=0, threads=1, mesh=mesh, mode=mode, stop=lambda: False, seen=system.seen)
+    feed = Feed(
+        clips, 16, stride, seed=0, first=0, threads=1, mesh=mesh, mode=mode, stop=lambda: False, seen=system.seen
+    )
     batches = [next(feed) for _ in range(4 // stride)]
     with jax.transfer_guard("disallow"):
         for batch in batches:
