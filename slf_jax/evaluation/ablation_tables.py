@@ -53,8 +53,8 @@ def _how(report: Mapping) -> str:
         f"than the guide's for {other}), compared by `{report['embedder']}` ({report['metric']}); "
         f"{report['samples']} sample(s) of each, seed {report['seed']}, {sampler['sampler']} with {sampler['steps']} "
         f"steps a stage; training steps {report['steps']}, of the system that is masked {report['any_subset_steps']}. "
-        f"Scales were chosen by {report['chosen_by']}; the paper chose on the test people. Rates in percent, of R@k "
-        "with 95 % intervals; a face in which none is found is a miss. The paper's rows are of 118 people of VoxCeleb2, "
+        f"Scales were chosen by {report['chosen_by']}; the paper chose on the test people. Rates in percent, R@k with "
+        "95 % intervals; a face in which none is found is a miss. The paper's rows are of 118 people of VoxCeleb2, "
         "compared by VGG-Face: they stand here for their pattern, not to be matched."
     )
 
