@@ -3,9 +3,9 @@
     python -m slf_jax.ablate --config configs/ablations.py          # on the data of configs/base.py
     python -m slf_jax.ablate --config configs/ablations.py:demo     # on the synthetic talkers, after `make demo`
 
-Not yet run on people: no figure is claimed. On the talkers both ways took 34 minutes, in two parts, on two cores that
-other work shared (128 test people: R@1 53.9 % with all inputs, 29.7 % with the guide alone, each trained by itself;
-40.6 and 21.1 % by masking one system). The talkers have no speaker embeddings, for want of pretrained
+Not yet run on people: no figure is claimed. On the talkers both ways took 25 minutes on two cores of a shared AMD EPYC
+(128 test people: R@1 53.9 % with all inputs, 29.7 % with the guide alone, each trained by itself; 57.8 and 30.5 % by
+masking one system; of voice and attributes without a guide R@10 39.1 and 56.2 %). The talkers have no speaker embeddings, for want of pretrained
 models: there pyAudioAnalysis' features stand in their place, and the mel spectrogram is the rest of the audio.
 """
 

@@ -13,7 +13,7 @@ from slf_jax.evaluation.tables import ATTRIBUTES, COLUMNS, FIDELITY, RECALL, beg
 MODES = {"trained": "a system trained on these inputs alone", "masked": "one any-subset system, the others masked"}
 SWEPT = ("full input", "speaker embedding only")  # of Table 8
 FULL, GUIDE_ONLY, NO_GUIDE = "full input", "only image guide", "no image guide"
-NO_AUDIO, NO_ATTRIBUTES = "no audio", "no additional attributes"
+NO_AUDIO, NO_ATTRIBUTES, NO_SPEAKER = "no audio", "no additional attributes", "no speaker embedding"
 
 
 def markdown(report: Mapping) -> str:
@@ -167,6 +167,10 @@ def claims(systems: Mapping) -> dict[str, dict]:
         if measured(NO_AUDIO, scale) and measured(NO_ATTRIBUTES, scale):
             pair = hits(NO_ATTRIBUTES, "r@1", scale), hits(NO_AUDIO, "r@1", scale)
             found[f"the same, both at the full input's scale {scale}"] = "r@1", *pair
+    for name, what in ((NO_AUDIO, "all audio"), (NO_ATTRIBUTES, "the attributes")):
+        if {name, NO_SPEAKER} <= have:
+            pair = hits(NO_SPEAKER, "r@1"), hits(name, "r@1")
+            found[f"the absence of {what} costs more than the speaker embeddings'"] = "r@1", *pair
     return {what: {"rate": rate, **metrics.paired(a, b)} for what, (rate, a, b) in found.items()}
 
 
