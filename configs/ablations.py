@@ -5,8 +5,9 @@
 
 Not yet run on people: no figure is claimed. On the talkers both ways took 25 minutes on two cores of a shared AMD EPYC
 (128 test people: R@1 53.9 % with all inputs, 29.7 % with the guide alone, each trained by itself; 57.8 and 30.5 % by
-masking one system; of voice and attributes without a guide R@10 39.1 and 56.2 %). The talkers have no speaker embeddings, for want of pretrained
-models: there pyAudioAnalysis' features stand in their place, and the mel spectrogram is the rest of the audio.
+masking one system; of voice and attributes without a guide R@10 39.1 and 56.2 %). The talkers have no speaker
+embeddings, for want of pretrained models: there pyAudioAnalysis' features stand in their place, and the mel spectrogram
+is the rest of the audio.
 """
 
 import ml_collections

@@ -105,6 +105,10 @@ def test_what_is_taken_away_is_compared_at_one_scale_too():
         "the same, both at the full input's scale 4": (0.55, 0.1),
     }
     assert claims["the same, both at the full input's scale 4"]["p_mcnemar"] == pytest.approx(2 / 2**9)
+    more = ablation_tables.claims({**systems, "no speaker embedding": found("2", s2=13)})
+    costs = {part: more[f"the absence of {part} costs more than the speaker embeddings'"]["difference"]
+             for part in ("all audio", "the attributes")}  # fmt: skip
+    assert costs == pytest.approx({"all audio": 0.15, "the attributes": 0.1})
 
 
 @pytest.mark.parametrize(
