@@ -73,7 +73,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict(
         dict(
             dtype="auto",  # bfloat16 on accelerators, float32 on CPU
-            inputs=(),  # what the networks have room for, if for more than data.inputs: systems alike compile once
+            inputs=(),  # what the networks have room for, data.inputs at least; (): just these
         )
     )
     config.model.base = ml_collections.ConfigDict(
