@@ -36,7 +36,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["slf_jax*", "extract*", "tfrecords*", "configs*"]),
+    packages=find_packages(include=["slf_common*", "slf_jax*", "extract*", "tfrecords*", "configs*"]),
     install_requires=[
         "jax>=0.8,<0.14",
         "flax>=0.12,<0.14",

@@ -19,10 +19,11 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
+from slf_common import cli
+from slf_common.config import load_config
 from slf_jax import cascade, features, parallel
 from slf_jax.state import Meta, Trained, init_state
 from slf_jax.step import make_optimizer, make_step
-from tfrecords import cli
 from tfrecords.schema import FACE_SIZE, LABELS, MATRIX_ROWS, MATRIX_WIDTH, Schema
 
 # imagen-pytorch at SLF's sizes: millions of parameters, GFLOP an evaluation, which encodes the conditions anew.
@@ -152,7 +153,7 @@ def seconds(stage: cascade.Stage, rounds: int) -> float:
 def presets(paths: list[str]) -> None:
     print(f"{'':26}{'stage':12}{'M parameters':>13}{'GFLOP/eval':>12}{'conditions':>12}{'NFE':>6}{'TFLOP a face':>14}")
     for path in paths:
-        config = cli.load_config(path)
+        config = load_config(path)
         system, settings = make_system(config), cascade.sample_settings(config)
         costs = {name: stage_cost(system.stages[name]) for name in cascade.STAGES}
         face = f"{face_cost(costs, settings):.2f}"
@@ -172,7 +173,7 @@ def sizes(rounds: int) -> None:
     cases = [(name, label, change) for name, group in SIZES.items() for label, change in group.items()]
     lines = []
     for name, label, change in tqdm(cases, leave=False):
-        config = cli.load_config("configs/base.py")
+        config = load_config("configs/base.py")
         config.model[name].update(change)
         stage = make_system(config).stages[name]
         cost, each = stage_cost(stage), seconds(stage, rounds)

@@ -16,10 +16,10 @@ import cost
 import jax
 import numpy as np
 
+from slf_common.config import load_config
 from slf_jax import cascade, features
 from slf_jax.diffusion.guidance import area_average
 from slf_jax.step import for_stage
-from tfrecords.cli import load_config
 from tfrecords.reader import Clips, batches, stack
 
 

@@ -23,8 +23,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from slf_common import cli
+from slf_common.errors import UserError
 from slf_jax import cascade, state
-from tfrecords import cli
 
 MOMENTS = ("start", "data", "compile", "step", "save")
 LATEST = 4.0  # seconds after such a moment has come at which the kill may fall
@@ -66,7 +67,7 @@ class Training:
             self.process.send_signal(how)
             self.process.wait()
             if "error:" in self.output[self._before :]:
-                raise cli.UserError(f"the training itself failed:\n{self.output[-2000:]}") from None
+                raise UserError(f"the training itself failed:\n{self.output[-2000:]}") from None
             return True
 
 
@@ -99,7 +100,7 @@ def same(a: dict[str, list], b: dict[str, list]) -> bool:
 def finish(command: Sequence[str], workdir: Path, devices: int) -> None:
     training = Training(command, workdir, devices)
     if training.process.wait():
-        raise cli.UserError(f"the training itself failed:\n{training.output[-2000:]}")
+        raise UserError(f"the training itself failed:\n{training.output[-2000:]}")
 
 
 def drill(command: Sequence[str], out: Path, kills: int, devices: int, seed: int) -> bool:
@@ -141,7 +142,7 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("runs/drill"), help="must not hold an earlier drill")
     args, overrides = cli.parse_overrides(arguments)
     if args.out.exists():
-        raise cli.UserError(f"{args.out}: is there already; remove it or give another --out")
+        raise UserError(f"{args.out}: is there already; remove it or give another --out")
     command = ["--config", args.config, *(f"--config.{key}={value}" for key, value in overrides.items())]
     raise SystemExit(0 if drill(command, args.out, args.kills, args.devices, args.seed) else 1)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from slf_common import cli
 from slf_jax.evaluation import faces, metrics
 from slf_jax.evaluation.gallery import Gallery
-from tfrecords import cli
 from tfrecords.reader import Clips
 
 

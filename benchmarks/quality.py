@@ -17,16 +17,16 @@ import matplotlib
 import numpy as np
 from tqdm import tqdm
 
+from slf_common import cli
+from slf_common.files import write_atomically
 from slf_jax import sampling
 from slf_jax.diffusion.samplers import SAMPLERS
 from slf_jax.evaluation import controls, metrics
 from slf_jax.state import Trained
-from tfrecords import cli
 from tfrecords.reader import stack
-from tfrecords.writer import write_atomically
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 EVALUATIONS = (4, 8, 16, 24, 32, 64, 256)
 END = ("heun", 256)  # what "in the end" is

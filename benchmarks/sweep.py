@@ -20,9 +20,10 @@ import numpy as np
 from cost import make_clips, make_trained
 from tqdm import tqdm
 
+from slf_common import cli
+from slf_common.config import load_config
 from slf_jax import cascade
 from slf_jax.sampling import Sampler, Scale
-from tfrecords import cli
 
 SCALES = tuple((float(s), float(s)) for s in range(9))
 
@@ -95,7 +96,7 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, help="of the sampler (default: the config's)")
     arguments.add_argument("--repeats", type=int, default=3)
     args = arguments.parse_args()
-    config, compilations = cli.load_config(args.config), Compilations()
+    config, compilations = load_config(args.config), Compilations()
     config.sample.steps = args.steps or config.sample.steps
     print(
         f"{len(SCALES)} scales x {args.people} people, {args.config}, {config.sample.steps} steps, "

@@ -26,11 +26,12 @@ import cost
 import jax
 import numpy as np
 
+from slf_common import cli
+from slf_common.config import load_config
 from slf_jax import cascade, features, parallel
 from slf_jax.feed import Feed
 from slf_jax.state import Checkpoints, Meta, init_state
 from slf_jax.step import for_stage, make_optimizer, make_step
-from tfrecords import cli
 from tfrecords.reader import Clips, batches
 
 STEPS = 30
@@ -89,7 +90,7 @@ def reader(config) -> None:
 
 def scaling_once(devices: int) -> None:
     """Prints the seconds of a step of the demo's base stage; in a process of its own."""
-    config = cli.load_config("configs/demo.py")
+    config = load_config("configs/demo.py")
     system = cost.make_system(config)
     once = cost.make_training(config, system, "base", cost.make_clips(system.layout, 16))
     for _ in range(3):
@@ -165,7 +166,7 @@ def start(config_path: str, data: str) -> None:
 
 
 def save() -> None:
-    config = cli.load_config("configs/base.py")
+    config = load_config("configs/base.py")
     system = cost.make_system(config)
     trained = cost.make_trained(config)
     for name in cascade.STAGES:
@@ -197,7 +198,7 @@ def main() -> None:
     arguments.add_argument("--config", default="configs/demo.py")
     arguments.add_argument("--data", help="dataset folder (default: the config's)")
     args = arguments.parse_args()
-    config = cli.load_config(args.config, {"data.dir": args.data} if args.data else {})
+    config = load_config(args.config, {"data.dir": args.data} if args.data else {})
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     calls = {
         "split": lambda: [split(config, name) for name in cascade.STAGES],

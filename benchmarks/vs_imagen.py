@@ -34,9 +34,10 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from configs import base, paper
+from slf_common import cli
+from slf_common.errors import UserError
 from slf_jax import cascade
 from slf_jax.diffusion import guidance
-from tfrecords import cli
 
 WIDTH, BATCHES = 64, {"base": 8, "upsampler": 1}
 SCALE, FACE_SCALE = 3.0, 2.0  # of guidance, in an evaluation and in a whole face
@@ -54,7 +55,7 @@ def serve(python: str, stage: str, width: int, batch: int, dtype: str) -> Iterat
         try:
             process = Popen(command, text=True, stdin=PIPE, stdout=PIPE, stderr=errors)
         except OSError as error:
-            raise cli.UserError(f"--peer {python}: {error.strerror}; give the Python of imagen-pytorch") from None
+            raise UserError(f"--peer {python}: {error.strerror}; give the Python of imagen-pytorch") from None
 
         def ask(what: str) -> dict | float:
             with contextlib.suppress(BrokenPipeError):
@@ -64,7 +65,7 @@ def serve(python: str, stage: str, width: int, batch: int, dtype: str) -> Iterat
             if not answer:
                 errors.seek(0)
                 reason = (errors.read().strip() or "it ended without a word").splitlines()[-1]
-                raise cli.UserError(f"--peer {python}: {reason} (it needs: pip install imagen-pytorch==2.1.0)")
+                raise UserError(f"--peer {python}: {reason} (it needs: pip install imagen-pytorch==2.1.0)")
             return json.loads(answer)
 
         try:
@@ -77,7 +78,7 @@ def describe(ask: Ask, dtype: str) -> dict[str, str | int]:
     """Prints hardware and versions. Raises `UserError` if only one side found a GPU."""
     theirs, threads, device = ask("about"), len(os.sched_getaffinity(0)), jax.devices()[0]
     if (theirs["device"] == "cpu") != (device.platform == "cpu"):
-        raise cli.UserError(
+        raise UserError(
             f"JAX computes on {device.platform}, torch on {theirs['device']}; for the CPU on both sides set "
             "JAX_PLATFORMS=cpu and CUDA_VISIBLE_DEVICES= (empty)"
         )
@@ -220,9 +221,9 @@ def main() -> None:
     args = arguments.parse_args()
     stages, cores = args.stages.split(","), sorted(os.sched_getaffinity(0))
     if not set(stages) <= set(cascade.STAGES):
-        raise cli.UserError(f"--stages {args.stages}: choose of {', '.join(cascade.STAGES)}")
+        raise UserError(f"--stages {args.stages}: choose of {', '.join(cascade.STAGES)}")
     if args.rounds < 1 or (args.threads is not None and not 1 <= args.threads <= len(cores)):
-        raise cli.UserError(f"--rounds is at least 1, --threads lies between 1 and {len(cores)}, the cores there are")
+        raise UserError(f"--rounds is at least 1, --threads lies between 1 and {len(cores)}, the cores there are")
     # Before JAX starts its threads. The other side inherits the cores and the GPU, most of whose memory JAX would take.
     os.sched_setaffinity(0, cores[: args.threads])
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")

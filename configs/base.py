@@ -160,7 +160,7 @@ def get_config() -> ml_collections.ConfigDict:
             skip_spikes=0.0,  # skips steps whose loss is this many times the usual; 0 skips none
         )
     )
-    config.train.constituent_drop = {name: 0.1 for name in config.data.inputs}  # share of each withheld, by itself
+    config.train.constituent_drop = dict.fromkeys(config.data.inputs, 0.1)  # share of each withheld, by itself
     config.sample = ml_collections.ConfigDict(
         dict(
             sampler="dpmpp_2m",  # or "heun", "ddim", "ancestral"

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from extract.media import Clip, make_clip
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 from tfrecords.schema import LABELS, UNKNOWN, label_index
 from tfrecords.writer import SPLITS
 

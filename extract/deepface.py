@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from extract.frameworks import digest_file, quiet
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 from tfrecords.schema import LABELS
 
 DETECTORS = ("retinaface", "opencv", "mtcnn")

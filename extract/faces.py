@@ -10,7 +10,7 @@ from PIL import Image
 
 from extract import deepface
 from extract.media import MediaError
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 from tfrecords.schema import FACE_SIZE
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels

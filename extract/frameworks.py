@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from tfrecords import cli
-from tfrecords.cli import UserError
+from slf_common import cli
+from slf_common.errors import UserError
 
 if TYPE_CHECKING:
     import torch

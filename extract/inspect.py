@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tfrecords import cli
+from slf_common import cli
+from slf_common.errors import UserError
 from tfrecords.reader import Clips
 from tfrecords.schema import CONTINUOUS, UNKNOWN, Schema
 from tfrecords.writer import SPLITS, shard_name, summary_path
@@ -44,7 +45,7 @@ def read_contents(directory: Path) -> Contents:
         metadata = json.loads((directory / "metadata.json").read_text())
         info = json.loads((directory / "dataset_info.json").read_text())
     except FileNotFoundError as error:
-        raise cli.UserError(f"{directory}: no dataset here ({Path(error.filename).name} is missing)") from None
+        raise UserError(f"{directory}: no dataset here ({Path(error.filename).name} is missing)") from None
     shards = {split["name"]: len(split["shardLengths"]) for split in info["splits"]}
     summaries = {
         split: [json.loads(summary_path(directory, shard_name(split, i, n)).read_text()) for i in range(n)]

@@ -16,7 +16,7 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 
 SAMPLE_RATE = 16_000
 CLIP_SECONDS = 24

@@ -23,9 +23,10 @@ from extract.attributes import Attributes, People
 from extract.faces import Face, find_face
 from extract.media import Clip, MediaError, decode_audio, face_frames, fit_audio
 from extract.models import Models
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
+from slf_common.files import write_atomically
 from tfrecords.schema import LANGUAGE_LOGPROBS, Schema
-from tfrecords.writer import SPLITS, shard_name, summary_path, write_atomically, write_shard
+from tfrecords.writer import SPLITS, shard_name, summary_path, write_shard
 
 BATCH = 16  # clips that go through the models together; their sound takes 1.5 MB each
 LARGEST = float(np.finfo(np.float16).max)

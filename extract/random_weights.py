@@ -10,8 +10,8 @@ from pathlib import Path
 
 from extract import deepface
 from extract.frameworks import quiet
-from tfrecords import cli
-from tfrecords.cli import UserError
+from slf_common import cli
+from slf_common.errors import UserError
 from tfrecords.schema import LABELS
 
 SPEAKERS = 7205  # classes of the heads that the published speaker models carry

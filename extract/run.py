@@ -18,10 +18,11 @@ from extract import models, pipeline, runners
 from extract.attributes import LANGUAGE, People, read_list, read_people
 from extract.media import SOUND, VIDEO, Clip, find_clips, spell
 from extract.pipeline import Chunk, Done, Job
-from tfrecords import cli
-from tfrecords.cli import UserError
+from slf_common import cli
+from slf_common.errors import UserError
+from slf_common.files import write_atomically
 from tfrecords.schema import MATRIX_ROWS, Schema, matrix_constituents, spell_rows
-from tfrecords.writer import SPLITS, finalise, write_atomically
+from tfrecords.writer import SPLITS, finalise
 
 PEOPLE = "people.csv"
 FAILURES = "failures.csv"

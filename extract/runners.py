@@ -21,7 +21,7 @@ from typing import Protocol
 from extract.frameworks import ENVIRONMENT
 from extract.models import Models, use_networks
 from extract.pipeline import Chunk, Done, Job, process_chunk
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 from tfrecords.schema import Schema
 
 RUNNERS = ("local", "ray")

@@ -17,6 +17,9 @@ import jax
 import ml_collections
 import numpy as np
 
+from slf_common import cli
+from slf_common.errors import UserError
+from slf_common.files import write_atomically
 from slf_jax import cascade, evaluate, figures, sampling
 from slf_jax.evaluate import Subject
 from slf_jax.evaluation import ablation_tables, metrics, paper, protocol
@@ -24,9 +27,7 @@ from slf_jax.evaluation.protocol import Judge, People
 from slf_jax.sampling import Sampler, Scale, spell
 from slf_jax.state import load
 from slf_jax.train import train
-from tfrecords import cli
 from tfrecords.reader import Clips
-from tfrecords.writer import write_atomically
 
 MODES = ("trained", "masked")
 SHOWN = 4  # people on the page of scales (Fig. 7)
@@ -82,12 +83,12 @@ def _prepare(config: ml_collections.ConfigDict) -> Ablation:
     settings = config.ablations
     unknown = [mode for mode in settings.modes if mode not in MODES]
     if unknown or not settings.modes:
-        raise cli.UserError(f"config.ablations.modes={tuple(settings.modes)}: choose from: {', '.join(MODES)}")
+        raise UserError(f"config.ablations.modes={tuple(settings.modes)}: choose from: {', '.join(MODES)}")
     sampling.parse_scales(",".join(f"{scale:g}" for scale in settings.scales), "config.ablations.scales=")
     for name, system in settings.systems.items():
         more = [part for part in system.inputs if part not in config.data.inputs]
         if more:
-            raise cli.UserError(f"config.ablations.systems: {name!r} sees {more[0]!r}, config.data.inputs does not")
+            raise UserError(f"config.ablations.systems: {name!r} sees {more[0]!r}, config.data.inputs does not")
     clips, train_clips = Clips(config.data.dir, "test"), Clips(config.data.dir, "train")
     embedder = evaluate.choose_embedder(settings.embedder, settings.metric, settings.detector, train_clips)
     folder = Path(config.workdir) / "gallery"
@@ -217,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     _, config = cli.parse_with_config(arguments, argv)
     if "ablations" not in config:
-        raise cli.UserError("this config has no `ablations`; see configs/ablations.py")
+        raise UserError("this config has no `ablations`; see configs/ablations.py")
     report = ablate(config)
     if report is None:
         print(f"{config.workdir}: stopped and saved; run the same command again to go on")

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from slf_common.errors import UserError
 from slf_jax import features
 from slf_jax.diffusion import denoiser, guidance, noise, samplers
 from slf_jax.models.conditioning import Cond, Conditioner
 from slf_jax.models.unet import UNet, UNetConfig
-from tfrecords.cli import UserError
 
 GUIDE_SIZE = 8
 LEVELS = ("karras", "training")

@@ -16,15 +16,16 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from slf_common import cli
+from slf_common.errors import UserError
+from slf_common.files import write_atomically
 from slf_jax import cascade, figures, sampling
 from slf_jax.evaluation import controls, faces, metrics, protocol, tables
 from slf_jax.evaluation.protocol import Judge, People, Scores
 from slf_jax.sampling import Sampler, Scale, spell
 from slf_jax.state import Trained
-from tfrecords import cli
 from tfrecords.reader import Clips
 from tfrecords.schema import CONTINUOUS, EMBEDDING
-from tfrecords.writer import write_atomically
 
 FACES = 12  # people on the page of faces
 RANDOM_ORDERS = 1000
@@ -216,7 +217,7 @@ def choose_embedder(name: str, metric: str, detector: str, train: Clips | None) 
         return faces.make(name, metric, detector, train)
     try:
         return faces.make("vgg-face", metric, detector, train)
-    except cli.UserError as error:
+    except UserError as error:
         print(f"note: eigenfaces compare the faces, for want of a face network ({error})", file=sys.stderr)
         return faces.make("eigenfaces", metric, detector, train)
 
@@ -225,7 +226,7 @@ def validation_judge(directory: str | Path, same_clip: bool, embedder: faces.Emb
     """Who judges the validation people that a scale is chosen by; None, and a note, where there are none."""
     try:
         people = protocol.choose(Clips(directory, "validation"), same_clip=same_clip)
-    except cli.UserError as error:
+    except UserError as error:
         print(f"note: no scale can be chosen on validation people ({error}); the first is taken", file=sys.stderr)
         return None
     return Judge(people, embedder, gallery / "validation")
@@ -234,7 +235,7 @@ def validation_judge(directory: str | Path, same_clip: bool, embedder: faces.Emb
 def _optional(directory: str | Path, split: str) -> Clips | None:
     try:
         return Clips(directory, split)
-    except cli.UserError:
+    except UserError:
         return None
 
 
@@ -275,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, trained = sampling.parse(arguments, argv)
     scales, without = sampling.parse_scales(args.scales), sampling.names(args.without)
     if args.people < 0:
-        raise cli.UserError(f"--people {args.people}: give at least 1, or leave it out for all")
+        raise UserError(f"--people {args.people}: give at least 1, or leave it out for all")
     clips = sampling.open_clips(trained, args, without)
     train = _optional(clips.directory, "train") or _optional(trained.meta.config.data.dir, "train")
     embedder = choose_embedder(args.embedder, args.metric, args.detector, train)

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tfrecords import cli
+from slf_common import cli
+from slf_common.errors import UserError
 from tfrecords.schema import (
     CONTINUOUS,
     EMBEDDING,
@@ -76,7 +77,7 @@ def check_inputs(names: Sequence[str], layout: Layout) -> None:
     """Raises `UserError` if a name is no constituent of the layout."""
     for name in names:
         if name not in layout.names:
-            raise cli.UserError(f"unknown constituent {name!r}; this dataset's are: {', '.join(layout.names)}")
+            raise UserError(f"unknown constituent {name!r}; this dataset's are: {', '.join(layout.names)}")
 
 
 def check_same_features(
@@ -91,13 +92,13 @@ def check_same_features(
     have = {part.name: part for part in given.constituents}
     for part in (part for part in trained.constituents if part.name in names):
         if part.name not in have:
-            raise cli.UserError(
+            raise UserError(
                 f"{where}: has no {part.name!r}, which this system was trained with; extract it, or {instead}"
             )
         other = have[part.name]
         for what in ("rows", "width", "kind", "weights"):
             if getattr(part, what) != getattr(other, what):
-                raise cli.UserError(
+                raise UserError(
                     f"{where}: {part.name!r} has {what} {getattr(other, what) or 'unknown'}, this system was trained "
                     f"with {getattr(part, what) or 'unknown'}; extract it the same way, or {instead}"
                 )
@@ -105,7 +106,7 @@ def check_same_features(
             _check_same_scale(part.name, statistics[part.name], given_statistics[part.name], where, instead)
     for name in ("gender", "ethnicity", "language"):
         if name in names and trained.labels[name] != given.labels[name]:
-            raise cli.UserError(f"{where}: the classes of {name!r} are not those that this system was trained with")
+            raise UserError(f"{where}: the classes of {name!r} are not those that this system was trained with")
 
 
 def _check_same_scale(name: str, trained: Mapping, given: Mapping, where: str, instead: str) -> None:
@@ -113,7 +114,7 @@ def _check_same_scale(name: str, trained: Mapping, given: Mapping, where: str, i
     shift = np.median(np.abs(given["mean"] - trained["mean"]) / trained["std"])
     ratio = np.median(given["std"] / trained["std"])
     if not (shift < 3 and 0.2 < ratio < 5):
-        raise cli.UserError(
+        raise UserError(
             f"{where}: {name!r} lies {shift:.1f} standard deviations from what this system was trained with and varies "
             f"{ratio:.2g} times as much; extract it the same way, or {instead}"
         )

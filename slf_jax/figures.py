@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from tfrecords.writer import write_atomically
+from slf_common.files import write_atomically
 
 INK, PAPER, GAP = (32, 32, 32), (255, 255, 255), 2
 CHART_SIZE, CHART_POINTS = (5.6, 3.0), 600  # inches; about how many points of a curve are drawn

@@ -15,12 +15,12 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
+from slf_common.files import write_atomically
 from slf_jax import cascade, figures, parallel
 from slf_jax.diffusion.guidance import area_average
 from slf_jax.state import VALIDATION
 from slf_jax.step import by_level
 from tfrecords.reader import Clips, stack
-from tfrecords.writer import write_atomically
 
 PREVIEW_PEOPLE, PREVIEW_SCALES = 8, (0.0, 1.0, 2.0)
 VALIDATION_CLIPS = 64

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 
 AXIS = "data"
 HEARTBEAT = 15  # seconds after which a process that says nothing counts as dead

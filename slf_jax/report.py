@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from slf_common import cli
+from slf_common.errors import UserError
+from slf_common.files import write_atomically
 from slf_jax import figures
 from slf_jax.figures import Curve
-from tfrecords import cli
-from tfrecords.writer import write_atomically
 
 STAGES = ("base", "upsampler")  # as in cascade.py, which would bring JAX and its seconds with it
 VALIDATION = "validation_loss"
@@ -82,7 +83,7 @@ def read_metrics(path: Path) -> list[Stage]:
     Raises `UserError` where there is none, or nothing in it yet, or a line that is broken.
     """
     if not path.is_file():
-        raise cli.UserError(
+        raise UserError(
             f"{path}: no such file; --workdir is the directory of a run that has begun, as in "
             "python -m slf_jax.train --config.workdir=RUN"
         )
@@ -93,7 +94,7 @@ def read_metrics(path: Path) -> list[Stage]:
     stages = [Stage(name, *([kind[s] for s in sorted(kind)] for kind in kinds)) for name, kinds in found.items()]
     if stages := [stage for stage in stages if stage.step]:
         return stages
-    raise cli.UserError(f"{path}: no metrics yet; the first come after config.train.log_every steps, try again then")
+    raise UserError(f"{path}: no metrics yet; the first come after config.train.log_every steps, try again then")
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
@@ -112,9 +113,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
         except ValueError as error:
             if number > len(whole):
                 return  # it has no end: somebody is writing it, or was killed doing so
-            raise cli.UserError(
-                f"{path}, line {number}: not a JSON object ({error}); mend or delete this line"
-            ) from error
+            raise UserError(f"{path}, line {number}: not a JSON object ({error}); mend or delete this line") from error
         yield number, line
 
 
@@ -130,7 +129,7 @@ def _check(line: Mapping[str, Any], where: str) -> None:
         wrong.append("step")
     if wrong:
         told = ", ".join(f"{key}={json.dumps(line.get(key))[:40]}" for key in wrong)
-        raise cli.UserError(f"{where}: {told} is none that training writes; mend or delete this line")
+        raise UserError(f"{where}: {told} is none that training writes; mend or delete this line")
 
 
 def _is_number(value: object) -> bool:
@@ -147,7 +146,7 @@ def read_config(path: Path) -> dict[str, Any]:
             raise ValueError("not an object")
         return config
     except ValueError as error:
-        raise cli.UserError(f"{path}: not JSON ({error}); run training again, which writes it anew") from error
+        raise UserError(f"{path}: not JSON ({error}); run training again, which writes it anew") from error
 
 
 def previews(workdir: Path, stage: str) -> list[tuple[int, Path]]:
@@ -426,12 +425,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments.parse_args(argv)
     out = args.out or args.workdir / "report.html"
     if out.is_dir():
-        raise cli.UserError(f"--out {out}: this is a directory; name a file, as in {out / 'report.html'}")
+        raise UserError(f"--out {out}: this is a directory; name a file, as in {out / 'report.html'}")
     text = page(args.workdir).encode()
     try:
         write_atomically(out, text)
     except OSError as error:
-        raise cli.UserError(f"{out}: cannot be written ({error.strerror}); choose another place with --out") from error
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another place with --out") from error
     print(f"{out} ({len(text) / 1e6:.1f} MB)")
 
 

@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from slf_common import cli
+from slf_common.errors import UserError
 from slf_jax import cascade, figures, sampling
 from slf_jax.diffusion.guidance import area_average
 from slf_jax.sampling import Sampler
 from slf_jax.state import Trained
-from tfrecords import cli
 from tfrecords.reader import Clips, stack
 from tfrecords.schema import FACE_SIZE
 
@@ -33,7 +34,7 @@ def read_guide(path: Path) -> np.ndarray:
         with Image.open(path) as picture:
             picture = ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
-        raise cli.UserError(f"--guide {path}: cannot be read as a picture ({error})") from None
+        raise UserError(f"--guide {path}: cannot be read as a picture ({error})") from None
     return np.asarray(ImageOps.fit(picture, (FACE_SIZE, FACE_SIZE), Image.Resampling.BOX))
 
 
@@ -50,7 +51,7 @@ def find_clips(clips: Clips, ids: Sequence[str], people: int) -> list[dict]:
             found[clip["clip_id"]] = clip
     for wanted in ids:
         if wanted not in found:
-            raise cli.UserError(f"{clips.directory}: no clip {wanted!r} among the {len(clips)} of this split")
+            raise UserError(f"{clips.directory}: no clip {wanted!r} among the {len(clips)} of this split")
     return [found[wanted] for wanted in ids]
 
 
@@ -130,13 +131,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     stages, without = sampling.names(args.stages), sampling.names(args.without)
     scales = sampling.parse_scales(args.scale, "--scale")
     if stages not in (cascade.STAGES, *((name,) for name in cascade.STAGES)):
-        raise cli.UserError(f"--stages {args.stages}: give one of base,upsampler or base or upsampler")
+        raise UserError(f"--stages {args.stages}: give one of base,upsampler or base or upsampler")
     if len(scales) != 1:
-        raise cli.UserError(f"--scale {args.scale}: give one; several at once are slf_jax.sweep's")
+        raise UserError(f"--scale {args.scale}: give one; several at once are slf_jax.sweep's")
     if args.no_guide and (args.guide or stages[0] != "base"):
-        raise cli.UserError("--no-guide starts the base stage from noise: leave out --guide and --stages upsampler")
+        raise UserError("--no-guide starts the base stage from noise: leave out --guide and --stages upsampler")
     if args.people < 1:
-        raise cli.UserError(f"--people {args.people}: give at least 1")
+        raise UserError(f"--people {args.people}: give at least 1")
     clips = sampling.open_clips(trained, args, without)
     chosen = find_clips(clips, sampling.names(args.clips), args.people)
     batch, ids = stack(chosen), [clip["clip_id"] for clip in chosen]

@@ -14,10 +14,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from slf_common import cli
+from slf_common.config import override
+from slf_common.errors import UserError
 from slf_jax import cascade, features, parallel
 from slf_jax.diffusion.guidance import area_average
 from slf_jax.state import CHECKPOINTS, Trained, load
-from tfrecords import cli
 from tfrecords.reader import Clips
 
 Scale = tuple[float, float]  # of base and upsampler
@@ -28,13 +30,13 @@ def parse_scales(text: str, flag: str = "--scales") -> tuple[Scale, ...]:
     try:
         scales = [tuple(float(number) for number in part.split(":")) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise cli.UserError(f"{flag} {text!r}: give numbers parted by commas, as in {flag} 0,1,2,4") from None
+        raise UserError(f"{flag} {text!r}: give numbers parted by commas, as in {flag} 0,1,2,4") from None
     if not scales:
-        raise cli.UserError(f"{flag} is empty; give at least one, as in {flag} 0,1,2,4")
+        raise UserError(f"{flag} is empty; give at least one, as in {flag} 0,1,2,4")
     if any(len(scale) > 2 for scale in scales):
-        raise cli.UserError(f"{flag} {text}: a scale is one number, or BASE:UPSAMPLER as in 4:1")
+        raise UserError(f"{flag} {text}: a scale is one number, or BASE:UPSAMPLER as in 4:1")
     if any(not math.isfinite(number) or number < 0 for scale in scales for number in scale):
-        raise cli.UserError(f"{flag} {text}: a guidance scale is a finite number of at least 0")
+        raise UserError(f"{flag} {text}: a guidance scale is a finite number of at least 0")
     return tuple((scale[0], scale[-1]) for scale in scales)
 
 
@@ -148,7 +150,7 @@ class Sampler:
                 chunk = max(1, min(fits, chunk // devices - 1)) * devices
                 program, fixed, need = self._compile(chunk, arguments)
             if need > self._memory:
-                raise cli.UserError(
+                raise UserError(
                     f"one person at {scales} scales takes {need / 1e9:.2f} GB on a device, {self._memory / 1e9:.2f} GB "
                     "may be used; give fewer scales at once, or more with --memory"
                 )
@@ -203,16 +205,16 @@ def parse(arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> tup
     args, overrides = cli.parse_overrides(arguments, argv)
     for name in ("samples", "chunk"):
         if getattr(args, name) < 1:
-            raise cli.UserError(f"--{name} {getattr(args, name)}: give at least 1")
+            raise UserError(f"--{name} {getattr(args, name)}: give at least 1")
     if not 0 <= args.memory < math.inf:
-        raise cli.UserError(f"--memory {args.memory}: give gigabytes, or leave it out")
+        raise UserError(f"--memory {args.memory}: give gigabytes, or leave it out")
     if not 0 <= args.seed < 2**31:
-        raise cli.UserError(f"--seed {args.seed}: give a number from 0 to {2**31 - 1}")
+        raise UserError(f"--seed {args.seed}: give a number from 0 to {2**31 - 1}")
     for key in overrides:
         if not key.startswith("sample."):
-            raise cli.UserError(f"--config.{key}: of a trained system only --config.sample.* can be changed")
+            raise UserError(f"--config.{key}: of a trained system only --config.sample.* can be changed")
     trained = load(args.workdir, args.checkpoint)
-    cli.override(trained.meta.config, overrides)
+    override(trained.meta.config, overrides)
     parallel.use_compilation_cache(trained.meta.config.compilation_cache)
     return args, trained
 

@@ -24,10 +24,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
+from slf_common.errors import UserError
 from slf_jax import parallel
 from slf_jax.cascade import STAGES, Stage, System, build
 from slf_jax.features import make_layout
-from tfrecords.cli import UserError
 from tfrecords.schema import Schema
 
 # Settings that decide what a checkpoint's numbers mean: a run cannot go on with others. Some of a model's only decide

@@ -15,13 +15,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from slf_common import cli
+from slf_common.errors import UserError
+from slf_common.files import write_atomically
 from slf_jax import cascade, figures, sampling
 from slf_jax.evaluation import controls, metrics
 from slf_jax.sampling import Sampler, Scale, spell
 from slf_jax.state import Trained
-from tfrecords import cli
 from tfrecords.reader import Clips, stack
-from tfrecords.writer import write_atomically
 
 GRID_ROWS = 8
 CONTROL_SCALE = 2.0  # at the scale nearest to this one, everybody also gets another person's conditions
@@ -43,7 +44,7 @@ def sweep(
     swapped = sampler(others, numbers, scales[at : at + 1], seed, samples=samples, without=without, progress=progress)
     real = batch["face"]
     references = {"bicubic": controls.bicubic(real)}
-    with contextlib.suppress(cli.UserError):  # what it was trained on may be elsewhere by now
+    with contextlib.suppress(UserError):  # what it was trained on may be elsewhere by now
         mean = controls.mean_face(Clips(trained.meta.config.data.dir, "train"))
         references["mean_face"] = np.broadcast_to(mean, real.shape)
     report = {
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, trained = sampling.parse(arguments, argv)
     scales, without, out = sampling.parse_scales(args.scales), sampling.names(args.without), args.out
     if args.people < 1:
-        raise cli.UserError(f"--people {args.people}: give at least 1")
+        raise UserError(f"--people {args.people}: give at least 1")
     clips = sampling.open_clips(trained, args, without)
     sampler = Sampler(trained, chunk=args.chunk, memory=args.memory)
     report, page = sweep(

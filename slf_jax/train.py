@@ -22,14 +22,15 @@ import ml_collections
 import numpy as np
 import optax
 
+from slf_common import cli
+from slf_common.errors import UserError
+from slf_common.files import write_atomically
 from slf_jax import cascade, features, parallel
 from slf_jax.feed import Feed
 from slf_jax.monitor import Log, Preview, Profile
 from slf_jax.state import VALIDATION, Checkpoints, Meta, TrainState, check_same_run, init_state, load, start_state
 from slf_jax.step import first_not_finite, for_stage, make_loss, make_optimizer, make_step
-from tfrecords import cli
 from tfrecords.reader import Clips
-from tfrecords.writer import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def train(config: ml_collections.ConfigDict, *, skip_damaged: bool = False) -> b
     """
     names = cascade.STAGES if config.stage == "all" else (config.stage,)
     if not set(names) <= set(cascade.STAGES):
-        raise cli.UserError(f"config.stage={config.stage!r} is none of: all, {', '.join(cascade.STAGES)}")
+        raise UserError(f"config.stage={config.stage!r} is none of: all, {', '.join(cascade.STAGES)}")
     parallel.use_compilation_cache(config.compilation_cache)
     for name in names:
         _check_steps(config.train, name)
@@ -101,7 +102,7 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
         state = _state(name, run, optimizer, checkpoints, jax.random.fold_in(root, 0))
         first = int(state.step)
         if first % stride:
-            raise cli.UserError(f"{checkpoints.path / str(first)}: not a multiple of {_dispatch(stride)}; set it to 1")
+            raise UserError(f"{checkpoints.path / str(first)}: not a multiple of {_dispatch(stride)}; set it to 1")
         state, key = parallel.replicate(run.mesh, (state, jax.random.fold_in(root, 1)))
         batch_size = for_stage(settings.batch_size, name)
         log.begin(name, first, batch_size)
@@ -164,7 +165,7 @@ def _read(
             loss_of, params = make_loss(run.system, name, run.config.train), jax.device_get(state.params)
             where = first_not_finite(loss_of, params, batch, jax.random.fold_in(jax.device_get(key), step - 1))
         loss, norm = (metrics[what][place] for what in ("loss", "grad_norm"))
-        raise cli.UserError(
+        raise UserError(
             f"{run.workdir}: step {step} of stage {name}: the loss is {loss:.4g}, the gradient's norm {norm:.4g}; the "
             f"first that is not finite is {where}. No such step is ever saved: lower config.train.learning_rate and "
             "run the same command again"
@@ -187,7 +188,7 @@ def _state(
     params = load(run.config.init_from, stages=(name,)).params[name]
     same = jax.tree.map(np.shape, params) == jax.tree.map(np.shape, like.params)
     if not same:
-        raise cli.UserError(
+        raise UserError(
             f"{run.config.init_from}: its {name} stage has other parameters than this config's; "
             "give the same config.model and config.data.inputs"
         )
@@ -204,17 +205,17 @@ def _check_steps(settings: ml_collections.ConfigDict, name: str) -> None:
     devices, parts = jax.device_count(), for_stage(settings.accumulate, name)
     batch_size, stride = for_stage(settings.batch_size, name), settings.steps_per_dispatch
     if parts < 1 or batch_size < 1 or batch_size % (devices * parts):
-        raise cli.UserError(
+        raise UserError(
             f"config.train.batch_size={batch_size} does not divide over {devices} devices in {parts} parts "
             f"(config.train.accumulate); choose a multiple of {devices * max(1, parts)}"
         )
     if stride < 1:
-        raise cli.UserError(f"{_dispatch(stride)}: give at least 1")
+        raise UserError(f"{_dispatch(stride)}: give at least 1")
     if settings.keep < 1:
-        raise cli.UserError(f"config.train.keep={settings.keep}: a run needs at least its newest checkpoint")
+        raise UserError(f"config.train.keep={settings.keep}: a run needs at least its newest checkpoint")
     for key in ("steps", "checkpoint_every", "validate_every", "preview_every"):
         if for_stage(settings[key], name) % stride:
-            raise cli.UserError(f"config.train.{key}={settings[key]}: not a multiple of {_dispatch(stride)}")
+            raise UserError(f"config.train.{key}={settings[key]}: not a multiple of {_dispatch(stride)}")
 
 
 def _dispatch(stride: int) -> str:
@@ -227,7 +228,7 @@ def _check_rates(settings: ml_collections.ConfigDict, layout: features.Layout) -
     rates = {f"constituent_drop.{name}": rate for name, rate in settings.constituent_drop.items()}
     for name, rate in {**rates, "cond_drop": settings.cond_drop, "guide_drop": settings.guide_drop}.items():
         if not 0 <= rate <= 1:
-            raise cli.UserError(f"config.train.{name}={rate}: a share lies between 0 and 1")
+            raise UserError(f"config.train.{name}={rate}: a share lies between 0 and 1")
 
 
 def _open(settings: ml_collections.ConfigDict, split: str) -> Clips:
@@ -238,7 +239,7 @@ def _open_validation(settings: ml_collections.ConfigDict) -> Clips | None:
     """The validation split, if the dataset has one."""
     try:
         return _open(settings, "validation")
-    except cli.UserError:
+    except UserError:
         return None
 
 
@@ -318,14 +319,14 @@ def _short_of_room(config: ml_collections.ConfigDict) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise cli.UserError(
+        raise UserError(
             f"out of memory: lower config.train.batch_size={config.train.batch_size}, raise config.train.accumulate, "
             "or set config.model.*.remat=true"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
-        raise cli.UserError(
+        raise UserError(
             f"{config.workdir}: cannot be written to ({error.strerror}); the last checkpoint is whole. Make room "
             "there, then run the same command again"
         ) from error

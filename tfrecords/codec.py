@@ -14,7 +14,7 @@ import google_crc32c
 import numpy as np
 from PIL import Image
 
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 from tfrecords.schema import FACE_SIZE, UNKNOWN, Schema
 
 HEADER, FOOTER = 12, 4

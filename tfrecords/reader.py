@@ -13,9 +13,9 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
+from slf_common.files import Folder
 from tfrecords.codec import FOOTER, HEADER, CorruptShard, decode_clip, index_shard, open_frame
-from tfrecords.files import Folder
 from tfrecords.schema import Schema
 
 TEXT = ("clip_id", "speaker_id")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 
 FACE_SIZE = 128
 MATRIX_ROWS, MATRIX_WIDTH = 256, 768

@@ -10,14 +10,13 @@ Layout of a dataset folder:
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from slf_common.files import write_atomically
 from tfrecords.codec import encode_clip, frame
 from tfrecords.schema import FACE_SIZE, UNKNOWN, Constituent, Schema
 
@@ -34,20 +33,6 @@ def shard_name(split: str, shard: int, shards: int) -> str:
 def summary_path(directory: Path, shard: str) -> Path:
     """Where the summary of a shard lies; it is written before the shard, so a shard that exists has one."""
     return directory / "chunks" / f"{shard}.json"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes under a temporary name and renames: the file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_shard(path: Path, schema: Schema, clips: Iterable[dict], failures: Sequence[dict] = ()) -> int:

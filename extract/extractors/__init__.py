@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from extract.media import CLIP_SECONDS
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 from tfrecords.schema import AUDIO_CONSTITUENTS, LANGUAGE_LOGPROBS, Constituent
 
 Windows = Sequence[tuple[float, float]]  # (length, hop) in seconds

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from extract.talkers.population import CLIPS, generate, splits
-from tfrecords import cli
+from slf_common import cli
+from slf_common.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--workers", type=int, default=cores, help="processes (default: all cores)")
     args = arguments.parse_args(argv)
     if not 3 <= args.people <= 100_000:
-        raise cli.UserError(f"--people {args.people}: from 3, one for each split, to 100000: ids have five digits")
+        raise UserError(f"--people {args.people}: from 3, one for each split, to 100000: ids have five digits")
     if args.seed < 0 or args.workers < 1:
-        raise cli.UserError("--seed is at least 0, --workers at least 1")
+        raise UserError("--seed is at least 0, --workers at least 1")
     written = generate(args.out, args.people, args.seed, args.workers)
     total = sum(CLIPS[split] for split in splits(args.people))
     print(

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from extract.talkers import face, video, voice
 from extract.talkers.identity import Identity, draw_identity
 from extract.talkers.look import draw_look
-from tfrecords.cli import UserError
-from tfrecords.writer import write_atomically
+from slf_common.errors import UserError
+from slf_common.files import write_atomically
 
 FPS = 4
 SECONDS = (3.0, 12.0)  # length of a clip; short ones are commoner

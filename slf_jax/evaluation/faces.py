@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from tfrecords import cli
+from slf_common import cli
+from slf_common.errors import UserError
 from tfrecords.reader import Clips, stack
 from tfrecords.schema import LABELS
 
@@ -52,12 +53,12 @@ class Embedder(Protocol):
 def make(name: str, metric: str, detector: str, train: Clips | None) -> Embedder:
     """The embedder of that name; `train`: faces that eigenfaces are fitted on. Raises `UserError`."""
     if name not in EMBEDDERS:
-        raise cli.UserError(f"--embedder {name} is none of: {', '.join(EMBEDDERS)}")
+        raise UserError(f"--embedder {name} is none of: {', '.join(EMBEDDERS)}")
     metric = metric or METRICS[name]
     if name != "eigenfaces":
         return DeepFace(name, metric, detector)
     if train is None:
-        raise cli.UserError("eigenfaces are fitted on training faces: this dataset has no train split; see --embedder")
+        raise UserError("eigenfaces are fitted on training faces: this dataset has no train split; see --embedder")
     return Eigenfaces(train, metric)
 
 
@@ -72,14 +73,14 @@ class Eigenfaces:
         try:
             from sklearn.decomposition import PCA
         except ImportError:
-            raise cli.UserError('eigenfaces need scikit-learn: pip install -e ".[evaluate]"') from None
+            raise UserError('eigenfaces need scikit-learn: pip install -e ".[evaluate]"') from None
         places = np.linspace(0, len(train) - 1, min(MOST_FACES, len(train))).astype(int)
         clips = stack([train[int(i)] for i in tqdm(places, desc="eigenfaces", unit="face", leave=False)])
         self.name, self.metric = "eigenfaces", metric
         pixels = self._pixels(clips["face"])
         count = min(COMPONENTS, len(pixels) - 1)
         if count < 2:
-            raise cli.UserError(f"{train.directory}: eigenfaces of {len(pixels)} training faces; 3 are the least")
+            raise UserError(f"{train.directory}: eigenfaces of {len(pixels)} training faces; 3 are the least")
         self._pca = PCA(count, svd_solver="full").fit(pixels)
         self._scale = np.sqrt(self._pca.explained_variance_) + 1e-6
         self.fingerprint = hashlib.sha256(clips["face"].tobytes()).hexdigest()[:16]
@@ -127,7 +128,7 @@ class DeepFace:
             with cli.quiet():
                 import deepface.DeepFace
         except ImportError as error:
-            raise cli.UserError(f'--embedder {name} needs {error.name}: pip install -e ".[extract]"') from None
+            raise UserError(f'--embedder {name} needs {error.name}: pip install -e ".[extract]"') from None
         self._deepface = deepface.DeepFace
         noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
         vector = np.array(self._represent(noise, "skip"))
@@ -154,7 +155,7 @@ class DeepFace:
         try:
             with self._explained():
                 self._analyze(face, (action,), "skip")
-        except cli.UserError as error:
+        except UserError as error:
             print(f"note: {ACTIONS[action]} is not measured ({error})", file=sys.stderr)
             return False
         return True
@@ -201,11 +202,11 @@ class DeepFace:
         """What DeepFace raises (missing weights, no network, an unknown detector) as one line."""
         try:
             yield
-        except cli.UserError:
+        except UserError:
             raise
         except Exception as error:  # each engine has its own
             line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise cli.UserError(
+            raise UserError(
                 f"--embedder {self.name}, DeepFace: {line}; its weights belong in $DEEPFACE_HOME/.deepface/weights, "
                 "or compare without any: --embedder eigenfaces"
             ) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 
 METRICS = ("l2", "cosine")
 AT_ONCE = 256  # faces that are looked for together

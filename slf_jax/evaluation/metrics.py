@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 
 KS = (1, 3, 5, 10)  # of R@k
 WEIGHTS = {1: 10, 3: 5, 5: 3, 10: 1}  # of R@k in the significance S (Eq. 4)

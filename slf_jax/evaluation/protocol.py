@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from slf_common.errors import UserError
 from slf_jax.evaluation import metrics
 from slf_jax.evaluation.faces import ATTRIBUTES, Described, Embedder
 from slf_jax.evaluation.gallery import Gallery, ranks
-from tfrecords import cli
 from tfrecords.reader import Clips, stack
 
 DEEPEST = 100  # ranks are known up to here
@@ -54,11 +54,11 @@ def choose(clips: Clips, count: int = 0, *, same_clip: bool = False, gallery: Cl
     mine = _first_two(clips, count)
     theirs = mine if gallery is None else _first_two(gallery)
     if not mine.keys() & theirs.keys():
-        raise cli.UserError(
+        raise UserError(
             f"{gallery.directory}: the gallery holds nobody of {clips.directory}; it needs faces of the same speakers"
         )
     if len(theirs) < 2:
-        raise cli.UserError(f"{clips.directory}: a gallery of {len(theirs)}: recall needs at least 2 speakers")
+        raise UserError(f"{clips.directory}: a gallery of {len(theirs)}: recall needs at least 2 speakers")
     ids = {speaker: both[0]["clip_id"] for speaker, both in mine.items()}
     real = {name: _pick(both, ids.get(name), same_clip) for name, both in theirs.items()}
     held = {speaker: real[speaker]["clip_id"] if speaker in real else None for speaker in mine}
@@ -122,7 +122,7 @@ class Judge:
             return
         real = self.embedder(people.faces, progress="gallery")
         if not real.found.any():
-            raise cli.UserError(
+            raise UserError(
                 f"{self.embedder.name}: no face was found in any of the {len(people.gallery)} real faces; "
                 "try another --detector, as in --detector skip"
             )

@@ -8,7 +8,7 @@ from recordings import voice, write_clip, write_image, write_wav
 from extract import pipeline
 from extract.attributes import People, hashed_split, read_list, read_people
 from extract.media import Clip
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 from tfrecords.reader import Clips
 from tfrecords.schema import LABELS, UNKNOWN
 

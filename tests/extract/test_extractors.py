@@ -12,7 +12,7 @@ from recordings import voice
 from extract import extractors
 from extract.media import CLIP_SAMPLES, fit_audio
 from extract.pipeline import storable
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 from tfrecords.schema import AUDIO_CONSTITUENTS
 
 ROOT = Path(__file__).parents[2]

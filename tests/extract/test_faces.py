@@ -11,7 +11,7 @@ import pytest
 from extract import deepface, faces
 from extract.media import MediaError, face_frames, find_clips
 from extract.talkers.population import generate
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 from tfrecords.schema import LABELS
 
 ROOT = Path(__file__).parents[2]
@@ -192,7 +192,7 @@ def test_mistakes_in_the_settings_are_told_before_anything_is_loaded(people_fold
 
 def test_without_deepface_the_extra_is_named(people_folder, tmp_path, command):
     hidden = "import sys; sys.modules['deepface'] = None"
-    code = f"{hidden}; from extract.run import main; from tfrecords import cli; cli.run(main)"
+    code = f"{hidden}; from extract.run import main; from slf_common import cli; cli.run(main)"
     places = ["--videos", str(people_folder), "--out", str(tmp_path)]
     arguments = [*command[3:], *places, "--config.extract.detector=opencv"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -19,7 +19,7 @@ from extract import extractors, frameworks, random_weights
 from extract.extractors.language import plain_name
 from extract.media import CLIP_SAMPLES, decode_audio, fit_audio
 from extract.pipeline import storable
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 from tfrecords.schema import AUDIO_CONSTITUENTS, LABELS
 
 ROOT = Path(__file__).parents[2]

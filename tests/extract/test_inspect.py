@@ -6,8 +6,8 @@ from PIL import Image
 from recordings import write_clip
 
 from extract import inspect
+from slf_common.errors import UserError
 from tfrecords import writer
-from tfrecords.cli import UserError
 from tfrecords.schema import CONTINUOUS, Constituent, Schema
 
 

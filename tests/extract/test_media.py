@@ -11,7 +11,7 @@ from recordings import FPS, moving_frames, voice, write_clip, write_image, write
 
 from extract import media
 from extract.media import MediaError
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 
 
 def tone(hertz: float, seconds: float, rate: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from configs import base
 from extract import extractors, pipeline, runners
 from extract.faces import cut_face, whole_frame
 from extract.media import decode_audio, decode_frames, find_clips, fit_audio
-from tfrecords.cli import UserError
+from slf_common.errors import UserError
 from tfrecords.reader import Clips
 from tfrecords.schema import LABELS, UNKNOWN
 

@@ -18,8 +18,8 @@ from extract.talkers.look import draw_look
 from extract.talkers.population import FPS, generate, make_clip, splits
 from extract.talkers.video import write_mp4
 from extract.talkers.voice import RATE, synthesize
-from tfrecords import cli
-from tfrecords.cli import UserError
+from slf_common import cli
+from slf_common.errors import UserError
 
 PEOPLE = 6  # 4 train, 1 validation, 1 test: 8 clips
 

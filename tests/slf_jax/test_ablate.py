@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from slf_common.config import load_config
+from slf_common.errors import UserError
 from slf_jax import ablate
 from slf_jax.evaluation import ablation_tables, metrics, paper
-from tfrecords.cli import UserError, load_config
 
 
 @pytest.fixture(scope="module")

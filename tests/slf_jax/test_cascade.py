@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from slf_common.config import load_config
+from slf_common.errors import UserError
 from slf_jax import cascade, features
 from slf_jax.diffusion import guidance, noise, samplers
 from slf_jax.models.blocks import depth_to_space, space_to_depth
-from tfrecords.cli import UserError, load_config
 from tfrecords.schema import Schema
 
 

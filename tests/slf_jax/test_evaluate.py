@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from slf_common.errors import UserError
 from slf_jax import evaluate
-from tfrecords.cli import UserError
 
 EIGENFACES = ("--embedder", "eigenfaces")
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from records import make_clip
 
+from slf_common.errors import UserError
 from slf_jax.evaluation import faces, gallery, metrics, paper, protocol, tables
 from slf_jax.evaluation.gallery import Gallery, ranks
 from tfrecords import writer
-from tfrecords.cli import UserError
 from tfrecords.reader import Clips
 
 
@@ -21,7 +21,7 @@ def test_bands_at_their_edges():
     edges = {0: "negligible", 0.1: "minor", 20: "minor", 20.1: "moderate", 40: "moderate", 60: "considerable"}
     edges |= {80: "significant", 80.1: "profound", -1: "harmful", float("nan"): "undefined"}
     assert {s: metrics.band(s) for s in edges} == edges
-    full = {k: 0.5 for k in metrics.KS}
+    full = dict.fromkeys(metrics.KS, 0.5)
     assert metrics.significance(full, full) == 0
     assert np.isnan(metrics.significance(full, {**full, 1: 0.0}))
 

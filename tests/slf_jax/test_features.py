@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 from records import make_clip
 
+from slf_common.errors import UserError
 from slf_jax import features
-from tfrecords.cli import UserError
 from tfrecords.reader import Clips, stack
 from tfrecords.schema import AUDIO_CONSTITUENTS, CONTINUOUS, Constituent, Schema
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from slf_common.errors import UserError
 from slf_jax import report
-from tfrecords.cli import UserError
 
 
 def line(step, stage="base", **numbers):

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from slf_common.errors import UserError
 from slf_jax import cascade, features, sample
 from slf_jax.evaluation import metrics
-from tfrecords.cli import UserError
 from tfrecords.reader import Clips
 from tfrecords.schema import Constituent, Schema
 

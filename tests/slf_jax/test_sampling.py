@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from slf_common.errors import UserError
 from slf_jax import cascade, sampling
 from slf_jax.state import load
-from tfrecords.cli import UserError
 from tfrecords.reader import Clips, stack
 
 SCALES = ((0, 0), (2, 2))

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from slf_common.errors import UserError
 from slf_jax import sweep
 from slf_jax.evaluation import metrics
-from tfrecords.cli import UserError
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tiny import lines, start_training, wait_for_checkpoint, weights
 
+from slf_common.errors import UserError
 from slf_jax import state
 from slf_jax.step import for_stage
 from slf_jax.train import _short_of_room, train
-from tfrecords.cli import UserError
 from tfrecords.codec import index_shard
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jax
 
+from slf_common.config import load_config
 from slf_jax import state
-from tfrecords.cli import load_config
 
 
 def tiny_config(dataset, workdir, cache=""):

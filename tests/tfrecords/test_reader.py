@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from records import make_clip
 
-from tfrecords import files, reader, writer
-from tfrecords.cli import UserError
+from slf_common import files
+from slf_common.errors import UserError
+from tfrecords import reader, writer
 from tfrecords.reader import Clips, batches
 from tfrecords.schema import Constituent, Schema
 

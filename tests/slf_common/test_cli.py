@@ -1,10 +1,12 @@
 import pytest
 
-from tfrecords import cli
+from slf_common import cli
+from slf_common.config import load_config
+from slf_common.errors import UserError
 
 
 def load(**overrides):
-    return cli.load_config("configs/demo.py", {key.replace("__", "."): value for key, value in overrides.items()})
+    return load_config("configs/demo.py", {key.replace("__", "."): value for key, value in overrides.items()})
 
 
 def test_any_leaf_can_be_set_and_keeps_its_type():
@@ -26,19 +28,19 @@ def test_any_leaf_can_be_set_and_keeps_its_type():
     ],
 )
 def test_a_wrong_override_is_refused(key, value, message):
-    with pytest.raises(cli.UserError, match=message):
-        cli.load_config("configs/demo.py", {key: value})
+    with pytest.raises(UserError, match=message):
+        load_config("configs/demo.py", {key: value})
 
 
 @pytest.mark.parametrize("path", ["configs/none.py", "README.md"])
 def test_a_wrong_file_is_refused(path):
-    with pytest.raises(cli.UserError, match="config"):
-        cli.load_config(path)
+    with pytest.raises(UserError, match="config"):
+        load_config(path)
 
 
 def test_a_mistake_is_one_line_and_status_two(capsys):
     def fail():
-        raise cli.UserError("what: where; what to do")
+        raise UserError("what: where; what to do")
 
     with pytest.raises(SystemExit) as stop:
         cli.run(fail)

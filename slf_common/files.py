@@ -1,15 +1,30 @@
-"""The files of a dataset: in a folder of this machine, or in a bucket (gs://, s3://) through fsspec."""
+"""Files: atomic writes, and folders on this machine or in a bucket (gs://, s3://) through fsspec."""
 
 from __future__ import annotations
 
+import os
+import secrets
 from pathlib import Path
 from typing import BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from tfrecords.cli import UserError
-from tfrecords.writer import write_atomically
+from slf_common.errors import UserError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes under a temporary name and renames: the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Folder:

@@ -1,4 +1,4 @@
-"""What every command shares: configs with overrides, and mistakes told in one line.
+"""Loading a config and setting its leaves.
 
 A config is a Python file with `get_config() -> ml_collections.ConfigDict`. Any leaf can be set on the
 command line as `--config.train.steps=100`; an unknown key or a value of another type is refused.
@@ -6,86 +6,16 @@ command line as `--config.train.steps=100`; an unknown key or a value of another
 
 from __future__ import annotations
 
-import argparse
 import ast
 import contextlib
 import difflib
 import importlib.util
-import io
-import logging
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_collections
 
-
-class UserError(Exception):
-    """A mistake the user can mend: one line that says what, where and what to do. Exit status 2."""
-
-
-def run(main: Callable[[], object]) -> None:
-    """Runs a command's `main`; a `UserError` ends it with one line on stderr and exit status 2."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of much that is as it should be
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, other people's libraries say nothing; errors pass through."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        with contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-
-
-def parser(module: str, about: str, examples: Sequence[str]) -> argparse.ArgumentParser:
-    """An argument parser whose help ends with examples, one command to a line."""
-    return argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=about,
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-
-def parse_with_config(
-    arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None
-) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
-    """Parses flags, `--config FILE` and any number of `--config.key=value` overrides."""
-    arguments.add_argument("--config", required=True, metavar="FILE", help="configs/demo.py, configs/base.py, ...")
-    arguments.add_argument_group(
-        "overrides", "--config.KEY=VALUE sets any leaf of the config, e.g. --config.train.steps=100"
-    )
-    args, overrides = parse_overrides(arguments, argv)
-    return args, load_config(args.config, overrides)
-
-
-def parse_overrides(
-    arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None
-) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Parses flags, and any number of `--config.key=value` into `{"key": "value"}`."""
-    args, rest = arguments.parse_known_args(argv)
-    wrong = [arg for arg in rest if not arg.startswith("--config.")]
-    if wrong:
-        arguments.error(f"unrecognized arguments: {' '.join(wrong)}")
-    return args, _pairs(rest)
-
-
-def _pairs(rest: Sequence[str]) -> dict[str, str]:
-    pairs = {}
-    for arg in rest:
-        key, equals, value = arg.removeprefix("--config.").partition("=")
-        if not equals:
-            raise UserError(f"{arg}: an override needs a value, as in --config.{key}=VALUE")
-        pairs[key] = value
-    return pairs
+from slf_common.errors import UserError
 
 
 def load_config(path: str, overrides: dict[str, str] | None = None) -> ml_collections.ConfigDict:

@@ -1,0 +1,1 @@
+"""What the record format, the extraction side and the JAX side share: errors, configs, commands, files."""
