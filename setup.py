@@ -61,6 +61,6 @@ setup(
         "evaluate": EVALUATE,
         "extract": EXTRACT,
         "ray": ["ray>=2.40,<3"],
-        "test": [*DEMO, "pytest>=8", "pytest-xdist>=3.5,<4"],
+        "test": [*DEMO, "pytest>=8,<10", "pytest-xdist>=3.5,<4", "pytest-timeout>=2.3,<3"],
     },
 )

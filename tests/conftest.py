@@ -26,3 +26,10 @@ def dataset(tmp_path_factory, schema):
             writer.write_shard(path, schema, (make_clip(i * clips + k, split) for k in range(clips)))
     writer.finalise(directory, schema, {split: shards for split, (shards, _) in SPLITS.items()})
     return directory
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """A worker that dies fails the run as soon as the others finish their file; xdist alone would wait for it for ever."""
+    if error:
+        node.config.pluginmanager.get_plugin("dsession").shouldstop = f"test worker {node.gateway.id} died"

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import librosa
 import numpy as np
 
+from extract.librosa_cache import import_librosa
 from extract.media import SAMPLE_RATE
 from tfrecords.schema import CONTINUOUS, Constituent
+
+librosa = import_librosa()
 
 BANDS, FRAMES, FRAMES_PER_ROW = 128, 666, 6
 WINDOW, HOP, PADDING = 1024, 576, 32  # samples; 665 hops + 1 window = 24 s + 2 paddings

@@ -10,7 +10,9 @@ import torch
 
 from extract.extractors.windows import Embedder
 from extract.frameworks import device, load_weights, quiet
+from extract.librosa_cache import import_librosa
 
+import_librosa()  # NeMo imports it too
 with quiet():
     from nemo.collections.asr.models import EncDecSpeakerLabelModel
     from nemo.utils import logging

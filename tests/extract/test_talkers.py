@@ -7,10 +7,10 @@ from collections import Counter
 from dataclasses import fields, replace
 
 import av
-import librosa
 import numpy as np
 import pytest
 
+from extract.librosa_cache import import_librosa
 from extract.talkers import __main__ as program
 from extract.talkers.face import render
 from extract.talkers.identity import ETHNICITIES, GENDERS, SKIN_TONES, Identity, draw_identity
@@ -21,6 +21,7 @@ from extract.talkers.voice import RATE, synthesize
 from slf_common import cli
 from slf_common.errors import UserError
 
+librosa = import_librosa()
 PEOPLE = 6  # 4 train, 1 validation, 1 test: 8 clips
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
-# Compiling takes longer than running what these tests run; processes that they start do likewise. Bits depend on it,
-# so this process must too, even where another library has imported JAX before.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# Compiling takes longer than running what these tests run: it is done with few optimisations, and once for all test
+# workers and for the processes that they start. Bits depend on it, so this process must do likewise, even where another
+# library has imported JAX before.
+XLA_CACHE = Path(__file__).parents[2] / ".pytest_cache" / "xla"
+os.environ |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(XLA_CACHE)}
 
 import jax
 import numpy as np
 import pytest
 from tiny import start_training, tiny_config
 
-from slf_jax import cascade, features
+from slf_jax import cascade, features, parallel
 from tfrecords.reader import Clips, stack
 
 jax.config.update("jax_disable_most_optimizations", True)
+parallel.use_compilation_cache(str(XLA_CACHE))
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +55,8 @@ def batch(dataset):
 
 @pytest.fixture(scope="session")
 def fresh_config(dataset, tmp_path_factory):
-    """Makes tiny configs with a run directory of their own; what one run compiles, the next finds in a cache."""
-    cache = str(tmp_path_factory.mktemp("xla"))
-    return lambda name: tiny_config(dataset, tmp_path_factory.mktemp(name), cache)
+    """Makes tiny configs with a run directory of their own; what one run compiles, the next finds in the cache."""
+    return lambda name: tiny_config(dataset, tmp_path_factory.mktemp(name), str(XLA_CACHE))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,47 @@
+"""The cache of librosa's compiled functions, with real processes and a real, cold cache."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from recordings import contents
+
+from extract import librosa_cache
+
+ROOT = Path(__file__).parents[2]
+USE = """
+from extract.librosa_cache import import_librosa
+import numpy as np
+librosa = import_librosa()
+noise = np.random.default_rng(0).normal(size=16_000).astype(np.float32)
+print(librosa.yin(noise, fmin=60, fmax=400, sr=16_000).shape, librosa.util.localmax(noise).sum())
+"""
+
+
+def start(cache: Path) -> subprocess.Popen:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", USE], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_processes_that_start_together_compile_once_and_leave_a_sound_cache(tmp_path):
+    """Three processes meet a cold cache; what they leave serves a fourth, which calls what was compiled (fault 1)."""
+    together = [start(tmp_path) for _ in range(3)]
+    outputs = [(process.communicate(timeout=240)[0], process.returncode) for process in together]
+    assert {status for _, status in outputs} == {0} and len({text for text, _ in outputs}) == 1, outputs
+    (shared,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    compiled = contents(shared)
+    assert any(name.endswith(".nbc") for name in compiled)
+    late = start(tmp_path)
+    assert (late.communicate(timeout=120)[0], late.returncode) == outputs[0]
+    assert contents(shared) == compiled
+
+
+def test_without_a_place_for_the_cache_a_process_has_one_of_its_own(monkeypatch):
+    """A user without a home directory, a read-only one, a file in the way (fault 1)."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/none")
+    first, second = librosa_cache._root(), librosa_cache._root()
+    assert first != second and first.is_dir() and second.is_dir()
+    first.rmdir(), second.rmdir()
