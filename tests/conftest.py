@@ -30,6 +30,6 @@ def dataset(tmp_path_factory, schema):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
-    """A worker that dies fails the run as soon as the others finish their file; xdist alone would wait for it for ever."""
+    """Ends the run when a worker dies, as soon as the others finish their file; xdist would wait for it for ever."""
     if error:
         node.config.pluginmanager.get_plugin("dsession").shouldstop = f"test worker {node.gateway.id} died"
