@@ -16,8 +16,9 @@ from recordings import contents, moving_frames, voice, write_clip, write_image, 
 
 from configs import base
 from extract import extractors, pipeline, runners
+from extract.clips import find_clips
 from extract.faces import cut_face, whole_frame
-from extract.media import decode_audio, decode_frames, find_clips, fit_audio
+from extract.media import decode_audio, decode_frames, fit_audio
 from slf_common.errors import UserError
 from tfrecords.reader import Clips
 from tfrecords.schema import LABELS, UNKNOWN
@@ -42,7 +43,7 @@ def test_records_hold_what_the_parts_give(undisturbed, people_folder):
     assert len(train) == 6 and len(Clips(undisturbed, "validation")) == len(Clips(undisturbed, "test")) == 2
     parts = extractors.load({"extractors": ("pyaudioanalysis", "mel")})
     assert train.schema.constituents == tuple(part.constituent for part in parts)
-    sources = {clip.clip_id: clip for clip in find_clips(people_folder)}
+    sources = {clip.clip_id: clip for clip in find_clips(people_folder).clips}
     for i in range(len(train)):
         record = train[i]
         source = sources[record["clip_id"]]
