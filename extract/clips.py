@@ -100,7 +100,7 @@ def find_clips(root: str | Path) -> Found:
             )
     above = _speaker_above(root)
     spoken = [_speaker(clip.clip_id.split("/"), above) for clip in clips]
-    clips = [dataclasses.replace(clip, speaker_id=name) for clip, (name, _) in zip(clips, spoken, strict=True)]
+    clips = [Clip(clip.clip_id, name, clip.path, clip.image) for clip, (name, _) in zip(clips, spoken, strict=True)]
     return Found(clips, sorted(aliases), Counter(rule for _, rule in spoken))
 
 
@@ -211,7 +211,8 @@ def _walk(root: Path, aliases: list[tuple[str, str]]) -> Iterator[tuple[Path, li
         folders = [entry.name for entry in entries if _leads_to_folder(entry)]
         # The slash: paths below "a" come after those below "a b".
         waiting += [folder / name for name in sorted(folders, key=lambda name: f"{name}/", reverse=True)]
-        yield folder, [entry for entry in entries if entry.name not in set(folders)]
+        others = set(folders)
+        yield folder, [entry for entry in entries if entry.name not in others]
 
 
 def _leads_to_folder(entry: os.DirEntry) -> bool:
@@ -228,6 +229,7 @@ def _clips_of(root: Path, folder: Path, files: Sequence[os.DirEntry]) -> Iterato
     """The clips among the files of a folder, still without a speaker; several of one id where names differ only in
     Unicode's normal form or in the case of their endings.
     """
+    within = "" if folder == root else _text(folder.relative_to(root)) + "/"
     by_stem: dict[str, dict[str, list[os.DirEntry]]] = {}
     for entry in sorted(files, key=lambda entry: entry.name):
         stem, suffix = os.path.splitext(entry.name)
@@ -236,7 +238,7 @@ def _clips_of(root: Path, folder: Path, files: Sequence[os.DirEntry]) -> Iterato
     for stem, kinds in by_stem.items():
         media = next((suffix for suffix in VIDEO + SOUND if suffix in kinds), None)
         images = [Path(kinds[suffix][0].path) for suffix in IMAGE if suffix in kinds and media in SOUND]
-        clip_id = _text((folder / stem).relative_to(root))
+        clip_id = within + _text(Path(stem))
         for entry in kinds.get(media, ()):
             try:
                 identity = entry.stat()

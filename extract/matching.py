@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePosixPath
 
 from extract.clips import IMAGE, SOUND, VIDEO, composed
@@ -17,9 +17,6 @@ class Ids:
 
     def __init__(self, ids: Iterable[str]) -> None:
         self.ids = set(ids)
-        self._by_key: dict[str, list[str]] = {}
-        for each in sorted(self.ids):
-            self._by_key.setdefault(_key(each), []).append(each)
 
     def find(self, text: str) -> str | None:
         """The id that a cell of a table means, None where there is none.
@@ -45,16 +42,17 @@ class Ids:
         return [each for each in self._by_rough.get(rough(text), ()) if each != text]
 
     @functools.cached_property
+    def _by_key(self) -> dict[str, list[str]]:
+        return _group(self.ids, _key)
+
+    @functools.cached_property
     def _by_rough(self) -> dict[str, list[str]]:
         return group(self.ids)
 
 
 def group(ids: Iterable[str]) -> dict[str, list[str]]:
     """Ids in sorted order by their `rough` form."""
-    groups: dict[str, list[str]] = {}
-    for each in sorted(ids):
-        groups.setdefault(rough(each), []).append(each)
-    return groups
+    return _group(ids, rough)
 
 
 def rough(text: str) -> str:
@@ -68,8 +66,18 @@ def examples(items: Sequence[object]) -> str:
     return ", ".join(map(str, items[:SHOWN])) + (", ..." if len(items) > SHOWN else "")
 
 
+def _group(ids: Iterable[str], form: Callable[[str], str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for each in sorted(ids):
+        groups.setdefault(form(each), []).append(each)
+    return groups
+
+
 def _key(text: str) -> str:
-    parts = PurePosixPath(composed(text).strip().replace("\\", "/")).parts
+    text = composed(text).strip().replace("\\", "/")
+    if not re.search(r"^\.?/|/\.?/|/\.?$", text):
+        return text
+    parts = PurePosixPath(text).parts
     return "/".join(part for part in parts if part not in ("/", "."))
 
 

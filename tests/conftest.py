@@ -26,3 +26,13 @@ def dataset(tmp_path_factory, schema):
             writer.write_shard(path, schema, (make_clip(i * clips + k, split) for k in range(clips)))
     writer.finalise(directory, schema, {split: shards for split, (shards, _) in SPLITS.items()})
     return directory
+
+
+@pytest.fixture(scope="session")
+def people_to_test(tmp_path_factory, schema):
+    """A dataset folder of 6 test clips alone, hence without statistics."""
+    directory = tmp_path_factory.mktemp("test_people")
+    path = directory / writer.shard_name("test", 0, 1)
+    writer.write_shard(path, schema, (make_clip(k, "test") for k in range(6)))
+    writer.finalise(directory, schema, {"test": 1})
+    return directory

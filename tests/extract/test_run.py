@@ -313,11 +313,12 @@ def test_a_mistake_is_one_line_and_exit_status_2(people_folder, tmp_path, run_co
     assert done.stderr == f"error: {table}, line 3: gender 'cat' is none of: female, male\n"
 
 
-def test_where_all_clips_fail_there_is_no_dataset(tmp_path, extract):
+@pytest.mark.parametrize("split, message", [("train", "no clip of the training split"), ("test", "no clip could")])
+def test_where_all_clips_fail_there_is_no_dataset(tmp_path, extract, split, message):
     (tmp_path / "videos" / "a").mkdir(parents=True)
     (tmp_path / "videos" / "a" / "1.mp4").write_text("no video")
-    (tmp_path / "videos" / "people.csv").write_text("speaker_id,split\na,train\n")
-    with pytest.raises(UserError, match=r"no clip of the training split.*failures\.csv"):
+    (tmp_path / "videos" / "people.csv").write_text(f"speaker_id,split\na,{split}\n")
+    with pytest.raises(UserError, match=rf"{message}.*failures\.csv"):
         extract("--videos", tmp_path / "videos", "--out", tmp_path / "data")
     assert not (tmp_path / "data" / "metadata.json").exists()
     assert "damaged" in (tmp_path / "data" / "failures.csv").read_text()
