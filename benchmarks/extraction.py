@@ -28,8 +28,9 @@ import numpy as np
 
 from configs import base
 from extract import deepface, extractors, run
+from extract.clips import find_clips
 from extract.frameworks import keep_memory, quiet
-from extract.media import CLIP_SAMPLES, SAMPLE_RATE, find_clips
+from extract.media import CLIP_SAMPLES, SAMPLE_RATE
 from extract.talkers.population import generate
 
 Calls = dict[str, Callable[[np.ndarray], object]]  # of the sound of all clips
@@ -170,7 +171,7 @@ def time_pipeline(config: ml_collections.ConfigDict, people: int, label: str) ->
         run.extract(config)
         elapsed = time.perf_counter() - start
         written = sum(path.stat().st_size for path in out.glob("slf-*"))
-        count = len(find_clips(videos))
+        count = len(find_clips(videos).clips)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     size = f"{written / count / 1e3:.0f} kB a clip"
     print(f"{label}: {count} clips in {elapsed:.1f} s with loading, {size}, peak {peak:.2f} GB")

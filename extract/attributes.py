@@ -7,6 +7,11 @@ Only `speaker_id` is needed; an empty cell is unknown. A row with a `clip_id` sp
 gives goes before its speaker's row, and its `speaker_id` before the name of the clip's folder.
 
 A list of clips is such a table with a column `path`, one row a clip, in place of a folder.
+
+Ids match in any normal form of Unicode, with backslashes or slashes, with a leading "./" or a file's ending. An id
+that differs from one on disk in case or in leading zeros only (`1` for `001`) is refused with both spellings: they may
+be two people, and one person in two spellings could end up in two splits. Rows and clips without a partner are
+counted and shown; a row with a split that matches nothing is refused.
 """
 
 from __future__ import annotations
@@ -16,13 +21,15 @@ import dataclasses
 import hashlib
 import io
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from extract.media import Clip, make_clip
+from extract.clips import Clip, File, Names, composed, identify_file, make_clip
+from extract.matching import Ids, examples, group
 from slf_common.errors import UserError
 from tfrecords.schema import LABELS, UNKNOWN, label_index
 from tfrecords.writer import SPLITS
@@ -66,13 +73,13 @@ class People:
             except ValueError as error:
                 raise UserError(f"{where}: {error}") from None
 
+    def know(self, clip: Clip) -> bool:
+        """Whether a row speaks of an identified clip or its speaker."""
+        return clip.clip_id in self.by_clip or clip.speaker_id in self.by_speaker
+
     def split(self, speaker_id: str) -> str:
         """The split that the CSV gives, or else one chosen by a hash of the speaker's id."""
         return self.splits.get(speaker_id) or hashed_split(speaker_id)
-
-    def know_any(self, clips: list[Clip]) -> bool:
-        """Whether a row speaks of any of these clips."""
-        return any(clip.speaker_id in self.by_speaker or clip.clip_id in self.by_clip for clip in clips)
 
 
 def hashed_split(speaker_id: str) -> str:
@@ -81,40 +88,120 @@ def hashed_split(speaker_id: str) -> str:
     return "train" if share < TRAIN else "validation" if share < TRAIN + VALIDATION else "test"
 
 
-def read_people(path: str | Path) -> People:
-    """Reads the CSV. Raises `UserError` with file and line for whatever is wrong in it."""
-    people = People()
-    for where, row in _rows(Path(path), COLUMNS, "speaker_id"):
+def read_people(path: str | Path, clips: Sequence[Clip]) -> tuple[People, list[str]]:
+    """Reads the CSV for these clips; returns what it says, and lines that tell what has no partner.
+
+    Raises `UserError` with file and line for whatever is wrong in it, a row with a split that matches no clip, an id
+    spelt nearly like one on disk, and where no row matches at all.
+    """
+    path, people = Path(path), People()
+    rows, folders, ids = [], Ids(clip.speaker_id for clip in clips), Ids(clip.clip_id for clip in clips)
+    for where, row in _rows(path, COLUMNS, "speaker_id"):
         with _telling(where):
+            row["speaker_id"] = folders.find(row["speaker_id"]) or composed(row["speaker_id"])
+            if row["clip_id"]:
+                row["clip_id"] = ids.find(row["clip_id"]) or composed(row["clip_id"])
             _add(people, row, where)
-    return people
+        rows.append((where, row))
+    speaking = Ids(people.identify(clip).speaker_id for clip in clips)
+    _check_spellings(speaking.ids, folders.ids, rows)
+    lost = [
+        (where, row)
+        for where, row in rows
+        if (row["clip_id"] or row["speaker_id"]) not in _kind(row, ids, speaking).ids
+    ]
+    for where, row in lost:
+        _check_lost(where, row, _kind(row, ids, speaking), people)
+    if clips and rows and len(lost) == len(rows):
+        raise UserError(
+            f"{path}: none of its rows is of a speaker or a clip here; the first is {clips[0].speaker_id!r}, "
+            f"with {clips[0].clip_id!r}"
+        )
+    return people, _tell_partnerless(path, people, clips, lost) if rows else []
+
+
+def _kind(row: Row, clips: Ids, speakers: Ids) -> Ids:
+    return clips if row["clip_id"] else speakers
+
+
+def _check_spellings(speaking: set[str], folders: set[str], rows: Sequence[tuple[str, Row]]) -> None:
+    """Raises `UserError` where a table makes two speakers of ids that differ in case or zeros only."""
+    for spellings in group(speaking).values():
+        given = [name for name in spellings if name not in folders]
+        if given and len(spellings) > 1:
+            where = next(where for where, row in rows if row["speaker_id"] == given[0])
+            other = next(name for name in spellings if name != given[0])
+            raise UserError(
+                f"{where}: speaker {given[0]!r} and speaker {other!r} would be two people, maybe in two splits; "
+                "spell one person's id the same everywhere"
+            )
+
+
+def _check_lost(where: str, row: Row, ids: Ids, people: People) -> None:
+    """Raises `UserError` for a row without a partner that has a split, or nearly has a partner."""
+    what, name = ("clip", row["clip_id"]) if row["clip_id"] else ("speaker", row["speaker_id"])
+    rows = people.by_clip if row["clip_id"] else people.by_speaker
+    for other in ids.near(name):
+        if other not in rows:
+            raise UserError(
+                f"{where}: there is no {what} {name!r}, but {other!r}, which has no row; spell them alike "
+                "(spreadsheets drop leading zeros: import such columns as text)"
+            )
+    if row["split"]:
+        raise UserError(
+            f"{where}: split {row['split']!r} for {what} {name!r}, but there is no such {what}; correct the id, or "
+            "remove the row, so that nobody is trained on who was meant for another split"
+        )
+
+
+def _tell_partnerless(path: Path, people: People, clips: Sequence[Clip], lost: Sequence[tuple[str, Row]]) -> list[str]:
+    lines = []
+    if lost:
+        named = [f"{row['clip_id'] or row['speaker_id']!r} ({where.rpartition(', ')[2]})" for where, row in lost]
+        lines.append(f"{path}: {len(lost)} rows match no clip: {examples(named)}")
+    alone = [clip for clip in map(people.identify, clips) if not people.know(clip)]
+    if alone:
+        speakers = sorted({clip.speaker_id for clip in alone})
+        lines.append(
+            f"{path}: {len(alone)} clips of {len(speakers)} speakers have no row, so their split is chosen by a hash: "
+            f"{examples([repr(name) for name in speakers])}"
+        )
+    return lines
 
 
 def read_list(path: str | Path) -> tuple[list[Clip], People]:
     """Reads a list of clips: `path` (from the list's own folder, or absolute), `speaker_id` and any other column.
 
     A clip's id is its row's `clip_id`, or else its path without suffix. Raises `UserError` with file and line for
-    a file that is missing, of another kind or listed twice, and whatever is wrong in the table.
+    a file that is missing, of another kind or listed twice (under another name as well), and whatever is wrong in the
+    table.
     """
-    path, people = Path(path), People()
-    clips: dict[str, Clip] = {}
+    path, people, names = Path(path), People(), Names()
+    clips, files, rows = {}, {}, []
     for where, row in _rows(path, ("path", *COLUMNS), "path", "speaker_id"):
         with _telling(where):
-            clip = _listed(path.parent, row)
+            clip, file = _listed(path.parent, row, names)
             if clip.clip_id in clips:
                 raise ValueError(f"a second row for clip {clip.clip_id!r}")
+            first = files.setdefault(file, where)
+            if first != where:
+                raise ValueError(f"{row['path']} is the file of {first.rpartition(', ')[2]} under another name")
             clips[clip.clip_id] = clip
-            _add(people, row | {"clip_id": clip.clip_id}, where)
+            row |= {"clip_id": clip.clip_id, "speaker_id": clip.speaker_id}
+            _add(people, row, where)
+        rows.append((where, row))
+    _check_spellings({clip.speaker_id for clip in clips.values()}, set(), rows)
     return sorted(clips.values(), key=lambda clip: clip.clip_id), people
 
 
-def _listed(folder: Path, row: Row) -> Clip:
-    path = folder / row["path"]
-    if not path.is_file():
-        raise ValueError(f"no such file: {path}")
-    parts = PurePosixPath(row["path"]).with_suffix("").parts
+def _listed(folder: Path, row: Row, names: Names) -> tuple[Clip, File]:
+    path = names.locate(folder / row["path"])
+    if not os.path.exists(path) and "\\" in row["path"]:
+        path = names.locate(folder / row["path"].replace("\\", "/"))
+    file = identify_file(path)
+    parts = PurePosixPath(composed(row["path"]).replace("\\", "/")).with_suffix("").parts
     plain = "/".join(part for part in parts if part not in ("/", ".", ".."))
-    return make_clip(path, row["clip_id"] or plain, row["speaker_id"])
+    return make_clip(path, composed(row["clip_id"]) or plain, composed(row["speaker_id"]), names), file
 
 
 def _rows(path: Path, columns: Sequence[str], *needed: str) -> Iterator[tuple[str, Row]]:

@@ -13,9 +13,9 @@ import numpy as np
 
 from slf_common import cli
 from slf_common.errors import UserError
-from tfrecords.reader import Clips
+from tfrecords.reader import Clips, first_split
 from tfrecords.schema import CONTINUOUS, UNKNOWN, Schema
-from tfrecords.writer import SPLITS, shard_name, summary_path
+from tfrecords.writer import SPLITS, clip_statistics, shard_name, summary_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -140,9 +140,10 @@ def draw(contents: Contents, clips: Clips, clip: Mapping, path: Path) -> None:
     axes.axis("off")
     parts.suptitle(
         f"constituents of {clip['clip_id']}: windows upwards, features to the right "
-        "(continuous ones in standard deviations of the training split)"
+        f"(continuous ones in standard deviations of {'the training split' if clips.statistics else 'this clip'})"
     )
-    _draw_constituents(parts, contents.schema, clip, clips.statistics)
+    statistics = clips.statistics or clip_statistics(contents.schema, clip)
+    _draw_constituents(parts, contents.schema, clip, statistics)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
 
@@ -202,12 +203,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         ],
     )
     arguments.add_argument("--data", required=True, type=Path, metavar="DIR", help="dataset folder")
-    arguments.add_argument("--split", default="train", help="whose faces to show")
+    arguments.add_argument("--split", help="whose faces to show (default: train, if there is one)")
     arguments.add_argument("--clip", help="whose constituents to draw (default: the split's first)")
     arguments.add_argument("--out", default="inspect.png", type=Path, metavar="PNG", help="picture to write")
     args = arguments.parse_args(argv)
     contents = read_contents(args.data)
-    clips = Clips(args.data, args.split)
+    clips = Clips(args.data, args.split or first_split(args.data))
     print(describe(args.data, contents))
     draw(contents, clips, clips.find(args.clip), args.out)
     print(f"picture: {args.out}")

@@ -1,12 +1,7 @@
-"""Finding clips in a folder and decoding them: 16 kHz mono sound, and frames as RGB.
-
-A clip is a video, or a sound file beside an image with the same stem.
-"""
+"""Decoding clips: 16 kHz mono sound, and frames as RGB."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -16,84 +11,15 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from slf_common.errors import UserError
+from extract.clips import VIDEO, Clip
 
 SAMPLE_RATE = 16_000
 CLIP_SECONDS = 24
 CLIP_SAMPLES = SAMPLE_RATE * CLIP_SECONDS
 
-# In order of preference, where files share a stem.
-VIDEO = (".mp4", ".mkv", ".webm", ".avi", ".mov")
-SOUND = (".wav", ".flac", ".mp3", ".m4a")
-IMAGE = (".png", ".jpg", ".jpeg")
-
 
 class MediaError(Exception):
     """A clip that cannot be used; says why in a few words, without the file's name."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    """One clip on disk. `image` holds the face of a sound file; a video has none."""
-
-    clip_id: str
-    speaker_id: str
-    path: Path
-    image: Path | None = None
-
-
-def find_clips(root: str | Path) -> list[Clip]:
-    """All clips below `root`, sorted by relative path.
-
-    `clip_id` is the relative path without suffix (`id00012/abc/00001`), `speaker_id` its first folder, or the
-    stem of a file that lies in `root` itself. Of files that share a stem the first kind in `VIDEO`, then `SOUND`
-    is the clip. Links are followed, hidden files and folders passed over. Raises `UserError` if `root` is no folder.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder of videos")
-    clips = []
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        clips += _clips_of(root, Path(folder), [name for name in files if not name.startswith(".")])
-    return sorted(clips, key=lambda clip: clip.clip_id)
-
-
-def make_clip(path: Path, clip_id: str, speaker_id: str) -> Clip:
-    """The clip of one named file: a video, or a sound with the image of the same stem (in lower-case suffix) beside
-    it. Raises `ValueError` for a file of another kind.
-    """
-    kind = path.suffix.lower()
-    if kind not in VIDEO + SOUND:
-        raise ValueError(f"{path}: neither a video ({spell(VIDEO)}) nor a sound ({spell(SOUND)})")
-    images = [] if kind in VIDEO else [path.with_suffix(suffix) for suffix in IMAGE]
-    return Clip(clip_id, speaker_id, path, next((image for image in images if image.is_file()), None))
-
-
-def spell(kinds: Sequence[str]) -> str:
-    """`mp4, mkv`."""
-    return ", ".join(suffix[1:] for suffix in kinds)
-
-
-def _clips_of(root: Path, folder: Path, files: Sequence[str]) -> list[Clip]:
-    by_stem: dict[str, dict[str, Path]] = {}
-    for name in sorted(files):
-        path = folder / name
-        by_stem.setdefault(path.stem, {}).setdefault(path.suffix.lower(), path)
-    clips = []
-    for stem, paths in by_stem.items():
-        media = next((suffix for suffix in VIDEO + SOUND if suffix in paths), None)
-        if media is None:
-            continue
-        image = next((paths[suffix] for suffix in IMAGE if suffix in paths), None) if media in SOUND else None
-        clip_id = _text((folder / stem).relative_to(root))
-        clips.append(Clip(clip_id, clip_id.split("/")[0], paths[media], image))
-    return clips
-
-
-def _text(path: Path) -> str:
-    """Posix text; bytes that are no UTF-8 are spelt `\\xff`."""
-    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def decode_audio(path: Path, seconds: float = CLIP_SECONDS) -> np.ndarray:

@@ -20,8 +20,9 @@ from typing import TypeVar
 import numpy as np
 
 from extract.attributes import Attributes, People
+from extract.clips import Clip
 from extract.faces import Face, find_face
-from extract.media import Clip, MediaError, decode_audio, face_frames, fit_audio
+from extract.media import MediaError, decode_audio, face_frames, fit_audio
 from extract.models import Models
 from slf_common.errors import UserError
 from slf_common.files import write_atomically

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from extract import models, pipeline, runners
 from extract.attributes import LANGUAGE, People, read_list, read_people
-from extract.media import SOUND, VIDEO, Clip, find_clips, spell
+from extract.clips import NAMED, SOUND, VIDEO, Clip, Found, check_speakers, find_clips, spell
+from extract.matching import examples
 from extract.pipeline import Chunk, Done, Job
 from slf_common import cli
 from slf_common.errors import UserError
@@ -33,15 +34,15 @@ def extract(settings: ml_collections.ConfigDict, *, dry_run: bool = False, part:
     """Extracts the dataset that `config.extract` describes, or only says what that would be.
 
     Writes shards and, once all of them exist, the metadata and `failures.csv`, to `settings.out`. `part` (i, n) does
-    every n-th shard from the i-th on. Raises `UserError` for settings that make no dataset, and where no clip of the
-    training split could be used; there is no metadata then.
+    every n-th shard from the i-th on. Raises `UserError` for settings that make no dataset, and where no clip, or none
+    of a training split, could be used; there is no metadata then.
     """
     _check(settings)
-    clips, people = _read(settings)
-    chunks = _chunks(settings, clips, people)
+    clips, people, notes = _read(settings)
+    chunks = pipeline.make_chunks(clips, people, settings.clips_per_shard)
     if dry_run:
         schema = models.planned_schema(settings)
-        print(_describe(chunks, Path(settings.out), schema), _expect(chunks, schema), sep="\n")
+        print(_describe(chunks, Path(settings.out), schema, notes), _expect(chunks, schema), sep="\n")
         return
     out, found = Path(settings.out), pipeline.read_plan(Path(settings.out))
     outline = pipeline.outline(settings, chunks)
@@ -59,7 +60,7 @@ def extract(settings: ml_collections.ConfigDict, *, dry_run: bool = False, part:
             pipeline.compare_plans(out, found, plan)
         else:
             pipeline.write_plan(out, plan)
-        print(_describe(chunks, out, schema), flush=True)
+        print(_describe(chunks, out, schema, notes), flush=True)
         seconds = run_chunks(chunks[part[0] :: part[1]], Job(out, schema, json.dumps(plain)), runner)
     if missing := sum(not pipeline.is_done(out, chunk) for chunk in chunks):
         print(f"{out}: {missing} shards are left to others; the last to finish writes the metadata")
@@ -81,45 +82,65 @@ def _check(settings: ml_collections.ConfigDict) -> None:
     matrix_constituents(models.planned_schema(settings))
 
 
-def _read(settings: ml_collections.ConfigDict) -> tuple[list[Clip], People]:
-    """The clips and what is known of their speakers."""
+def _read(settings: ml_collections.ConfigDict) -> tuple[list[Clip], People, list[str]]:
+    """The clips, what is known of their speakers, and lines that say how they were found and matched."""
     videos = Path(settings.videos)
     if videos.suffix.lower() == ".csv":
         if settings.attributes:
             raise UserError(f"{videos} is a list with attributes of its own; leave config.extract.attributes empty")
         clips, people = read_list(videos)
+        notes = [_spell_speakers(clips, f"the column speaker_id of {videos.name}")] if clips else []
     else:
-        clips, people = find_clips(videos), People()
-        table = Path(settings.attributes or videos / PEOPLE)
-        if settings.attributes or table.exists():
-            people = read_people(table)
-            identified = [people.identify(clip) for clip in clips]
-            if clips and (people.by_speaker or people.by_clip) and not people.know_any(identified):
-                raise UserError(
-                    f"{table}: none of its rows is of a speaker in {videos}; the first is {clips[0].speaker_id!r}"
-                )
+        clips, people, notes = _read_folder(videos, settings.attributes)
     if not clips:
         raise UserError(f"{videos}: no clips here: videos ({spell(VIDEO)}), or sounds ({spell(SOUND)}) beside images")
     if LANGUAGE not in settings.extractors:
         people.index_languages(models.planned_schema(settings).labels[LANGUAGE])
-    return clips, people
+    return clips, people, notes
 
 
-def _chunks(settings: ml_collections.ConfigDict, clips: Sequence[Clip], people: People) -> list[Chunk]:
-    chunks = pipeline.make_chunks(clips, people, settings.clips_per_shard)
-    if not pipeline.count_shards(chunks)["train"]:
-        raise UserError(
-            f"{settings.videos}: the training split is empty; a column `split` in {PEOPLE} says who is in it"
-        )
-    return chunks
+def _read_folder(videos: Path, attributes: str) -> tuple[list[Clip], People, list[str]]:
+    found, people, notes = find_clips(videos), People(), []
+    table = Path(attributes or videos / PEOPLE)
+    if attributes or table.exists():
+        people, notes = read_people(table, found.clips)
+    clips = [people.identify(clip) for clip in found.clips]
+    if not clips:
+        return clips, people, notes
+    check_speakers(videos, clips, {*people.by_speaker, *people.speakers.values()})
+    if people.speakers:
+        found.rules[f"the column speaker_id of {table.name}"] = sum(clip.clip_id in people.speakers for clip in clips)
+    rules = "; ".join(f"{count} clips by {rule}" for rule, count in found.rules.items() if count)
+    parts = {name for clip in clips for name in clip.clip_id.split("/")[:-1]} & {"train", "dev", "test"}
+    if found.rules[NAMED] and parts and not people.splits:
+        notes.append(f"the folders {', '.join(sorted(parts))} are not taken for splits; a column split in {PEOPLE} is")
+    return clips, people, [_spell_speakers(clips, rules), *_spell_aliases(found), *notes]
 
 
-def _describe(chunks: Sequence[Chunk], out: Path, schema: Schema) -> str:
+def _spell_speakers(clips: Sequence[Clip], rules: str) -> str:
+    counts = Counter(clip.speaker_id for clip in clips)
+    ((most, clips_of_most),) = counts.most_common(1)
+    return f"speakers: {len(counts)}, such as {most!r} with {clips_of_most} of {len(clips)} clips ({rules})"
+
+
+def _spell_aliases(found: Found) -> list[str]:
+    if not found.aliases:
+        return []
+    pairs = [f"{name!r} is {first!r}" for name, first in found.aliases]
+    return [f"{len(pairs)} files or folders were met again under another name and passed over: {examples(pairs)}"]
+
+
+def _describe(chunks: Sequence[Chunk], out: Path, schema: Schema, notes: Sequence[str]) -> str:
     lines = [f"{out}: {len(chunks)} shards, {sum(pipeline.is_done(out, chunk) for chunk in chunks)} of them done"]
+    lines += [f"  {note}" for note in notes]
     for split, shards in pipeline.count_shards(chunks).items():
         clips = [clip for chunk in chunks if chunk.split == split for clip in chunk.clips]
         speakers = len({clip.speaker_id for clip in clips})
         lines.append(f"  {split}: {len(clips)} clips of {speakers} speakers in {shards} shards")
+    if not pipeline.count_shards(chunks)["train"]:
+        lines.append(
+            "  no training split: a trained system can be evaluated on this dataset, none can be trained on it"
+        )
     for part in schema.constituents:
         about = "; ".join(text for text in (part.extractor, part.windows, part.weights) if text)
         lines.append(f"  {part.name}: {part.rows} rows of {part.width} ({about})")
@@ -190,10 +211,12 @@ def _finish(chunks: Sequence[Chunk], out: Path, schema: Schema, provenance: dict
         written[chunk.split] += len(summary["clips"])
         failures += summary["failures"]
     write_atomically(out / FAILURES, _table(failures))
-    if not written["train"]:
-        raise UserError(f"no clip of the training split could be used; {out / FAILURES} says why")
+    planned = pipeline.count_shards(chunks)
+    if not any(written.values()) or (planned["train"] and not written["train"]):
+        part = " of the training split" if planned["train"] else ""
+        raise UserError(f"no clip{part} could be used; {out / FAILURES} says why")
     _tidy(out)
-    finalise(out, schema, pipeline.count_shards(chunks), provenance)
+    finalise(out, schema, planned, provenance)
     return _summarise(out, written, failures)
 
 

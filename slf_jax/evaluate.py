@@ -285,7 +285,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     people = protocol.choose(clips, args.people, same_clip=args.same_clip, gallery=others)
     judge = Judge(people, embedder, folder)
     several = len(scales) > 1 and args.split != "validation"
-    validation = validation_judge(clips.directory, args.same_clip, embedder, folder) if several else None
+    # A dataset of test people alone has nobody to choose a scale on: those held out in training do.
+    held_out = clips.directory if _optional(clips.directory, "validation") else trained.meta.config.data.dir
+    validation = validation_judge(held_out, args.same_clip, embedder, folder) if several else None
     sampler = Sampler(trained, chunk=args.chunk, memory=args.memory)
     subject = Subject(trained, sampler, args.seed, args.samples, not args.no_guide, without)
     found, scores, images = evaluate(subject, scales, judge, validation, train)

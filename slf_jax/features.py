@@ -81,13 +81,14 @@ def check_inputs(names: Sequence[str], layout: Layout) -> None:
 
 
 def check_same_features(
-    names: Sequence[str], trained: Schema, statistics: Mapping, given: Schema, given_statistics: Mapping, where: str,
-    instead: str,
+    names: Sequence[str], trained: Schema, statistics: Mapping, given: Schema, given_statistics: Mapping | None,
+    where: str, instead: str,
 ) -> None:  # fmt: skip
     """Raises `UserError` if a dataset's features are not those that a system was trained with.
 
     For each of the constituents `names` that training had: shape, kind and weights have to be the same, the values
-    of about the same place and size. `instead`: what the user can do but extract them again.
+    of about the same place and size, unless the dataset has no statistics of its own. `instead`: what the user can do
+    but extract them again.
     """
     have = {part.name: part for part in given.constituents}
     for part in (part for part in trained.constituents if part.name in names):
@@ -102,7 +103,7 @@ def check_same_features(
                     f"{where}: {part.name!r} has {what} {getattr(other, what) or 'unknown'}, this system was trained "
                     f"with {getattr(part, what) or 'unknown'}; extract it the same way, or {instead}"
                 )
-        if part.name in statistics and part.name in given_statistics:
+        if part.name in statistics and part.name in (given_statistics or ()):
             _check_same_scale(part.name, statistics[part.name], given_statistics[part.name], where, instead)
     for name in ("gender", "ethnicity", "language"):
         if name in names and trained.labels[name] != given.labels[name]:
@@ -190,7 +191,8 @@ def drop(keys: jax.Array, mask: jax.Array, layout: Layout, rates: Mapping[str, f
 
 def main(argv: Sequence[str] | None = None) -> None:
     from slf_jax import figures
-    from tfrecords.reader import Clips, stack
+    from tfrecords.reader import Clips, first_split, stack
+    from tfrecords.writer import clip_statistics
 
     arguments = cli.parser(
         "slf_jax.features",
@@ -199,15 +201,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments.add_argument("--data", required=True, help="dataset folder")
     arguments.add_argument("--clip", help="clip id (default: the split's first)")
-    arguments.add_argument("--split", default="train")
+    arguments.add_argument("--split", help="default: train, if there is one")
     arguments.add_argument("--out", default="features.png", type=Path, help="picture to write")
     args = arguments.parse_args(argv)
-    clips = Clips(args.data, args.split)
+    clips = Clips(args.data, args.split or first_split(args.data))
     clip = clips.find(args.clip)
     layout = make_layout(clips.schema)
-    matrix, mask = assemble(stack([clip]), layout, clips.statistics)
+    matrix, mask = assemble(stack([clip]), layout, clips.statistics or clip_statistics(clips.schema, clip))
     figures.feature_matrix(np.asarray(matrix[0]), np.asarray(mask[0]), layout.to_json(), clip["clip_id"], args.out)
     print(f"{args.out}: {int(mask.sum())} of {MATRIX_ROWS} rows known in clip {clip['clip_id']}")
+    if not clips.statistics:
+        print("standardised with the clip's own mean and deviation: the dataset has no training split")
 
 
 if __name__ == "__main__":

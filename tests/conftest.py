@@ -33,3 +33,13 @@ def pytest_testnodedown(node, error):
     """Ends the run when a worker dies, as soon as the others finish their file; xdist would wait for it for ever."""
     if error:
         node.config.pluginmanager.get_plugin("dsession").shouldstop = f"test worker {node.gateway.id} died"
+
+
+@pytest.fixture(scope="session")
+def people_to_test(tmp_path_factory, schema):
+    """A dataset folder of 6 test clips alone, hence without statistics."""
+    directory = tmp_path_factory.mktemp("test_people")
+    path = directory / writer.shard_name("test", 0, 1)
+    writer.write_shard(path, schema, (make_clip(k, "test") for k in range(6)))
+    writer.finalise(directory, schema, {"test": 1})
+    return directory

@@ -25,8 +25,8 @@ MISSING = -1  # the length of a record that damage cut off
 class Clips:
     """One split of a dataset folder, by index; a source for Grain.
 
-    Attributes: `directory` as it was given, `schema`, `statistics`, `{constituent: {"mean": [width], "std": [width]}}`,
-    and `corrupt`, the indices of records found damaged so far.
+    Attributes: `directory` as it was given, `schema`, `statistics`, `{constituent: {"mean": [width], "std": [width]}}`
+    or None where the dataset has no training split, and `corrupt`, the indices of records found damaged so far.
 
     Args:
       directory: a local path, or a gs:// or s3:// one.
@@ -40,13 +40,14 @@ class Clips:
         self._folder, self._skip = Folder(directory), skip_corrupt
         info, metadata = (_read_json(self._folder, name) for name in ("dataset_info.json", "metadata.json"))
         self.schema = Schema.from_json(metadata)
-        self.statistics = {
+        self.statistics = metadata["statistics"] and {
             name: {key: np.array(value, np.float32) for key, value in both.items()}
             for name, both in metadata["statistics"].items()
         }
-        lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
+        lengths = _shard_lengths(info)
         if not sum(lengths.get(split, [])):
-            raise UserError(f"{directory}: no clips in split {split!r}; it has {', '.join(lengths) or 'none'}")
+            known = [name for name, parts in lengths.items() if sum(parts)]
+            raise UserError(f"{directory}: no clips in split {split!r}; it has {', '.join(known) or 'none'}")
         count = len(lengths[split])
         self._names = [f"{info['name']}-{split}.tfrecord-{i:05d}-of-{count:05d}" for i in range(count)]
         self._ends = np.cumsum(lengths[split])
@@ -119,6 +120,19 @@ class Clips:
         if fault and not (self._skip and len(spans) <= length):
             raise fault
         return np.concatenate([spans, np.tile([0, MISSING], (length - len(spans), 1))])
+
+
+def first_split(directory: str | Path) -> str:
+    """The training split's name, or that of the first split with clips in a dataset that has none.
+
+    Raises `UserError` if the folder is no dataset.
+    """
+    lengths = _shard_lengths(_read_json(Folder(directory), "dataset_info.json"))
+    return next((name for name in ("train", *lengths) if sum(lengths.get(name, []))), "train")
+
+
+def _shard_lengths(info: dict) -> dict[str, list[int]]:
+    return {split["name"]: [int(n) for n in split["shardLengths"]] for split in info["splits"]}
 
 
 def _read_json(folder: Folder, name: str) -> dict:

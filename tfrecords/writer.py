@@ -4,14 +4,14 @@ Layout of a dataset folder:
     slf-train.tfrecord-00000-of-00008   a shard of clips
     chunks/<shard>.json                 what is in it: clips, speakers, failures, counts, sums for the statistics
     dataset_info.json, features.json    TFDS's metadata
-    metadata.json                       ours: schema and the statistics of the training split
+    metadata.json                       ours: schema and the statistics of the training split, null without one
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,25 +88,37 @@ def finalise(directory: Path, schema: Schema, shards: dict[str, int], provenance
     """Merges the shards' summaries and writes the metadata; returns clips per split. Idempotent.
 
     `shards` gives the number of shards of each split; all of them must exist. `provenance`: what made faces and
-    attributes (constituents say it of themselves).
+    attributes (constituents say it of themselves). Without clips to train on there are no statistics: such a dataset is
+    for sampling and evaluation, with those of whatever was trained.
     """
     summaries = {
         split: [json.loads(summary_path(directory, shard_name(split, i, n)).read_text()) for i in range(n)]
         for split, n in shards.items()
         if n
     }
-    statistics = {
-        part.name: _mean_std(part, [s["sums"][part.name] for s in summaries.get("train", [])])
-        for part in schema.constituents
-    }
+    train = [summary for summary in summaries.get("train", []) if summary["clips"]]
+    statistics = {part.name: _mean_std(part, [s["sums"][part.name] for s in train]) for part in schema.constituents}
     metadata = {
         "format": FORMAT_VERSION,
         **schema.to_json(),
-        "statistics": statistics,
+        "statistics": statistics if train else None,
         "provenance": provenance or {},
     }
     _write_tfds_metadata(directory, schema, summaries, metadata)
     return {split: sum(len(s["clips"]) for s in parts) for split, parts in summaries.items()}
+
+
+def clip_statistics(schema: Schema, clip: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Mean and standard deviation over the rows of one clip: `{constituent: {"mean": [width], "std": [width]}}`.
+
+    For looking at a clip of a dataset that has no statistics of its own.
+    """
+    found = {}
+    for part in schema.constituents:
+        sums = _empty_sums(part)
+        _add(sums, clip[part.name])
+        found[part.name] = {key: np.array(value, np.float32) for key, value in _mean_std(part, [sums]).items()}
+    return found
 
 
 def _mean_std(part: Constituent, sums: list[dict]) -> dict[str, list[float]]:

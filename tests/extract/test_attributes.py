@@ -1,5 +1,7 @@
 """The table of people: what it says of a clip, its mistakes, and splits by speaker."""
 
+import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from recordings import voice, write_clip, write_image, write_wav
 
 from extract import pipeline
 from extract.attributes import People, hashed_split, read_list, read_people
-from extract.media import Clip
+from extract.clips import Clip
 from slf_common.errors import UserError
 from tfrecords.reader import Clips
 from tfrecords.schema import LABELS, UNKNOWN
@@ -37,14 +39,16 @@ def test_mistakes_in_the_table_are_told_with_their_line(tmp_path, table, message
     path = tmp_path / "people.csv"
     path.write_bytes(table.encode("latin-1"))
     with pytest.raises(UserError, match=f"people.csv.*{message}"):
-        read_people(path).index_languages(LABELS["language"])
+        read_people(path, [])[0].index_languages(LABELS["language"])
 
 
 def test_a_clips_own_row_goes_before_its_speakers(tmp_path):
     path = tmp_path / "people.csv"
     path.write_text("\ufeffSpeaker_ID,clip_id,age,Gender\nann,,30,Female\nann,x/1,31,\nbob,x/2,,MALE\n")
-    people = read_people(path)
-    first, second, other = (people.identify(Clip(clip_id, "ann", Path("v.mp4"))) for clip_id in ("x/1", "x/2", "x/3"))
+    clips = [Clip(f"x/{number}", "ann", Path("v.mp4")) for number in (1, 2, 3)]
+    people, notes = read_people(path, clips)
+    assert notes == []
+    first, second, other = map(people.identify, clips)
     female, male = LABELS["gender"].index("female"), LABELS["gender"].index("male")
     assert people.attributes(first) == {"age": 31, "gender": female}
     assert second.speaker_id == "bob" and people.attributes(second) == {"gender": male}
@@ -72,19 +76,112 @@ def test_a_speakers_split_stays_as_it_is():
     ]  # fmt: skip
 
 
-def test_an_empty_training_split_is_refused_before_any_work(tmp_path, extract):
-    write_clip(tmp_path / "videos" / "a" / "1.mp4")
-    (tmp_path / "videos" / "people.csv").write_text("speaker_id,split\na,TEST\n")
-    with pytest.raises(UserError, match="training split is empty"):
-        extract("--videos", tmp_path / "videos", "--out", tmp_path / "data")
-    assert not (tmp_path / "data").exists()
+def plan(folder: Path, extract, capsys, table: str, *clips: str) -> str:
+    """What a dry run prints of a folder of (unread) clips and a table."""
+    for name in clips:
+        (folder / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "videos" / name).write_text(name)
+    (folder / "videos" / "people.csv").write_text(table)
+    extract("--videos", folder / "videos", "--out", folder / "data", "--dry-run")
+    return capsys.readouterr().out
 
 
-def test_a_table_of_other_people_is_refused(people_folder, tmp_path, extract):
-    table = tmp_path / "people.csv"
-    table.write_text("speaker_id,age\nID0,20\n")
-    with pytest.raises(UserError, match=r"none of its rows.*'id0'"):
-        extract("--videos", people_folder, "--out", tmp_path / "data", f"--config.extract.attributes={table}")
+def decomposed(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+@pytest.mark.parametrize(
+    "cell, name",
+    [
+        ("José", decomposed("José/1.mp4")),
+        (decomposed("José"), "José/1.mp4"),
+        ("  ann\u00a0", "ann/1.mp4"),
+        ("./ann/", "ann/1.mp4"),
+        ("ann.mp4", "ann.mp4"),
+        ("J. R. Smith", "J. R. Smith/1.mp4"),
+    ],
+)
+def test_a_speaker_is_found_in_any_spelling(tmp_path, extract, capsys, cell, name):
+    """A speaker in another normal form of Unicode matched nobody and was trained on (fault 4)."""
+    printed = plan(tmp_path, extract, capsys, f"speaker_id,split\n{cell},test\n", name)
+    assert "test: 1 clips of 1 speakers" in printed and "train: 0 clips" in printed and "no row" not in printed
+
+
+@pytest.mark.parametrize(
+    "cell", ["x/José.mp4", "x/José.MKV", "./x/José", r"x\José", r".\x\José.mp4", decomposed("x/José"), " x/José "]
+)
+def test_a_clip_is_found_in_any_spelling(tmp_path, extract, capsys, cell):
+    """A clip_id with its file's ending or backslashes matched nothing (fault 4)."""
+    printed = plan(tmp_path, extract, capsys, f"speaker_id,clip_id,split\nbob,{cell},test\n", decomposed("x/José.mp4"))
+    assert "test: 1 clips of 1 speakers" in printed and "'bob'" in printed
+
+
+@pytest.mark.parametrize(
+    "rows, clips, message",
+    [
+        (
+            ("1,test", "ann,train"),
+            ("001/a.mp4", "ann/a.mp4"),
+            "line 2: there is no speaker '1', but '001'",
+        ),
+        (("1.0,", "ann,"), ("001/a.mp4", "ann/a.mp4"), "line 2: there is no speaker '1.0', but '001'"),
+        (("ANN,",), ("ann/a.mp4",), "line 2: there is no speaker 'ANN', but 'ann'"),
+        (("ann,train", "bob,test"), ("ann/a.mp4", "rob/a.mp4"), "line 3: split 'test' for speaker 'bob', but there is"),
+        (("eve,",), ("ann/a.mp4",), "none of its rows .*'ann', with 'ann/a'"),
+        (("José,test", decomposed("José") + ",test"), ("José/a.mp4",), "line 3: a second row for speaker 'José'"),
+        (("ann,test", "./ann,test"), ("ann/a.mp4",), "line 3: a second row for speaker 'ann'"),
+        (("ann,",), ("ann/a.mp4", "ann /a.mp4", "bob/a.mp4"), None),
+        (("./ann,",), ("ann/a.mp4", "ann /a.mp4"), "line 2: './ann' can mean 'ann' or 'ann '"),
+    ],
+)
+def test_speakers_whom_a_table_may_mean_are_refused_with_both_spellings(
+    tmp_path, extract, capsys, rows, clips, message
+):
+    """A spreadsheet made 1 of 001: the person, meant for `test`, was trained on without a word (fault 4)."""
+    table = "\n".join(("speaker_id,split", *rows))
+    if message is None:
+        plan(tmp_path, extract, capsys, table, *clips)
+        return
+    with pytest.raises(UserError, match=f"people.csv(, |: ){message}") as error:
+        plan(tmp_path, extract, capsys, table, *clips)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (("ann,x/3,test", "ann,x/1,"), "line 2: split 'test' for clip 'x/3'"),
+        (("ann,X/1,", "ann,x/2,"), "line 2: there is no clip 'X/1', but 'x/1'"),
+        (("ann,x/1,", "ann,x/1.mp4,"), "line 3: a second row for clip 'x/1'"),
+        (("X,x/1,",), "line 2: speaker 'X' and speaker 'x' would be two people"),
+        (("Ann,x/1,", "ann,x/2,"), "line 2: speaker 'Ann' and speaker 'ann' would be two people"),
+        (("07,x/1,", "7,x/2,"), "line 2: speaker '07' and speaker '7' would be two people"),
+    ],
+)
+def test_clips_that_a_table_may_mean_are_refused_with_both_spellings(tmp_path, extract, capsys, rows, message):
+    """One person in two spellings can stand in two splits (fault 4)."""
+    with pytest.raises(UserError, match=f"people.csv, {message}"):
+        plan(tmp_path, extract, capsys, "\n".join(("speaker_id,clip_id,split", *rows)), "x/1.mp4", "x/2.mp4")
+
+
+def test_rows_and_clips_without_a_partner_are_counted_and_shown(tmp_path, extract, capsys):
+    """One row that matched was enough for all others to be dropped in silence (fault 4)."""
+    table = "speaker_id,clip_id,age\nann,,30\n" + "".join(f"nobody{i},,40\n" for i in range(5)) + "ann,ann/9,31\n"
+    printed = plan(tmp_path, extract, capsys, table, "ann/1.mp4", "bob/1.mp4", "bob/2.mp4", "eve/1.mp4")
+    assert (
+        "people.csv: 6 rows match no clip: 'nobody0' (line 3), 'nobody1' (line 4), 'nobody2' (line 5), ..." in printed
+    )
+    assert "people.csv: 3 clips of 2 speakers have no row, so their split is chosen by a hash: 'bob', 'eve'" in printed
+
+
+def test_a_matched_table_says_nothing_and_reaches_the_records(tmp_path, extract, capsys):
+    write_clip(tmp_path / "videos" / decomposed("José") / "1.mp4")
+    (tmp_path / "videos" / "people.csv").write_text("speaker_id,age,split\nJosé,40,train\n")
+    extract("--videos", tmp_path / "videos", "--out", tmp_path / "data")
+    record = Clips(tmp_path / "data")[0]
+    assert (record["speaker_id"], record["clip_id"], record["age"]) == ("José", "José/1", 40)
+    printed = capsys.readouterr().out
+    assert "match no clip" not in printed and "no row" not in printed
 
 
 def write_list(folder: Path, *rows: str) -> Path:
@@ -114,6 +211,19 @@ def test_a_list_names_clips_speakers_and_attributes(tmp_path):
     assert people.split("ann") == "train"
 
 
+def test_a_list_finds_files_in_either_normal_form(tmp_path):
+    """A path that a spreadsheet wrote in another normal form of Unicode was no file (fault 4)."""
+    names = [decomposed("é/José.wav"), "ö/Zoë.wav", "é" + decomposed("ü") + ".wav", "plain/x.wav"]
+    for name in names:
+        write_wav(tmp_path / name, voice(0.1))
+        write_image(tmp_path / Path(name).parent / decomposed(Path(name).stem + ".png"))
+    (tmp_path / decomposed("ö")).mkdir()  # a folder of the same name, without the file
+    cells = ["é/José.wav", decomposed("ö/Zoë.wav"), "ö/../" + decomposed("éü.wav"), r"plain\x.wav"]
+    clips, _ = read_list(write_list(tmp_path, "path,speaker_id", *(f"{cell},{i}" for i, cell in enumerate(cells))))
+    assert [clip.clip_id for clip in clips] == ["plain/x", "é/José", "ö/Zoë", "ö/éü"]
+    assert all(clip.path.is_file() and clip.image.is_file() for clip in clips)
+
+
 @pytest.mark.parametrize(
     "rows, message",
     [
@@ -123,11 +233,22 @@ def test_a_list_names_clips_speakers_and_attributes(tmp_path):
         (("path,speaker_id", "there.mp4,a", "nowhere.mp4,a"), "line 3: no such file: .*nowhere.mp4"),
         (("path,speaker_id", "list.csv,a"), "line 2: .*list.csv: neither a video"),
         (("path,speaker_id", "there.mp4,a", "./there.mp4,b"), "line 3: a second row for clip 'there'"),
+        (("path,speaker_id", "there.mp4,a", "link.mp4,b"), "line 3: link.mp4 is the file of line 2 under another name"),
+        (("path,speaker_id", "there.mp4,a", "hard.mp4,b"), "line 3: hard.mp4 is the file of line 2 under another name"),
+        (("path,speaker_id", "folder.mp4,a"), "line 2: .*folder.mp4: not a regular file"),
+        (("path,speaker_id", "loop.mp4,a"), "line 2: .*loop.mp4: cannot be read .Too many levels"),
+        (("path,speaker_id", "there.mp4,001", "other.mp4,1"), "line 2: speaker '001' and speaker '1' would be two"),
         (("path,speaker_id,gender", "there.mp4,a,x"), "line 2: gender 'x' is none of"),
     ],
 )
 def test_mistakes_in_a_list_are_told_with_their_line(tmp_path, rows, message):
+    """Two rows of one file, or of one person in two spellings, were two clips of two splits (faults 4 and 5)."""
     (tmp_path / "there.mp4").touch()
+    (tmp_path / "other.mp4").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "link.mp4").symlink_to("there.mp4")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    os.link(tmp_path / "there.mp4", tmp_path / "hard.mp4")
     with pytest.raises(UserError, match=f"list.csv, {message}"):
         read_list(write_list(tmp_path, *rows))
 

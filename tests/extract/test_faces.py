@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from extract import deepface, faces
-from extract.media import MediaError, face_frames, find_clips
+from extract.clips import find_clips
+from extract.media import MediaError, face_frames
 from extract.talkers.population import generate
 from slf_common.errors import UserError
 from tfrecords.schema import LABELS
@@ -114,7 +115,7 @@ def test_where_there_is_no_face_none_is_found(deepface_home):
 def test_haar_finds_drawn_talkers_too(deepface_home, tmp_path):
     generate(tmp_path, people=12, seed=0)
     found = []
-    for clip in find_clips(tmp_path):
+    for clip in find_clips(tmp_path).clips:
         try:
             found.append(faces.find_face(face_frames(clip, 3), deepface.Detector("opencv")).picture)
         except MediaError as error:

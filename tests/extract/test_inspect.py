@@ -79,3 +79,20 @@ def test_a_folder_without_a_dataset_is_told(tmp_path):
     write_clip(tmp_path / "a.mp4")
     with pytest.raises(UserError, match=f"{tmp_path}: no dataset here"):
         inspect.main(["--data", str(tmp_path), "--out", str(tmp_path / "a.png")])
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_dataset_of_test_people_alone_can_be_made_and_looked_at(tmp_path, extract, capsys, split):
+    """A folder of people of whom nobody is trained on was refused (fault 9)."""
+    for i in range(3):
+        write_clip(tmp_path / "videos" / f"id0001{i}" / "a" / "1.mp4", pitch=90 + 40 * i)
+    people = "".join(f"id0001{i},{split}\n" for i in range(3))
+    (tmp_path / "videos" / "people.csv").write_text(f"speaker_id,split\n{people}")
+    for part in ("0/2", "1/2"):
+        extract("--videos", tmp_path / "videos", "--out", tmp_path / "data", "--shard-range", part)
+    printed = capsys.readouterr().out
+    assert f"3 {split}" in printed and "no training split" in printed
+    inspect.main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "a.png")])
+    assert f"{split} 3 clips 3 speakers 2 shards" in " ".join(capsys.readouterr().out.split())
+    with Image.open(tmp_path / "a.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10

@@ -1,4 +1,4 @@
-"""Finding and decoding: what becomes a clip, what comes out of it, and what is said of a broken one."""
+"""Decoding: what comes out of a clip, and what is said of a broken one."""
 
 import os
 from fractions import Fraction
@@ -10,8 +10,8 @@ import pytest
 from recordings import FPS, moving_frames, voice, write_clip, write_image, write_video, write_wav
 
 from extract import media
+from extract.clips import find_clips
 from extract.media import MediaError
-from slf_common.errors import UserError
 
 
 def tone(hertz: float, seconds: float, rate: int) -> np.ndarray:
@@ -22,33 +22,6 @@ def bar_position(frame: np.ndarray) -> float:
     """Where the bright bar of `moving_frames` stands, as a share of its way."""
     columns = frame[..., 0].mean(0)
     return float(np.argmax(np.convolve(columns, np.ones(8), "valid")) / (frame.shape[1] - 8))
-
-
-def test_clips_are_found_in_order_with_ids_from_folders(tmp_path):
-    media_files = [
-        "id2/b/1.mp4",
-        "id1/b/2.MKV",
-        "id1/a c/it's \u00fc \u4f60.mp4",
-        "alone.mov",
-        "id3/x.wav",
-        "id3/y.wav",
-    ]
-    others = ["id3/x.PNG", "id3/z.png", "id1/b/notes.txt", "id1/b/._2.mp4", ".cache/1.mp4", "id2/b/1.wav"]
-    for name in media_files + others:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    clips = media.find_clips(tmp_path)
-    assert [clip.clip_id for clip in clips] == [
-        "alone", "id1/a c/it's \u00fc \u4f60", "id1/b/2", "id2/b/1", "id3/x", "id3/y",
-    ]  # fmt: skip
-    assert [clip.speaker_id for clip in clips] == ["alone", "id1", "id1", "id2", "id3", "id3"]
-    assert clips[3].path.suffix == ".mp4"  # not the sound beside it
-    assert clips[4].image == tmp_path / "id3/x.PNG" and clips[5].image is None
-
-
-def test_a_missing_folder_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
-        media.find_clips(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("rate, channels", [(16_000, 1), (44_100, 2), (8_000, 1), (48_000, 2)])
@@ -225,7 +198,7 @@ def test_a_clip_damaged_anywhere_is_decoded_or_refused_but_never_crashes(tmp_pat
 def test_a_name_that_is_no_utf8_is_an_id_and_a_reason(tmp_path):
     good = write_clip(tmp_path / "good.mp4")
     os.rename(good, os.fsencode(tmp_path) + b"/b\xffd.mp4")
-    (clip,) = media.find_clips(tmp_path)
+    (clip,) = find_clips(tmp_path).clips
     assert clip.clip_id == "b\\xffd"
     try:
         assert media.decode_audio(clip.path).any()
@@ -239,7 +212,7 @@ def test_a_sound_takes_the_image_beside_it(tmp_path):
     write_wav(tmp_path / "b.wav", voice(1))
     write_wav(tmp_path / "c.wav", voice(1))
     (tmp_path / "c.jpg").write_bytes(b"\xff\xd8\xff no picture")
-    good, bare, broken = media.find_clips(tmp_path)
+    good, bare, broken = find_clips(tmp_path).clips
     assert next(media.face_frames(good)).shape == (60, 80, 3)
     with pytest.raises(MediaError, match="no image of the same name"):
         next(media.face_frames(bare))
@@ -249,7 +222,7 @@ def test_a_sound_takes_the_image_beside_it(tmp_path):
 
 def test_frames_are_tried_from_the_middle_outwards(tmp_path):
     assert [media.spread(i) for i in range(7)] == [1 / 2, 1 / 4, 3 / 4, 1 / 8, 5 / 8, 3 / 8, 7 / 8]
-    (clip,) = media.find_clips(write_clip(tmp_path / "a.mp4", seconds=4).parent)
+    (clip,) = find_clips(write_clip(tmp_path / "a.mp4", seconds=4).parent).clips
     positions = [bar_position(frame) for frame in media.face_frames(clip, 3)]
     np.testing.assert_allclose(positions, [1 / 2, 1 / 4, 3 / 4], atol=0.05)
 

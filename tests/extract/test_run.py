@@ -16,8 +16,9 @@ from recordings import contents, moving_frames, voice, write_clip, write_image, 
 
 from configs import base
 from extract import extractors, pipeline, runners
+from extract.clips import find_clips
 from extract.faces import cut_face, whole_frame
-from extract.media import decode_audio, decode_frames, find_clips, fit_audio
+from extract.media import decode_audio, decode_frames, fit_audio
 from slf_common.errors import UserError
 from tfrecords.reader import Clips
 from tfrecords.schema import LABELS, UNKNOWN
@@ -42,7 +43,7 @@ def test_records_hold_what_the_parts_give(undisturbed, people_folder):
     assert len(train) == 6 and len(Clips(undisturbed, "validation")) == len(Clips(undisturbed, "test")) == 2
     parts = extractors.load({"extractors": ("pyaudioanalysis", "mel")})
     assert train.schema.constituents == tuple(part.constituent for part in parts)
-    sources = {clip.clip_id: clip for clip in find_clips(people_folder)}
+    sources = {clip.clip_id: clip for clip in find_clips(people_folder).clips}
     for i in range(len(train)):
         record = train[i]
         source = sources[record["clip_id"]]
@@ -312,11 +313,12 @@ def test_a_mistake_is_one_line_and_exit_status_2(people_folder, tmp_path, run_co
     assert done.stderr == f"error: {table}, line 3: gender 'cat' is none of: female, male\n"
 
 
-def test_where_all_clips_fail_there_is_no_dataset(tmp_path, extract):
+@pytest.mark.parametrize("split, message", [("train", "no clip of the training split"), ("test", "no clip could")])
+def test_where_all_clips_fail_there_is_no_dataset(tmp_path, extract, split, message):
     (tmp_path / "videos" / "a").mkdir(parents=True)
     (tmp_path / "videos" / "a" / "1.mp4").write_text("no video")
-    (tmp_path / "videos" / "people.csv").write_text("speaker_id,split\na,train\n")
-    with pytest.raises(UserError, match=r"no clip of the training split.*failures\.csv"):
+    (tmp_path / "videos" / "people.csv").write_text(f"speaker_id,split\na,{split}\n")
+    with pytest.raises(UserError, match=rf"{message}.*failures\.csv"):
         extract("--videos", tmp_path / "videos", "--out", tmp_path / "data")
     assert not (tmp_path / "data" / "metadata.json").exists()
     assert "damaged" in (tmp_path / "data" / "failures.csv").read_text()

@@ -146,3 +146,11 @@ def test_labels_reach_the_matrix_from_a_record(dataset):
     assert np.asarray(mask[:, row]).all()
     np.testing.assert_array_equal(np.asarray(matrix[:, row, :2]).sum(1), [1, 1])
     assert not np.asarray(mask[:, layout["language"].start]).any()
+
+
+def test_the_picture_of_a_clip_in_a_dataset_without_statistics(people_to_test, tmp_path, capsys):
+    """A dataset without a training split has no statistics to scale its features with (fault 9)."""
+    features.main(["--data", str(people_to_test), "--out", str(tmp_path / "features.png")])
+    printed = capsys.readouterr().out
+    assert "193 of 256 rows known" in printed and "the clip's own mean and deviation" in printed
+    assert Image.open(tmp_path / "features.png").size[0] > 800

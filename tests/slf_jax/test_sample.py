@@ -102,6 +102,7 @@ def statistics(mean=0.0, std=1.0):
     "schema, given, message",
     [
         (Schema((MEL, ECAPA)), statistics(0.5, 2.0), None),
+        (Schema((MEL, ECAPA)), None, None),  # a dataset without a training split (fault 9)
         (Schema((MEL,)), statistics(), "has no 'ecapa'.*or do otherwise"),
         (Schema((Constituent("mel", 100, 768, "continuous"), ECAPA)), statistics(), "'mel' has rows 100, .* with 111"),
         (Schema((Constituent("mel", 111, 64, "continuous"), ECAPA)), statistics(), "'mel' has width 64, .* with 768"),

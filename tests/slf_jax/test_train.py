@@ -132,6 +132,15 @@ def test_other_features_than_the_run_was_begun_with_are_refused(copy, dataset, t
         train(copy)
 
 
+def test_a_dataset_of_test_people_alone_cannot_be_trained_on(fresh_config, people_to_test):
+    """Without a training split there is nothing to train on, and that is one line (fault 9)."""
+    config = fresh_config("test_people")
+    config.data.dir = str(people_to_test)
+    with pytest.raises(UserError, match=f"{people_to_test}: no clips in split 'train'; it has test$"):
+        train(config)
+    assert not (Path(config.workdir) / "config.json").exists()
+
+
 def toy_state(step):
     numbers = {"w": np.full(3, step, np.float32)}
     return state.TrainState(np.int32(step), np.int32(0), np.float32(1), numbers, numbers, ())

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from records import make_clip
 
+from slf_common.errors import UserError
 from tfrecords import writer
-from tfrecords.reader import Clips
+from tfrecords.reader import Clips, first_split
 
 
 def test_statistics_are_those_of_the_training_split(dataset, schema):
@@ -57,3 +58,27 @@ def test_failures_are_kept_with_their_reasons(tmp_path, schema):
     failure = {"clip": "a/b", "reason": "no audio stream"}
     writer.write_shard(path, schema, [make_clip(0)], [failure])
     assert json.loads(writer.summary_path(tmp_path, path.name).read_text())["failures"] == [failure]
+
+
+@pytest.mark.parametrize(
+    "shards", [{"test": 1}, {"train": 1, "test": 1}], ids=["no training split", "none of its clips"]
+)
+def test_without_clips_to_train_on_there_are_no_statistics(tmp_path, schema, shards):
+    """A dataset of test people had placeholders, mean 0 and deviation 1, for statistics (fault 9)."""
+    for split in shards:
+        clips = [make_clip(i, split) for i in range(2) if split == "test"]
+        writer.write_shard(tmp_path / writer.shard_name(split, 0, 1), schema, clips)
+    assert writer.finalise(tmp_path, schema, shards)["test"] == 2
+    assert json.loads((tmp_path / "metadata.json").read_text())["statistics"] is None
+    assert Clips(tmp_path, "test").statistics is None and first_split(tmp_path) == "test"
+    with pytest.raises(UserError, match="no clips in split 'train'; it has test"):
+        Clips(tmp_path, "train")
+
+
+def test_statistics_of_one_clip(schema):
+    clip = make_clip(0)
+    clip["mel"][3] = np.nan
+    found = writer.clip_statistics(schema, clip)["mel"]
+    rows = np.delete(clip["mel"], 3, 0).astype(np.float16).astype(float)
+    np.testing.assert_allclose(found["mean"], rows.mean(0), rtol=1e-3)
+    np.testing.assert_allclose(found["std"], rows.std(0), rtol=1e-3)
