@@ -238,5 +238,5 @@ def _set(config: ml_collections.ConfigDict, names: Sequence[str], value: Any) ->
 
 
 def _spell(value: Any) -> str:
-    told = repr(value)
+    told = repr(value).replace("\n", "")
     return f"={told if len(told) <= 80 else told[:77] + '...'}"

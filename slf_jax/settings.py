@@ -111,7 +111,7 @@ _sample = {
     "levels": choice(noise.SPACINGS),
     "sigma_min": real(1e-6, 1e6),
     "sigma_max": real(1e-6, 1e6),
-    "rho": real(0.1, 1000),
+    "rho": real(1, 1000),
     "churn": real(0),
     "temperature": real(0),
     "interval": Rule("two levels of sigma, low and high with 0 <= low < high, or () for all levels", _interval),
