@@ -26,15 +26,6 @@ BATCH = 32  # faces in one forward pass
 INPUT = (224, 224)
 
 
-def check(settings: Mapping) -> None:
-    """Raises `UserError` for an engine or an attribute that DeepFace does not have; imports nothing."""
-    if settings["engine"] not in ENGINES:
-        raise UserError(f"config.extract.deepface.engine={settings['engine']}: choose from: {', '.join(ENGINES)}")
-    for name in settings["estimate"]:
-        if name not in MODELS:
-            raise UserError(f"config.extract.deepface.estimate: no {name!r}; choose from: {', '.join(MODELS)}")
-
-
 def start(settings: Mapping) -> None:
     """Imports DeepFace on the engine of `config.extract.deepface`; once in a process. Raises `UserError`."""
     if settings["home"]:

@@ -34,13 +34,11 @@ class Face:
 
 
 def check(settings: Mapping) -> None:
-    """Raises `UserError` for a detector that does not exist, or no frames to look at; imports nothing."""
+    """Raises `UserError` for a detector that does not exist; imports nothing."""
     if settings["detector"] not in DETECTORS:
         raise UserError(
             f"config.extract.detector={settings['detector']}: no such detector; choose from: {', '.join(DETECTORS)}"
         )
-    if settings["frames"] < 1:
-        raise UserError(f"config.extract.frames={settings['frames']}: give 1 or more frames to look for a face in")
 
 
 def load_detector(name: str) -> Detector:

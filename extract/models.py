@@ -46,7 +46,6 @@ def check(settings: Mapping) -> None:
     """What can be said of `config.extract` without loading anything; raises `UserError`."""
     extractors.plan(settings)
     faces.check(settings)
-    deepface.check(settings["deepface"])
 
 
 def use_networks(settings: Mapping) -> bool:

@@ -19,6 +19,7 @@ from extract.attributes import LANGUAGE, People, read_list, read_people
 from extract.clips import NAMED, SOUND, VIDEO, Clip, Found, check_speakers, find_clips, spell
 from extract.matching import examples
 from extract.pipeline import Chunk, Done, Job
+from extract.settings import check_config
 from slf_common import cli
 from slf_common.errors import UserError
 from slf_common.files import write_atomically
@@ -69,17 +70,13 @@ def extract(settings: ml_collections.ConfigDict, *, dry_run: bool = False, part:
 
 
 def _check(settings: ml_collections.ConfigDict) -> None:
+    check_config(settings)
     if not settings.videos:
         raise UserError("no videos: give their folder, or a CSV that lists them, with --videos PATH")
     if not settings.out:
         raise UserError("nowhere to write: give the dataset's folder with --out DIR")
     if Path(settings.out).exists() and not Path(settings.out).is_dir():
         raise UserError(f"--out {settings.out}: a file of this name is in the way of the folder")
-    if settings.clips_per_shard < 1:
-        raise UserError(f"config.extract.clips_per_shard={settings.clips_per_shard}: a shard holds at least 1 clip")
-    models.check(settings)
-    runners.check(settings)
-    matrix_constituents(models.planned_schema(settings))
 
 
 def _read(settings: ml_collections.ConfigDict) -> tuple[list[Clip], People, list[str]]:

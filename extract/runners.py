@@ -63,15 +63,6 @@ def open_runner(settings: Mapping) -> Iterator[Runner]:
             yield runner
 
 
-def check(settings: Mapping) -> None:
-    """Raises `UserError` for a runner or a device that does not exist."""
-    for name, choices in (("runner", RUNNERS), ("device", DEVICES)):
-        if settings[name] not in choices:
-            raise UserError(f"config.extract.{name}={settings[name]}: choose from: {', '.join(choices)}")
-    if settings["workers"] < 0:
-        raise UserError(f"config.extract.workers={settings['workers']}: give 0 (chosen by the machine) or more")
-
-
 def visible_gpus(device: str) -> list[str]:
     """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; none for "cpu"."""
     if device == "cpu":

@@ -20,16 +20,16 @@ import numpy as np
 from slf_common import cli
 from slf_common.errors import UserError
 from slf_common.files import write_atomically
-from slf_jax import cascade, evaluate, figures, sampling
+from slf_jax import cascade, evaluate, figures
 from slf_jax.evaluate import Subject
 from slf_jax.evaluation import ablation_tables, metrics, paper, protocol
 from slf_jax.evaluation.protocol import Judge, People
 from slf_jax.sampling import Sampler, Scale, spell
+from slf_jax.settings import RULES, check_config
 from slf_jax.state import load
 from slf_jax.train import train
 from tfrecords.reader import Clips
 
-MODES = ("trained", "masked")
 SHOWN = 4  # people on the page of scales (Fig. 7)
 
 
@@ -59,6 +59,9 @@ def ablate(config: ml_collections.ConfigDict) -> dict | None:
 
     Raises `UserError` for what the user can mend.
     """
+    if "ablations" not in config:
+        raise UserError("this config has no `ablations`; see configs/ablations.py")
+    check_config(config)
     ablation = _prepare(config)
     order = list(paper.SYSTEMS)  # a config sorts them by name
     names = sorted(config.ablations.systems, key=lambda name: order.index(name) if name in order else len(order))
@@ -81,14 +84,6 @@ def ablate(config: ml_collections.ConfigDict) -> dict | None:
 
 def _prepare(config: ml_collections.ConfigDict) -> Ablation:
     settings = config.ablations
-    unknown = [mode for mode in settings.modes if mode not in MODES]
-    if unknown or not settings.modes:
-        raise UserError(f"config.ablations.modes={tuple(settings.modes)}: choose from: {', '.join(MODES)}")
-    sampling.parse_scales(",".join(f"{scale:g}" for scale in settings.scales), "config.ablations.scales=")
-    for name, system in settings.systems.items():
-        more = [part for part in system.inputs if part not in config.data.inputs]
-        if more:
-            raise UserError(f"config.ablations.systems: {name!r} sees {more[0]!r}, config.data.inputs does not")
     clips, train_clips = Clips(config.data.dir, "test"), Clips(config.data.dir, "train")
     embedder = evaluate.choose_embedder(settings.embedder, settings.metric, settings.detector, train_clips)
     folder = Path(config.workdir) / "gallery"
@@ -216,9 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "python -m slf_jax.ablate --config configs/ablations.py:demo --config.ablations.modes=masked",
         ],
     )
-    _, config = cli.parse_with_config(arguments, argv)
-    if "ablations" not in config:
-        raise UserError("this config has no `ablations`; see configs/ablations.py")
+    _, config = cli.parse_with_config(arguments, argv, RULES)
     report = ablate(config)
     if report is None:
         print(f"{config.workdir}: stopped and saved; run the same command again to go on")

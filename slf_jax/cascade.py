@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,11 +23,7 @@ from slf_jax import features
 from slf_jax.diffusion import denoiser, guidance, noise, samplers
 from slf_jax.models.conditioning import Cond, Conditioner
 from slf_jax.models.unet import UNet, UNetConfig
-
-GUIDE_SIZE = 8
-LEVELS = ("karras", "training")
-STAGES = ("base", "upsampler")
-SIZES = {"base": (GUIDE_SIZE, 32), "upsampler": (32, 128)}  # low-resolution and own side
+from slf_jax.settings import GUIDE_SIZE, SIZES, STAGES, check_sample, check_system
 
 
 def to_uint8(images: jax.Array) -> jax.Array:
@@ -89,15 +84,6 @@ class Stage:
     spread: float
     spread_alone: float
     low_noise: float
-
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("preconditioning", denoiser.PRECONDITIONINGS),
-            ("noise", noise.DISTRIBUTIONS),
-            ("weight", denoiser.WEIGHTS),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is none of: {', '.join(choices)}")
 
     @property
     def levels(self) -> noise.Levels:
@@ -231,25 +217,6 @@ class SampleSettings:
     quantile: float
     guide_consistency: bool
 
-    def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("sampler", self.sampler, samplers.SAMPLERS),
-            ("levels", self.levels, LEVELS),
-            ("threshold", self.threshold, guidance.THRESHOLDS),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name}={value!r} is none of: {', '.join(choices)}")
-        for name, fits, rule in (
-            ("steps", self.steps >= 1, "a sampler takes at least one step"),
-            ("sigma_min", 0 < self.sigma_min < self.sigma_max < math.inf, "0 < sigma_min < sigma_max"),
-            ("churn", self.churn == 0 or (self.churn > 0 and self.sampler == "heun"), "only heun has a churn, above 0"),
-            ("temperature", 0 <= self.temperature < math.inf, "a finite number of at least 0"),
-            ("quantile", 0 < self.quantile <= 1, "above 0, at most 1"),
-            ("interval", _is_interval(self.interval), "two levels of sigma, low and high, or () for all"),
-        ):
-            if not fits:
-                raise ValueError(f"{name}={getattr(self, name)}: {rule}")
-
     def sigmas(self, trained: noise.Levels) -> np.ndarray:
         """The noise levels that the sampler visits, for a stage trained at certain levels."""
         if self.levels == "training":
@@ -266,11 +233,6 @@ class SampleSettings:
         """The sampler."""
         sampler = samplers.SAMPLERS[self.sampler]
         return functools.partial(sampler, churn=self.churn) if self.churn else sampler
-
-
-def _is_interval(values: tuple[float, ...]) -> bool:
-    numbers = all(isinstance(value, (int, float)) for value in values)
-    return numbers and (not values or (len(values) == 2 and 0 <= values[0] < values[1]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,31 +323,23 @@ def build(
     config: ml_collections.ConfigDict, layout: features.Layout, statistics: Mapping[str, Mapping[str, np.ndarray]]
 ) -> System:
     """The system that a config describes. Raises `UserError` where its settings do not fit together."""
+    check_system(config)
     inputs = tuple(config.data.inputs)
     room = tuple(config.model.inputs) or inputs
     features.check_inputs((*inputs, *room), layout)
-    if more := [name for name in inputs if name not in room]:
-        raise UserError(f"config.data.inputs has {more[0]!r}, which config.model.inputs leaves no room for")
     dtype = jnp.dtype(_dtype(config.model.dtype))
     stages = {}
     for name in STAGES:
-        try:
-            net = UNetConfig(**{k: _plain(v) for k, v in config.model[name].items()})
-            conditioner = Conditioner(
-                layout, room, net.cond_width, net.cross_widths, net.head_width, net.dropout, dtype
-            )
-            stages[name] = Stage(name, conditioner, UNet(net, dtype), **config.diffusion[name].to_dict())
-        except (TypeError, ValueError) as error:
-            raise UserError(f"config.model.{name} or config.diffusion.{name}: {error}") from None
+        net = UNetConfig(**{k: _plain(v) for k, v in config.model[name].items()})
+        conditioner = Conditioner(layout, room, net.cond_width, net.cross_widths, net.head_width, net.dropout, dtype)
+        stages[name] = Stage(name, conditioner, UNet(net, dtype), **config.diffusion[name].to_dict())
     return System(layout, statistics, inputs, stages)
 
 
 def sample_settings(config: ml_collections.ConfigDict) -> SampleSettings:
     """`config.sample`, checked. Raises `UserError`."""
-    try:
-        return SampleSettings(**{key: _plain(value) for key, value in config.sample.items()})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config.sample.{error}") from None
+    check_sample(config)
+    return SampleSettings(**{key: _plain(value) for key, value in config.sample.items()})
 
 
 def _dtype(name: str) -> str:

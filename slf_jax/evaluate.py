@@ -69,13 +69,12 @@ def input_groups(subject: Subject) -> dict[str, tuple[str, ...]]:
 
 
 def choose_scale(subject: Subject, scales: Sequence[Scale], judge: Judge) -> tuple[int, dict]:
-    """The scale of highest weighted recall on the judge's people, and the weighted recall of each."""
+    """The place of the scale of highest weighted recall on the judge's people, and the weighted recall of each."""
     images = subject.draw(judge.people, scales, f"validation: {len(scales)} scales x {len(judge.people)} people")
-    weighted = {}
-    for scale, each in zip(scales, images, strict=True):
-        scores = judge.score(each)
-        weighted[spell(scale)] = metrics.weighted_recall(protocol.recalls(protocol.summary(scores, judge.people)))
-    return int(np.argmax(list(weighted.values()))), weighted
+    weighted = [
+        metrics.weighted_recall(protocol.recalls(protocol.summary(judge.score(each), judge.people))) for each in images
+    ]
+    return int(np.argmax(weighted)), {spell(scale): each for scale, each in zip(scales, weighted, strict=True)}
 
 
 def evaluate(

@@ -27,6 +27,11 @@ VALIDATION_CLIPS = 64
 INTERNAL = ("finite", "stop")  # metrics that steer the loop and tell nobody else anything
 
 
+def is_due(step: int, every: int) -> bool:
+    """Whether something is done after this step that is done every so many steps; 0: never."""
+    return every > 0 and step % every == 0
+
+
 class Log:
     """The numbers of a run, written by its main process alone. Use as a context manager."""
 
@@ -73,7 +78,7 @@ class Log:
         self._bar.update(count)
         for i in range(count):
             step = last - count + 1 + i
-            if step % self._every == 0 or (final and step == last):
+            if is_due(step, self._every) or (self._every and final and step == last):
                 told = {key: value[i] for key, value in metrics.items() if key not in INTERNAL}
                 sums, items = told.pop("loss_by_sigma")
                 by_sigma = (sums / np.maximum(items, 1)).tolist()

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from slf_common.errors import UserError
 
 AXIS = "data"
+MODES = ("shard_map", "pmap")
 HEARTBEAT = 15  # seconds after which a process that says nothing counts as dead
 
 
@@ -43,11 +44,6 @@ def processes(config: ml_collections.ConfigDict) -> Iterator[None]:
 def _join(config: ml_collections.ConfigDict) -> None:
     explicit = {}
     if config.coordinator:
-        if not 0 <= config.process_id < config.num_processes:
-            raise UserError(
-                f"config.process_id={config.process_id}, config.num_processes={config.num_processes}: with a "
-                "coordinator give each process its number, from 0 to one less than there are"
-            )
         explicit = dict(
             coordinator_address=config.coordinator, num_processes=config.num_processes, process_id=config.process_id
         )
@@ -160,4 +156,4 @@ def compile_steps(step: Callable, mesh: Mesh, mode: str) -> Callable:
         return jax.jit(mapped, donate_argnums=0)
     if mode == "pmap":
         return jax.pmap(steps, AXIS, in_axes=(None, 1, None), out_axes=None, donate_argnums=0)
-    raise UserError(f"config.parallel={mode!r} is neither 'shard_map' nor 'pmap'")
+    raise ValueError(f"mode {mode!r} must be one of: {', '.join(MODES)}")

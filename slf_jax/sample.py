@@ -51,7 +51,8 @@ def find_clips(clips: Clips, ids: Sequence[str], people: int) -> list[dict]:
             found[clip["clip_id"]] = clip
     for wanted in ids:
         if wanted not in found:
-            raise UserError(f"{clips.directory}: no clip {wanted!r} among the {len(clips)} of this split")
+            hint = "; give several ids with spaces between them, --clips ID ID" if "," in wanted else ""
+            raise UserError(f"{clips.directory}: no clip {wanted!r} among the {len(clips)} of this split{hint}")
     return [found[wanted] for wanted in ids]
 
 
@@ -114,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ],
     )
     sampling.add_arguments(arguments)
-    arguments.add_argument("--clips", default="", metavar="IDS", help="clip ids, parted by commas")
+    arguments.add_argument(
+        "--clips", nargs="+", action="extend", default=[], metavar="ID", help="clip ids; the flag may be repeated"
+    )
     arguments.add_argument("--people", type=int, default=8, help="without --clips: of how many speakers (default: 8)")
     arguments.add_argument(
         "--scale", default="1", help="guidance scale, or BASE:UPSAMPLER; 0: thumbnail alone (default: 1)"
@@ -128,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments.add_argument("--out", type=Path, help="folder to write to (default: WORKDIR/faces)")
     args, trained = sampling.parse(arguments, argv)
-    stages, without = sampling.names(args.stages), sampling.names(args.without)
+    stages, without = sampling.names(args.stages, "--stages"), sampling.names(args.without)
     scales = sampling.parse_scales(args.scale, "--scale")
     if stages not in (cascade.STAGES, *((name,) for name in cascade.STAGES)):
         raise UserError(f"--stages {args.stages}: give one of base,upsampler or base or upsampler")
@@ -136,10 +139,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--scale {args.scale}: give one; several at once are slf_jax.sweep's")
     if args.no_guide and (args.guide or stages[0] != "base"):
         raise UserError("--no-guide starts the base stage from noise: leave out --guide and --stages upsampler")
+    sampling.refuse_repeated(args.clips, "--clips")
     if args.people < 1:
         raise UserError(f"--people {args.people}: give at least 1")
     clips = sampling.open_clips(trained, args, without)
-    chosen = find_clips(clips, sampling.names(args.clips), args.people)
+    chosen = find_clips(clips, args.clips, args.people)
     batch, ids = stack(chosen), [clip["clip_id"] for clip in chosen]
     real = batch["face"]
     if args.guide:

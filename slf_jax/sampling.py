@@ -15,7 +15,6 @@ import numpy as np
 from tqdm import tqdm
 
 from slf_common import cli
-from slf_common.config import override
 from slf_common.errors import UserError
 from slf_jax import cascade, features, parallel
 from slf_jax.diffusion.guidance import area_average
@@ -26,18 +25,30 @@ Scale = tuple[float, float]  # of base and upsampler
 
 
 def parse_scales(text: str, flag: str = "--scales") -> tuple[Scale, ...]:
-    """`"0,2.5,4:1"` to pairs; one number serves both stages. `UserError` if empty, negative or no numbers."""
+    """`"0,2.5,4:1"` to pairs; one number serves both stages.
+
+    Raises `UserError` if empty, negative, not a number, or given twice: results are filed by the scale's spelling.
+    """
     try:
-        scales = [tuple(float(number) for number in part.split(":")) for part in text.split(",") if part.strip()]
+        # + 0.0: -0 is 0.
+        scales = [tuple(float(number) + 0.0 for number in part.split(":")) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise UserError(f"{flag} {text!r}: give numbers parted by commas, as in {flag} 0,1,2,4") from None
+        raise UserError(f"{flag} {text!r}: give comma-separated numbers, as in {flag} 0,1,2,4") from None
     if not scales:
         raise UserError(f"{flag} is empty; give at least one, as in {flag} 0,1,2,4")
     if any(len(scale) > 2 for scale in scales):
         raise UserError(f"{flag} {text}: a scale is one number, or BASE:UPSAMPLER as in 4:1")
     if any(not math.isfinite(number) or number < 0 for scale in scales for number in scale):
         raise UserError(f"{flag} {text}: a guidance scale is a finite number of at least 0")
-    return tuple((scale[0], scale[-1]) for scale in scales)
+    pairs = tuple((scale[0], scale[-1]) for scale in scales)
+    refuse_repeated([spell(pair) for pair in pairs], f"{flag} {text}")
+    return pairs
+
+
+def refuse_repeated(names: Sequence[str], what: str) -> None:
+    """Raises `UserError` if one of the names is given twice; `what`: the flag and its value."""
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise UserError(f"{what}: {twice[0]} is given twice")
 
 
 def spell(scale: Scale) -> str:
@@ -213,8 +224,7 @@ def parse(arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> tup
     for key in overrides:
         if not key.startswith("sample."):
             raise UserError(f"--config.{key}: of a trained system only --config.sample.* can be changed")
-    trained = load(args.workdir, args.checkpoint)
-    override(trained.meta.config, overrides)
+    trained = load(args.workdir, args.checkpoint, overrides=overrides)
     parallel.use_compilation_cache(trained.meta.config.compilation_cache)
     return args, trained
 
@@ -229,6 +239,8 @@ def open_clips(trained: Trained, args: argparse.Namespace, without: Sequence[str
     return clips
 
 
-def names(text: str) -> tuple[str, ...]:
-    """`"mel, age"` to names."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def names(text: str, flag: str = "--without") -> tuple[str, ...]:
+    """`"mel, age"` to names. Raises `UserError` if one is given twice."""
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    refuse_repeated(found, f"{flag} {text}")
+    return found

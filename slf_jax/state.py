@@ -24,10 +24,12 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
+from slf_common.config import override
 from slf_common.errors import UserError
 from slf_jax import parallel
 from slf_jax.cascade import STAGES, Stage, System, build
 from slf_jax.features import make_layout
+from slf_jax.settings import check_sample
 from tfrecords.schema import Schema
 
 # Settings that decide what a checkpoint's numbers mean: a run cannot go on with others. Some of a model's only decide
@@ -288,10 +290,15 @@ class Trained:
     digests: dict[str, str]
 
 
-def load(workdir: str | Path, which: str = "newest", stages: Sequence[str] = STAGES) -> Trained:
-    """The EMA weights of a run's stages; `UserError` if a stage is missing or damaged.
+def load(
+    workdir: str | Path,
+    which: str = "newest",
+    stages: Sequence[str] = STAGES,
+    overrides: Mapping[str, str] | None = None,
+) -> Trained:
+    """The EMA weights of a run's stages; `UserError` if a stage is missing or damaged, or a setting does not fit.
 
-    `which` of `CHECKPOINTS`: "best" is of lowest validation loss.
+    `which` of `CHECKPOINTS`: "best" is of lowest validation loss. `overrides` of its config: `{"a.b": "value"}`.
     """
     meta, system, params, digests = None, None, {}, {}
     for name in stages:
@@ -306,6 +313,8 @@ def load(workdir: str | Path, which: str = "newest", stages: Sequence[str] = STA
                 raise UserError(f"{workdir}: no checkpoint of stage {name!r} has a validation loss; take the newest")
             if system is None:
                 meta = checkpoints.meta(step)
+                override(meta.config, overrides or {})
+                check_sample(meta.config)
                 system = build(meta.config, make_layout(meta.schema), meta.statistics)
             like = jax.eval_shape(system.stages[name].init, jax.random.key(0))
             try:

@@ -12,17 +12,12 @@ import ml_collections
 import optax
 
 from slf_jax import cascade, features, parallel
+from slf_jax.settings import for_stage
 from slf_jax.state import TrainState
 
 BUCKETS = 4  # of noise levels, each equally likely in training, for which the loss is reported apart
 
 Step = Callable[[TrainState, Mapping, jax.Array], tuple[TrainState, dict]]
-
-
-def for_stage(value: Any, name: str) -> Any:
-    """A setting of one stage: a pair is (base, upsampler), one number serves both."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return values[cascade.STAGES.index(name) % len(values)]
 
 
 def make_optimizer(

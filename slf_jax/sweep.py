@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument(
         "--scales",
         required=True,
-        help="guidance scales, parted by commas; 0 ignores the conditions; 4:1 is 4 in base and 1 in upsampler",
+        help="comma-separated guidance scales; 0 ignores the conditions; 4:1 is 4 in base and 1 in upsampler",
     )
     arguments.add_argument("--people", type=int, default=64, help="how many speakers (default: 64)")
     arguments.add_argument("--out", type=Path, help="folder to write to (default: WORKDIR/sweep)")

@@ -27,9 +27,10 @@ from slf_common.errors import UserError
 from slf_common.files import write_atomically
 from slf_jax import cascade, features, parallel
 from slf_jax.feed import Feed
-from slf_jax.monitor import Log, Preview, Profile
+from slf_jax.monitor import Log, Preview, Profile, is_due
+from slf_jax.settings import RULES, check_config, for_stage, stages_of
 from slf_jax.state import VALIDATION, Checkpoints, Meta, TrainState, check_same_run, init_state, load, start_state
-from slf_jax.step import first_not_finite, for_stage, make_loss, make_optimizer, make_step
+from slf_jax.step import first_not_finite, make_loss, make_optimizer, make_step
 from tfrecords.reader import Clips
 
 
@@ -58,12 +59,11 @@ def train(config: ml_collections.ConfigDict, *, skip_damaged: bool = False) -> b
 
     `skip_damaged`: go on from the checkpoint before one that is damaged. Raises `UserError` for what the user can mend.
     """
-    names = cascade.STAGES if config.stage == "all" else (config.stage,)
-    if not set(names) <= set(cascade.STAGES):
-        raise UserError(f"config.stage={config.stage!r} is none of: all, {', '.join(cascade.STAGES)}")
+    check_config(config)
+    names = stages_of(config)
     parallel.use_compilation_cache(config.compilation_cache)
     for name in names:
-        _check_steps(config.train, name)
+        _check_batch(config.train, name)
     run = _prepare(config, skip_damaged)
     steps = sum(for_stage(config.train.steps, name) for name in names)
     with _short_of_room(config), _signals() as stop, Log(run.workdir, steps, config.train.log_every) as log:
@@ -75,7 +75,7 @@ def _prepare(config: ml_collections.ConfigDict, skip_damaged: bool) -> Run:
     clips, held_out = _open(config.data, "train"), _open_validation(config.data)
     layout = features.make_layout(clips.schema)
     system = cascade.build(config, layout, clips.statistics)
-    _check_rates(config.train, layout)
+    features.check_inputs(tuple(config.train.constituent_drop), layout)
     run = Run(Meta(config, clips.schema, clips.statistics), system, clips, held_out, parallel.make_mesh(), skip_damaged)
     changes = check_same_run(config, run.workdir)
     _check_same_data(run)
@@ -102,7 +102,10 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
         state = _state(name, run, optimizer, checkpoints, jax.random.fold_in(root, 0))
         first = int(state.step)
         if first % stride:
-            raise UserError(f"{checkpoints.path / str(first)}: not a multiple of {_dispatch(stride)}; set it to 1")
+            raise UserError(
+                f"{checkpoints.path / str(first)}: not a multiple of config.train.steps_per_dispatch={stride}; set it "
+                "to 1"
+            )
         state, key = parallel.replicate(run.mesh, (state, jax.random.fold_in(root, 1)))
         batch_size = for_stage(settings.batch_size, name)
         log.begin(name, first, batch_size)
@@ -134,7 +137,7 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
                 validation = (
                     preview.loss(state.ema) if run.held_out and _due(number, steps, settings.validate_every) else {}
                 )
-                if ends or stopping or number % settings.checkpoint_every == 0:
+                if ends or stopping or is_due(number, settings.checkpoint_every):
                     # Raises before a state that is not finite is saved.
                     stopping |= _read(pending, name, run, log, feed, state, key, final=ends)
                     pending = None
@@ -197,38 +200,18 @@ def _state(
 
 def _due(step: int, steps: int, every: int) -> bool:
     """Every so many steps, and at the end of a stage that is long enough for one."""
-    return step % every == 0 or step == steps >= every
+    return is_due(step, every) or (every > 0 and step == steps >= every)
 
 
-def _check_steps(settings: ml_collections.ConfigDict, name: str) -> None:
-    """Raises `UserError` where batches do not divide, or something falls due within a dispatch of several steps."""
+def _check_batch(settings: ml_collections.ConfigDict, name: str) -> None:
+    """Raises `UserError` where batches do not divide over the devices that there are."""
     devices, parts = jax.device_count(), for_stage(settings.accumulate, name)
-    batch_size, stride = for_stage(settings.batch_size, name), settings.steps_per_dispatch
-    if parts < 1 or batch_size < 1 or batch_size % (devices * parts):
+    batch_size = for_stage(settings.batch_size, name)
+    if batch_size % (devices * parts):
         raise UserError(
-            f"config.train.batch_size={batch_size} does not divide over {devices} devices in {parts} parts "
-            f"(config.train.accumulate); choose a multiple of {devices * max(1, parts)}"
+            f"config.train.batch_size={batch_size}: does not divide over {devices} devices in {parts} parts "
+            f"(config.train.accumulate); choose a multiple of {devices * parts}"
         )
-    if stride < 1:
-        raise UserError(f"{_dispatch(stride)}: give at least 1")
-    if settings.keep < 1:
-        raise UserError(f"config.train.keep={settings.keep}: a run needs at least its newest checkpoint")
-    for key in ("steps", "checkpoint_every", "validate_every", "preview_every"):
-        if for_stage(settings[key], name) % stride:
-            raise UserError(f"config.train.{key}={settings[key]}: not a multiple of {_dispatch(stride)}")
-
-
-def _dispatch(stride: int) -> str:
-    return f"config.train.steps_per_dispatch={stride}"
-
-
-def _check_rates(settings: ml_collections.ConfigDict, layout: features.Layout) -> None:
-    """Raises `UserError` if something is to be withheld that does not exist, or at no share."""
-    features.check_inputs(tuple(settings.constituent_drop), layout)
-    rates = {f"constituent_drop.{name}": rate for name, rate in settings.constituent_drop.items()}
-    for name, rate in {**rates, "cond_drop": settings.cond_drop, "guide_drop": settings.guide_drop}.items():
-        if not 0 <= rate <= 1:
-            raise UserError(f"config.train.{name}={rate}: a share lies between 0 and 1")
 
 
 def _open(settings: ml_collections.ConfigDict, split: str) -> Clips:
@@ -348,7 +331,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument(
         "--skip-damaged", action="store_true", help="set a damaged checkpoint aside and go on from the one before it"
     )
-    args, config = cli.parse_with_config(arguments, argv)
+    args, config = cli.parse_with_config(arguments, argv, RULES)
+    check_config(config)
     config.init_from = args.init_from or config.init_from
     with parallel.processes(config):
         done = train(config, skip_damaged=args.skip_damaged)

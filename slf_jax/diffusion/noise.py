@@ -10,6 +10,7 @@ import numpy as np
 
 SIGMA_RANGE = (2e-3, 200.0)  # bounds log-SNR to about +-12
 DISTRIBUTIONS = ("lognormal", "cosine", "linear")
+SPACINGS = ("karras", "training")  # of a sampler's levels: `karras_sigmas`, or `Levels.sigmas`
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> np.ndarray:

@@ -36,8 +36,13 @@ def conv3x3(width: int, dtype: jnp.dtype, name: str, **kwargs) -> nn.Conv:
     return nn.Conv(width, (3, 3), dtype=dtype, name=name, **kwargs)
 
 
+def norm_groups(width: int) -> int:
+    """How many groups of channels are normalised together; `width` has to be a multiple of it."""
+    return max(1, min(32, width // 16))
+
+
 def group_norm(width: int, dtype: jnp.dtype, name: str, **kwargs) -> nn.GroupNorm:
-    return nn.GroupNorm(max(1, min(32, width // 16)), dtype=dtype, name=name, **kwargs)
+    return nn.GroupNorm(norm_groups(width), dtype=dtype, name=name, **kwargs)
 
 
 class ResBlock(nn.Module):

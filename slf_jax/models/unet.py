@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from slf_jax.models.blocks import (
-    ATTENTIONS,
     ZERO,
     CrossAttention,
     ResBlock,
@@ -25,7 +24,7 @@ from slf_jax.models.conditioning import Cond
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Sizes of one U-Net. Tuples have one entry per level, highest resolution first.
+    """Sizes of one U-Net, as `slf_jax.settings` checks them. Tuples have one entry per level, highest resolution first.
 
     patch: side of the squares folded into channels before the first level.
     blocks: residual blocks on the way down, and as many on the way up.
@@ -44,15 +43,6 @@ class UNetConfig:
     cond_width: int
     dropout: float
     remat: bool
-
-    def __post_init__(self) -> None:
-        if self.attention not in ATTENTIONS:
-            raise ValueError(f"attention={self.attention!r} is none of: {', '.join(ATTENTIONS)}")
-        levels = {len(self.mults), len(self.blocks), len(self.self_attention), len(self.cross_attention)}
-        if len(levels) != 1:
-            raise ValueError("mults, blocks, self_attention and cross_attention have one entry per level each")
-        if self.width % self.head_width:
-            raise ValueError(f"width {self.width} is no multiple of head_width {self.head_width}")
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -181,9 +181,9 @@ def test_missing_weights_are_told_with_path_and_command(deepface_home, tmp_path,
     "flag, message",
     [
         ("--config.extract.detector=magic", "no such detector; choose from: retinaface, opencv, mtcnn, skip"),
-        ("--config.extract.frames=0", "1 or more frames"),
-        ("--config.extract.deepface.engine=jax", "engine=jax: choose from: pytorch, onnx, tensorflow"),
-        ("--config.extract.deepface.estimate=mood", "no 'mood'; choose from: age, gender, ethnicity"),
+        ("--config.extract.frames=0", "frames=0: must be a whole number of at least 1"),
+        ("--config.extract.deepface.engine=jax", "engine='jax': must be one of: pytorch, onnx, tensorflow"),
+        ("--config.extract.deepface.estimate=mood", "each entry one of: age, gender, ethnicity"),
     ],
 )
 def test_mistakes_in_the_settings_are_told_before_anything_is_loaded(people_folder, tmp_path, extract, flag, message):

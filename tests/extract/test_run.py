@@ -238,9 +238,9 @@ def test_a_bug_ends_the_run_and_finished_shards_stay(people_folder, tmp_path, ex
 
 
 def test_a_mistake_in_a_worker_reaches_the_caller():
-    settings = base.get_config().extract.to_dict() | {"extractors": ("mell",), "detector": "skip", "workers": 2}
-    settings |= {"device": "cpu", "deepface": {"estimate": ()}}
-    with pytest.raises(UserError, match="no extractor 'mell'"):
+    settings = base.get_config().extract.to_dict() | {"extractors": ("ecapa",), "detector": "skip", "workers": 2}
+    settings |= {"device": "cpu", "deepface": {"estimate": ()}, "ecapa": {"windows": ((25, 1),)}}
+    with pytest.raises(UserError, match="25 s every 1 s does not fit"):
         with runners._processes(json.dumps(settings), 2, []) as runner:
             runner.describe()
 
@@ -287,11 +287,14 @@ def test_a_share_that_does_not_exist_is_refused(people_folder, tmp_path, extract
         (("--videos", "EMPTY"), "EMPTY: no clips here"),
         (("--videos", "nowhere"), "nowhere: no such folder"),
         ((), "no videos: give their folder, or a CSV"),
-        (("--videos", "GOOD", "--config.extract.extractors=mell"), "no extractor 'mell'"),
+        (("--videos", "GOOD", "--config.extract.extractors=mell"), "did you mean 'mel'"),
         (("--videos", "GOOD", "--config.extract.detector=magic"), "no such detector"),
         (("--videos", "GOOD", "--config.extract.worker=1"), "did you mean --config.extract.workers"),
         (("--videos", "GOOD", "--config.extract.workers=-1"), "workers=-1"),
-        (("--videos", "GOOD", "--config.extract.clips_per_shard=0"), "at least 1 clip"),
+        (
+            ("--videos", "GOOD", "--config.extract.clips_per_shard=0"),
+            "clips_per_shard=0: must be a whole number of at least 1",
+        ),
         (("--videos", "GOOD", "--config.extract.attributes=nowhere.csv"), "nowhere.csv: cannot read"),
         (("--videos", "GOOD", "--out", "GOOD/people.csv"), "in the way"),
     ],

@@ -22,8 +22,8 @@ def test_any_leaf_can_be_set_and_keeps_its_type():
     [
         ("train.step", "1", "did you mean --config.train.steps"),
         ("trian.steps", "1", "did you mean --config.train.steps"),
-        ("train.ema", "many", "type float"),
-        ("train.flip", "perhaps", "type bool"),
+        ("train.ema", "many", "ema=many: must be a number; it is 0.998 now"),
+        ("train.flip", "perhaps", "must be true or false"),
         ("train", "1", "group of settings"),
     ],
 )
@@ -36,6 +36,67 @@ def test_a_wrong_override_is_refused(key, value, message):
 def test_a_wrong_file_is_refused(path):
     with pytest.raises(UserError, match="config"):
         load_config(path)
+
+
+@pytest.mark.parametrize("text, value", [("1e3", 1000), ("1_000", 1000), ("2.0", 2), ("0", 0)])
+def test_whole_numbers_can_be_written_as_people_write_them(text, value):
+    """(fault 16)"""
+    config = load(train__warmup=text, train__steps=f"{text},{text}", extract__frames=text)
+    assert repr(config.train.warmup) == repr(config.extract.frames) == repr(value)
+    assert tuple(config.train.steps) == (value, value)
+
+
+def test_tuples_are_read_with_and_without_brackets():
+    """(fault 16)"""
+    config = load(
+        model__base__self_attention="True,false", train__batch_size="(8)", extract__ecapa__windows="(24, 24), (3, 2)",
+        model__inputs="mel", sample__interval="[0.5, 1e1]",
+    )  # fmt: skip
+    assert tuple(config.model.base.self_attention) == (True, False) and tuple(config.train.batch_size) == (8,)
+    assert config.extract.ecapa.windows == ((24, 24), (3, 2)) and tuple(config.model.inputs) == ("mel",)
+    assert tuple(config.sample.interval) == (0.5, 10)
+
+
+def test_overrides_come_with_an_equals_sign_or_a_space_and_the_last_one_counts():
+    """(fault 16)"""
+    arguments = cli.parser("module", "", [])
+    arguments.add_argument("--names", nargs="+")
+    given = ["--config.a.b=1", "--names", "x", "y", "--config.c", "-1", "--config.a.b", "a=b", "--config.d="]
+    args, overrides = cli.parse_overrides(arguments, given)
+    assert args.names == ["x", "y"] and overrides == {"a.b": "a=b", "c": "-1", "d": ""}
+
+
+@pytest.mark.parametrize("rest", [["--config.a"], ["--config.a", "--config.b=1"], ["--config.a", "--names=x"]])
+def test_an_override_without_a_value_is_refused(rest):
+    """(fault 16)"""
+    arguments = cli.parser("module", "", [])
+    arguments.add_argument("--names")
+    with pytest.raises(UserError, match="--config.a: an override needs a value, as in --config.a=VALUE"):
+        cli.parse_overrides(arguments, rest)
+
+
+BASE = "from configs import base\n\ndef get_config():\n    config = base.get_config()\n"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (f'{BASE}    config.train.warmup = "100"\n    return config\n', "line 5: TypeError: .*'warmup'"),
+        (f"{BASE}    config.trian.steps = 5\n    return config\n", "line 5: AttributeError: .*trian"),
+        (f"{BASE}    return config(\n", "line 5: SyntaxError"),
+        ("import nothing_of_this_name\n", "line 1: ModuleNotFoundError: .*nothing_of_this_name"),
+        (BASE, "must return an ml_collections.ConfigDict, not NoneType"),
+        ("def get_config():\n    return {'seed': 0}\n", "must return an ml_collections.ConfigDict, not dict"),
+        ("get_config = 5\n", r"defines get_config\(\)"),
+        ("def get_config(name):\n    return name\n", "takes a name"),
+    ],
+)
+def test_a_config_file_that_fails_is_told_with_its_line(tmp_path, text, message):
+    """(fault 16)"""
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=f"mine.py.*{message}") as error:
+        load_config(str(tmp_path / "mine.py"))
+    assert "\n" not in str(error.value)
 
 
 def test_a_mistake_is_one_line_and_status_two(capsys):

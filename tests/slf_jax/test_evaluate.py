@@ -5,11 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from slf_common.errors import UserError
 from slf_jax import evaluate, sample, sweep
+
+
+from slf_jax import evaluate
+from slf_jax.evaluation import faces, protocol
+from tfrecords.reader import Clips
 
 EIGENFACES = ("--embedder", "eigenfaces")
 
@@ -66,6 +72,20 @@ def test_an_evaluation_can_be_read_and_looked_at(evaluated):
         assert min(Image.open(evaluated / f"{name}.png").size) > 200
 
 
+def test_the_best_scale_is_chosen_where_scales_repeat(dataset, tmp_path):
+    """(fault 18)"""
+    people = protocol.choose(Clips(dataset, "test"))
+    judge = protocol.Judge(people, faces.make("eigenfaces", "", "", Clips(dataset)), tmp_path)
+    real = people.probe["face"]
+
+    class Subject:  # whose faces are the next person's at scale 0, and the person's own at 8
+        def draw(self, people, scales, progress):
+            return np.stack([real if scale[0] == 8 else np.roll(real, 1, 0) for scale in scales])[:, :, None]
+
+    chosen, weighted = evaluate.choose_scale(Subject(), ((0.0, 0.0), (0.0, 0.0), (8.0, 8.0)), judge)
+    assert chosen == 2 and weighted["8"] > weighted["0"]
+
+
 def test_generation_and_several_samples(run, tmp_path, capsys):
     flags = ["--no-guide", "--samples", "2", "--people", "3", "--without", "gender", "--out", str(tmp_path)]
     evaluate.main(["--workdir", run.workdir, *EIGENFACES, *flags])
@@ -83,7 +103,8 @@ def test_generation_and_several_samples(run, tmp_path, capsys):
         (["--people", "1"], "gallery of 1"),
         (["--people", "-1"], "--people -1"),
         (["--split", "tset"], "no clips in split 'tset'"),
-        (["--scales", "1,x"], "give numbers"),
+        (["--scales", "1,x"], "give comma-separated numbers"),
+        (["--scales", "0,0,8"], "--scales 0,0,8: 0 is given twice"),
         (["--without", "melody"], "'melody' is no input"),
         (["--gallery", "nowhere"], "nowhere: no dataset here"),
     ],

@@ -63,7 +63,7 @@ def test_any_stage_alone(draw):
 def test_chosen_clips_come_in_their_order(run, draw):
     clips = Clips(run.data.dir, "test")
     ids = [clips[3]["clip_id"], clips[1]["clip_id"]]
-    assert set(draw("--clips", ",".join(ids))) == set(sample.unique_names(ids))
+    assert set(draw("--clips", ids[0], "--clips", ids[1])) == set(sample.unique_names(ids))
 
 
 def test_names_that_read_the_same_are_told_apart():
@@ -81,6 +81,9 @@ def test_names_that_read_the_same_are_told_apart():
         (["--guide", "README.md"], "README.md: cannot be read as a picture"),
         (["--guide", "none.png"], "none.png: cannot be read as a picture"),
         (["--clips", "nobody"], "no clip 'nobody'"),
+        (["--clips", "a,b"], "no clip 'a,b' .* several ids with spaces between them, --clips ID ID"),
+        (["--clips", "a", "b", "a"], "--clips: a is given twice"),
+        (["--without", "mel,age,mel"], "--without mel,age,mel: mel is given twice"),
         (["--without", "voice"], "'voice' is no input"),
         (["--people", "0"], "--people 0"),
     ],

@@ -141,6 +141,11 @@ def test_a_masked_input_cannot_reach_the_output_and_the_others_can(trained, peop
         ("0,nan", "finite"),
         ("0;1", "commas"),
         ("1:2:3", "BASE:UPSAMPLER"),
+        ("0,0,8", "--scales 0,0,8: 0 is given twice"),
+        ("2,1,2.0", "2 is given twice"),
+        ("4,4:4", "4 is given twice"),
+        ("0,-0", "0 is given twice"),
+        ("1,1.0000001", "1 is given twice"),
     ],
 )
 def test_wrong_scales_are_refused(text, message):

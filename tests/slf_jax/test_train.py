@@ -221,6 +221,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step_and_module(run, fr
     assert [line["step"] for line in lines(config)] == [1, 2]
 
 
+def test_what_is_done_every_0_steps_is_never_done_but_the_end_is_saved(run, fresh_config):
+    """(fault 16)"""
+    config = fresh_config("off")
+    config.update(stage="base", compilation_cache=run.compilation_cache)
+    config.train.update(steps=(8, 8), log_every=0, validate_every=0, preview_every=0, checkpoint_every=0)
+    assert train(config)
+    workdir = Path(config.workdir)
+    assert [path.name for path in workdir.glob("checkpoints/base/[0-9]*")] == ["8"]
+    assert lines(config) == [] and not list(workdir.glob("samples/*"))
+    assert Path(run.workdir, "samples").exists() and lines(run)  # where they are not 0
+
+
 def test_spikes_are_skipped_and_counted(run, fresh_config):
     config = fresh_config("spikes")
     config.update(stage="base", compilation_cache=run.compilation_cache)
@@ -266,15 +278,15 @@ def test_a_digest_sees_one_flipped_bit_and_a_swap():
         ("train.batch_size", (3,), "train.batch_size"),
         ("stage", "third", "all, base, upsampler"),
         ("data.dir", "nowhere", "extract.run"),
-        ("parallel", "threads", "neither 'shard_map' nor 'pmap'"),
-        ("train.batch_size", (0,), "batch_size=0"),
-        ("train.accumulate", (3,), "batch_size=4 does not divide over 1 devices in 3 parts"),
-        ("train.steps_per_dispatch", 3, "steps=.*not a multiple of config.train.steps_per_dispatch=3"),
-        ("train.steps_per_dispatch", 0, "steps_per_dispatch=0: give at least 1"),
-        ("train.keep", 0, "keep=0: a run needs"),
+        ("parallel", "threads", "parallel='threads': must be one of: shard_map, pmap"),
+        ("train.batch_size", (0,), r"batch_size=\(0,\): must be"),
+        ("train.accumulate", (3,), "batch_size=4: must be a multiple of config.train.accumulate=3"),
+        ("train.steps_per_dispatch", 3, "steps=.*must be a multiple of config.train.steps_per_dispatch=3"),
+        ("train.steps_per_dispatch", 0, "steps_per_dispatch=0: must be a whole number of at least 1"),
+        ("train.keep", 0, "keep=0: must be"),
         ("init_from", "nowhere", "nowhere: no checkpoint of stage 'base'"),
-        ("train.constituent_drop.mel", 1.5, "constituent_drop.mel=1.5: a share lies between 0 and 1"),
-        ("train.cond_drop", float("nan"), "cond_drop=nan: a share"),
+        ("train.constituent_drop.mel", 1.5, "constituent_drop.mel=1.5: must be a finite number from 0 to 1"),
+        ("train.cond_drop", float("nan"), "cond_drop=nan: must be"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(run, fresh_config, key, value, message):

@@ -1,0 +1,336 @@
+"""Every setting is checked when a config is read, in one line, wherever a command reads one."""
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from records import make_clip
+
+from slf_common.config import load_config
+from slf_common.errors import UserError
+from slf_common.rules import find_leaves, find_rule
+from slf_jax import ablate, cascade, features, train
+from slf_jax.models.blocks import group_norm
+from slf_jax.settings import PER_LEVEL, RULES, check_config
+from tfrecords import writer
+from tfrecords.schema import Constituent, Schema
+
+SHIPPED = (
+    "configs/base.py",
+    "configs/demo.py",
+    "configs/paper.py",
+    "configs/ablations.py",
+    "configs/ablations.py:demo",
+)
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_config("configs/ablations.py:demo")
+
+
+def changed(config, values):
+    """A copy of the config as a file would give it: with any value, also of another type."""
+    config = ml_collections.ConfigDict(config.to_dict())
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        node = config
+        for part in parents:
+            node = node[part]
+        if leaf in node:
+            del node[leaf]
+        node[leaf] = value
+    return config
+
+
+@pytest.mark.parametrize("path", SHIPPED)
+def test_every_setting_that_ships_has_a_rule_and_passes_unchanged(path):
+    """(fault 16)"""
+    config = load_config(path)
+    without = [key for key, _ in find_leaves(config) if not key.startswith("extract.") and not find_rule(RULES, key)]
+    assert not without
+    before = config.to_json(sort_keys=True)
+    check_config(config)
+    assert config.to_json(sort_keys=True) == before
+
+
+BAD = [
+    ("train.log_every", -1),
+    ("train.validate_every", 2.5),
+    ("train.preview_every", (300, 300)),
+    ("train.checkpoint_every", "never"),
+    ("train.steps", -5),
+    ("train.steps", (600, 2.5)),
+    ("train.steps", "100"),
+    ("train.steps", True),
+    ("train.steps", ()),
+    ("train.steps", 10**12),
+    ("train.learning_rate", -1),
+    ("train.learning_rate", (3e-3, 0.0)),
+    ("train.learning_rate", "fast"),
+    ("train.batch_size", (16, 8, 4)),
+    ("train.batch_size", (0, 8)),
+    ("train.accumulate", 0),
+    ("train.steps_per_dispatch", 0),
+    ("train.warmup", -1),
+    ("train.warmup", (100, 200)),
+    ("train.final_rate", 1.5),
+    ("train.weight_decay", -0.1),
+    ("train.clip", 0),
+    ("train.clip", INF),
+    ("train.ema", NAN),
+    ("train.ema", 1.0),
+    ("train.cond_drop", 1.1),
+    ("train.guide_drop", -0.1),
+    ("train.constituent_drop.mel", 1.5),
+    ("train.constituent_drop.mel", "often"),
+    ("train.flip", 1),
+    ("train.keep", 0),
+    ("train.keep_best", -1),
+    ("train.skip_spikes", 0.5),
+    ("train.skip_spikes", NAN),
+    ("seed", -1),
+    ("seed", 2**31),
+    ("stage", "third"),
+    ("parallel", "threads"),
+    ("workdir", ""),
+    ("workdir", 5),
+    ("profile_steps", -1),
+    ("num_processes", -1),
+    ("process_id", -2),
+    ("coordinator", "10.0.0.1"),
+    ("distributed", "yes"),
+    ("data.threads", 0),
+    ("data.inputs", "mel"),
+    ("data.inputs", ("mel", "mel")),
+    ("data.dir", None),
+    ("model.dtype", "bf16"),
+    ("model.dtype", "float64"),
+    ("model.base.patch", 0),
+    ("model.base.width", 2.5),
+    ("model.base.mults", ()),
+    ("model.base.mults", (1.5,)),
+    ("model.base.blocks", (0,)),
+    ("model.base.self_attention", (1,)),
+    ("model.base.attention", "flash"),
+    ("model.base.cond_width", 0),
+    ("model.upsampler.dropout", 1),
+    ("model.upsampler.dropout", -0.1),
+    ("model.upsampler.remat", None),
+    ("diffusion.base.preconditioning", "x1"),
+    ("diffusion.base.noise", "normal"),
+    ("diffusion.base.noise_mean", NAN),
+    ("diffusion.base.noise_std", 0),
+    ("diffusion.base.weight", "p2"),
+    ("diffusion.base.max_weight", 0),
+    ("diffusion.upsampler.spread", 0),
+    ("diffusion.upsampler.spread_alone", 1e-45),
+    ("diffusion.upsampler.low_noise", -0.1),
+    ("sample.sampler", "euler"),
+    ("sample.steps", 0),
+    ("sample.levels", "even"),
+    ("sample.sigma_min", 0),
+    ("sample.sigma_max", 1e30),
+    ("sample.rho", 0),
+    ("sample.rho", 0.5),
+    ("sample.churn", -1),
+    ("sample.temperature", NAN),
+    ("sample.interval", (3.0, 1.0)),
+    ("sample.interval", (1.0,)),
+    ("sample.interval", ("low", "high")),
+    ("sample.threshold", "soft"),
+    ("sample.quantile", 0),
+    ("ablations.scales", (0, NAN)),
+    ("ablations.scales", (0, 2, 2.0)),
+    ("ablations.scales", ()),
+    ("ablations.modes", ("trian",)),
+    ("ablations.modes", ()),
+    ("ablations.any_subset_steps", (1, 2, 3)),
+    ("ablations.people", -1),
+    ("ablations.samples", 0),
+    ("ablations.chunk", 0),
+    ("ablations.embedder", "eigenface"),
+    ("ablations.metric", "l1"),
+    ("ablations.systems.no audio.guide", "yes"),
+    ("ablations.systems.no audio.inputs", "age"),
+]
+
+
+@pytest.mark.parametrize("key, value", BAD, ids=[f"{key}={value!r}" for key, value in BAD])
+def test_a_value_that_does_not_fit_is_told_in_one_line(demo, key, value):
+    """(fault 16)"""
+    with pytest.raises(UserError) as error:
+        check_config(changed(demo, {key: value}))
+    message = str(error.value)
+    assert message.startswith(f"config.{key}={value!r}: must be ") and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"model.dtype": "bf16"}, r"one of: auto, float32, bfloat16; did you mean 'bfloat16'\?"),
+        ({"model.base.mults": (1, 2)}, r"config.model.base: .* one entry per level; mults has 2, blocks has 1"),
+        ({"model.base.patch": 3}, "base.patch=3: must divide the image side of 32"),
+        (
+            {f"model.base.{key}": (value,) * 7 for key, value in zip(PER_LEVEL, (1, 1, False, False), strict=True)},
+            "patch=4: must divide the image side of 32, .* patch x 64 with 7 levels",
+        ),
+        ({"model.base.head_width": 7}, "base.width=128: must be a multiple of head_width=7"),
+        ({"model.base.width": 56, "model.base.head_width": 8}, "width=56: level 0 has 56 channels, which its 3 norm"),
+        ({"model.base.attention": "cudnn", "model.base.head_width": 4}, "head_width=4: with attention='cudnn'"),
+        ({"model.inputs": ("mel",)}, "data.inputs: has 'pyaudioanalysis', which config.model.inputs leaves no room"),
+        ({"sample.sigma_min": 50.0}, "sigma_min=50: must be below config.sample.sigma_max=20"),
+        ({"sample.churn": 40.0}, "churn=40: must be 0 with config.sample.sampler='dpmpp_2m'"),
+        ({"train.steps_per_dispatch": 3}, "must be a multiple of config.train.steps_per_dispatch=3"),
+        ({"train.accumulate": (3, 1)}, "batch_size=16: must be a multiple of config.train.accumulate=3"),
+        ({"coordinator": "localhost:1234"}, "coordinator='localhost:1234': needs config.distributed=true"),
+        ({"coordinator": "a:1", "distributed": True}, "config.process_id=-1: .*config.num_processes=0"),
+        ({"ablations.systems.no audio.inputs": ("age", "ecapa")}, "'no audio' sees 'ecapa', config.data.inputs does"),
+        ({"ablations.systems": {}}, "ablations.systems: must hold at least one system"),
+        ({"train.step": 5}, r"config.train.step=5: no such setting; did you mean config.train.steps\?"),
+        ({"trian": {"steps": 5}}, r"config.trian.steps=5: no such setting; did you mean config.train.steps\?"),
+        ({"trian": {}}, "config.trian.*: no such setting"),
+        ({"train": 5}, "config.train=5: must be a group of settings"),
+        ({"train.constituent_drop": 0.1}, "config.train.constituent_drop=0.1: must be a group of settings"),
+        ({"train.steps": {"base": 5}}, "config.train.steps.base=5: config.train.steps is no group; it must be a whole"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_together_are_told_in_one_line(demo, values, message):
+    """(fault 16)"""
+    with pytest.raises(UserError, match=message) as error:
+        check_config(changed(demo, values))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["seed", "train", "train.keep", "train.constituent_drop", "model.base.remat", "ablations.systems.no audio.guide"],
+)
+def test_a_setting_that_is_missing_is_named(demo, key):
+    """(fault 16)"""
+    config = changed(demo, {})
+    *parents, leaf = key.split(".")
+    node = config
+    for part in parents:
+        node = node[part]
+    del node[leaf]
+    with pytest.raises(UserError, match=rf"config\.{key}.*: missing from this config"):
+        check_config(config)
+
+
+def test_numbers_come_in_their_own_type(demo):
+    """(fault 16)"""
+    values = {
+        "train.steps": 1e5, "train.batch_size": [16.0, 8], "train.learning_rate": 1, "train.warmup": np.int64(7),
+        "train.ema": np.float32(0.5), "sample.interval": [0, 3], "train.constituent_drop.mel": 0, "train.log_every": 0,
+        "train.skip_spikes": 0, "ablations.scales": (0, 2),
+    }  # fmt: skip
+    config = changed(demo, values)
+    check_config(config)
+    found = [repr(config.train[key]) for key in ("steps", "learning_rate", "warmup", "ema", "skip_spikes")]
+    assert found == ["100000", "1.0", "7", "0.5", "0.0"]
+    assert repr(tuple(config.train.batch_size)) == "(16, 8)" and repr(tuple(config.sample.interval)) == "(0.0, 3.0)"
+    assert repr(config.train.constituent_drop.mel) == "0.0" and tuple(config.ablations.scales) == (0.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model.base.patch": 32, "model.upsampler.patch": 128},
+        {"model.base.width": 1, "model.base.head_width": 1, "model.base.cond_width": 1},
+        {"model.base.width": 24, "model.base.head_width": 24},
+        {
+            "model.upsampler.patch": 2, "model.upsampler.mults": (1, 3, 1, 1, 1, 1, 1),
+            "model.upsampler.blocks": (1,) * 7, "model.upsampler.self_attention": (True,) * 7,
+            "model.upsampler.cross_attention": (False,) * 6 + (True,),
+        },
+        {"model.base.dropout": 0.999, "model.base.remat": True, "model.dtype": "bfloat16"},
+        {"data.inputs": (), "diffusion.base.spread": 1e-3, "diffusion.base.noise_std": 10},
+        {"model.base.width": 2**16, "model.base.head_width": 2**16},
+    ],
+)  # fmt: skip
+def test_what_passes_can_be_built(config, values):
+    """(fault 16)"""
+    config = changed(config, values)
+    check_config(config)
+    system = cascade.build(config, features.make_layout(Schema(())), {})
+    for stage in system.stages.values():
+        jax.eval_shape(stage.init, jax.random.key(0))
+
+
+def test_just_those_widths_are_refused_that_the_norms_cannot_divide(config):
+    """(fault 16)"""
+    for width in (*range(1, 12), *range(12, 100, 4), *range(500, 580, 8)):
+        images = jax.ShapeDtypeStruct((1, 2, 2, width), np.float32)
+        one = changed(config, {"model.base.width": width, "model.base.head_width": 1})
+        try:
+            check_config(one)
+        except UserError as error:
+            assert f"base.width={width}: " in str(error)
+            with pytest.raises(ValueError, match="[Nn]umber of groups"):
+                jax.eval_shape(group_norm(width, np.float32, "norm").init, jax.random.key(0), images)
+        else:
+            jax.eval_shape(group_norm(width, np.float32, "norm").init, jax.random.key(0), images)
+
+
+@pytest.mark.parametrize("sample", [{"rho": 1}, {"rho": 1000}, {"steps": 1}, {"steps": 300}])
+def test_levels_that_pass_are_finite_and_fall(demo, sample):
+    """(fault 16)"""
+    extremes = {"sigma_min": 1e-6, "sigma_max": 1e6, **sample}
+    config = changed(demo, {f"sample.{key}": value for key, value in extremes.items()})
+    sigmas = cascade.sample_settings(config).sigmas(None)
+    assert np.isfinite(sigmas).all() and (np.diff(sigmas) < 0).all()
+
+
+@pytest.mark.parametrize("entry", [train.train, ablate.ablate], ids=["train", "ablate"])
+def test_the_entry_points_check_before_any_data_are_opened(demo, tmp_path, entry):
+    """(fault 16)"""
+    config = changed(demo, {"workdir": str(tmp_path / "run"), "data.dir": str(tmp_path / "nowhere")})
+    config.train.ema = NAN
+    with pytest.raises(UserError, match="config.train.ema=nan"):
+        entry(config)
+    config.train.ema = 0.5
+    with pytest.raises(UserError, match="nowhere"):
+        entry(config)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--config.train.steps=-5"], r"train.steps=\(-5,\): must be a whole number of at least 1"),
+        (["--config.train.batch_size", "16,8,4"], r"batch_size=\(16, 8, 4\): must be"),
+        (["--config.train.batch_size=(16"], r"batch_size=\(16: must be a tuple"),
+        (["--config.train.batch_size=(16,x)"], r"batch_size=\(16,x\): must be a tuple"),
+        (["--config.train.steps=2.5"], r"train.steps=\(2.5,\): must be a whole number"),
+        (["--config.train.warmup=2.5"], r"train.warmup=2.5: must be a whole number"),
+        (["--config.train.warmup=inf"], r"train.warmup=inf: must be a whole number"),
+        (["--config.train.ema=nan"], "train.ema=nan: must be"),
+        (["--config.model.base.self_attention=maybe"], "self_attention=maybe: must be a tuple"),
+        (["--config.train.constituent_drop.voice=often"], "constituent_drop.voice='often': must be a finite number"),
+        (["--config.train.constituent_drop.voice.x=1"], "no such key"),
+        (["--config.train.keep"], "--config.train.keep: an override needs a value"),
+        (["--config.train.keep", "--config.seed=1"], "--config.train.keep: an override needs a value"),
+    ],
+)
+def test_an_override_that_does_not_fit_ends_the_command(tmp_path, flags, message):
+    """(fault 16)"""
+    with pytest.raises(UserError, match=message) as error:
+        train.main(["--config", "configs/demo.py", f"--config.workdir={tmp_path / 'run'}", *flags])
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_any_input_that_the_dataset_has_can_be_dropped_and_no_other(tmp_path):
+    """base.py does not know this input (fault 24)."""
+    schema = Schema((Constituent("wavlm", 2, 8, "embedding"),))
+    writer.write_shard(tmp_path / writer.shard_name("train", 0, 1), schema, [make_clip(0) | {"wavlm": np.ones((2, 8))}])
+    writer.finalise(tmp_path, schema, {"train": 1})
+    overrides = {"data.dir": str(tmp_path), "data.inputs": "wavlm,age", "workdir": str(tmp_path / "run"), "seed": "1e3"}
+    drop = "train.constituent_drop."
+    config = load_config("configs/demo.py", {**overrides, f"{drop}wavlm": "0.2"}, RULES)
+    check_config(config)
+    run = train._prepare(config, False)
+    assert run.config.train.constituent_drop.wavlm == 0.2 and run.system.inputs == ("wavlm", "age")
+    with pytest.raises(UserError, match="unknown constituent 'voice'; this dataset's are: .*wavlm"):
+        train.train(load_config("configs/demo.py", {**overrides, f"{drop}voice": "0.2"}, RULES))
