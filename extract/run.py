@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from extract.media import SOUND, VIDEO, Clip, find_clips, spell
 from extract.pipeline import Chunk, Done, Job
 from slf_common import cli
 from slf_common.errors import UserError
-from slf_common.files import write_atomically
+from slf_common.files import check_writable, local_path, write_atomically
 from tfrecords.schema import MATRIX_ROWS, Schema, matrix_constituents, spell_rows
 from tfrecords.writer import SPLITS, finalise
 
@@ -41,9 +41,11 @@ def extract(settings: ml_collections.ConfigDict, *, dry_run: bool = False, part:
     chunks = _chunks(settings, clips, people)
     if dry_run:
         schema = models.planned_schema(settings)
-        print(_describe(chunks, Path(settings.out), schema), _expect(chunks, schema), sep="\n")
+        print(_describe(chunks, local_path(settings.out), schema), _expect(chunks, schema), sep="\n")
         return
-    out, found = Path(settings.out), pipeline.read_plan(Path(settings.out))
+    out = local_path(settings.out)
+    check_writable(out, "failures.csv", "metadata.json", "dataset_info.json", "features.json", "chunks/")
+    found = pipeline.read_plan(out)
     outline = pipeline.outline(settings, chunks)
     if found:
         pipeline.compare_plans(out, found, outline)
@@ -72,8 +74,8 @@ def _check(settings: ml_collections.ConfigDict) -> None:
         raise UserError("no videos: give their folder, or a CSV that lists them, with --videos PATH")
     if not settings.out:
         raise UserError("nowhere to write: give the dataset's folder with --out DIR")
-    if Path(settings.out).exists() and not Path(settings.out).is_dir():
-        raise UserError(f"--out {settings.out}: a file of this name is in the way of the folder")
+    if (out := local_path(settings.out)).exists() and not out.is_dir():
+        raise UserError(f"--out {out}: a file of this name is in the way of the folder")
     if settings.clips_per_shard < 1:
         raise UserError(f"config.extract.clips_per_shard={settings.clips_per_shard}: a shard holds at least 1 clip")
     models.check(settings)
@@ -83,15 +85,15 @@ def _check(settings: ml_collections.ConfigDict) -> None:
 
 def _read(settings: ml_collections.ConfigDict) -> tuple[list[Clip], People]:
     """The clips and what is known of their speakers."""
-    videos = Path(settings.videos)
+    videos = local_path(settings.videos)
     if videos.suffix.lower() == ".csv":
         if settings.attributes:
             raise UserError(f"{videos} is a list with attributes of its own; leave config.extract.attributes empty")
         clips, people = read_list(videos)
     else:
         clips, people = find_clips(videos), People()
-        table = Path(settings.attributes or videos / PEOPLE)
-        if settings.attributes or table.exists():
+        table = local_path(settings.attributes or videos / PEOPLE)
+        if settings.attributes or os.path.lexists(table):  # a link that leads nowhere is a mistake
             people = read_people(table)
             identified = [people.identify(clip) for clip in clips]
             if clips and (people.by_speaker or people.by_clip) and not people.know_any(identified):
@@ -249,8 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         extract(config.extract, dry_run=args.dry_run, part=_part(args.shard_range))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the shards that are finished", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise KeyboardInterrupt("the same command goes on from the shards that are finished") from None
 
 
 def _part(text: str) -> tuple[int, int]:

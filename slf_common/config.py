@@ -16,6 +16,7 @@ from pathlib import Path
 import ml_collections
 
 from slf_common.errors import UserError
+from slf_common.files import local_path
 
 
 def load_config(path: str, overrides: dict[str, str] | None = None) -> ml_collections.ConfigDict:
@@ -23,7 +24,9 @@ def load_config(path: str, overrides: dict[str, str] | None = None) -> ml_collec
 
     Raises `UserError` for a missing file, an unknown key (naming the nearest valid one) or a wrong type.
     """
-    path, _, name = path.partition(":")
+    path, name = str(local_path(path)), ""
+    if ":" in path and not Path(path).is_file():  # a colon may be in the path itself
+        path, _, name = path.rpartition(":")
     if not Path(path).is_file():
         raise UserError(f"{path}: no such config file; the ones that ship are in configs/")
     spec = importlib.util.spec_from_file_location("slf_config", path)
