@@ -5,6 +5,7 @@ downloaded. Their features tell people apart no better than chance; only shapes,
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -288,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--out", required=True, type=local_path, metavar="DIR", help="a new folder")
     arguments.add_argument("--small", action="store_true", help="tiny networks (20 MB) instead of full-sized (2.1 GB)")
     args = arguments.parse_args(argv)
-    if not args.out.exists():
+    if not os.path.lexists(args.out):
         check_writable(args.out)
     flags = write_all(args.out, args.small)
     print("use them with:\n  python -m extract.run --config configs/base.py " + " \\\n    ".join(flags))

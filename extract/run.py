@@ -37,14 +37,15 @@ def extract(settings: ml_collections.ConfigDict, *, dry_run: bool = False, part:
     training split could be used; there is no metadata then.
     """
     _check(settings)
+    out = local_path(settings.out)
+    if not dry_run:
+        check_writable(out, FAILURES, "metadata.json", "dataset_info.json", "features.json", "chunks/")
     clips, people = _read(settings)
     chunks = _chunks(settings, clips, people)
     if dry_run:
         schema = models.planned_schema(settings)
-        print(_describe(chunks, local_path(settings.out), schema), _expect(chunks, schema), sep="\n")
+        print(_describe(chunks, out, schema), _expect(chunks, schema), sep="\n")
         return
-    out = local_path(settings.out)
-    check_writable(out, "failures.csv", "metadata.json", "dataset_info.json", "features.json", "chunks/")
     found = pipeline.read_plan(out)
     outline = pipeline.outline(settings, chunks)
     if found:
@@ -74,8 +75,6 @@ def _check(settings: ml_collections.ConfigDict) -> None:
         raise UserError("no videos: give their folder, or a CSV that lists them, with --videos PATH")
     if not settings.out:
         raise UserError("nowhere to write: give the dataset's folder with --out DIR")
-    if (out := local_path(settings.out)).exists() and not out.is_dir():
-        raise UserError(f"--out {out}: a file of this name is in the way of the folder")
     if settings.clips_per_shard < 1:
         raise UserError(f"config.extract.clips_per_shard={settings.clips_per_shard}: a shard holds at least 1 clip")
     models.check(settings)

@@ -56,7 +56,7 @@ def check_writable(folder: Path, *names: str, flag: str = "--out") -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         if there.exists() and not there.is_dir():
-            reason = "a file is there" if there == folder else f"{there} is a file"
+            reason = f"{there} is a file"
         raise UserError(f"{folder}: cannot be written to ({reason}); choose another place with {flag}") from None
     for name in names:
         path = folder / name
@@ -70,7 +70,7 @@ def check_writable(folder: Path, *names: str, flag: str = "--out") -> None:
 
 def check_writable_file(path: Path, flag: str = "--out") -> None:
     """Raises `UserError` unless the file can be written, or written anew. Leaves nothing behind."""
-    if not path.name or path.is_dir():
+    if not path.name or os.path.isdir(path):
         raise UserError(f"{flag} {path}: this is a directory; give the name of a file in it")
     check_writable(path.parent, path.name, flag=flag)
 
