@@ -15,6 +15,7 @@ import numpy as np
 
 from extract.frameworks import digest_file, quiet
 from slf_common.errors import UserError
+from slf_common.files import local_path
 from tfrecords.schema import LABELS
 
 DETECTORS = ("retinaface", "opencv", "mtcnn")
@@ -28,8 +29,8 @@ INPUT = (224, 224)
 
 def start(settings: Mapping) -> None:
     """Imports DeepFace on the engine of `config.extract.deepface`; once in a process. Raises `UserError`."""
-    if settings["home"]:
-        os.environ["DEEPFACE_HOME"] = str(Path(settings["home"]).expanduser().absolute())
+    home = settings["home"] or os.environ.get("DEEPFACE_HOME") or "~"  # which DeepFace itself would take for a name
+    os.environ["DEEPFACE_HOME"] = str(local_path(home).absolute())
     os.environ["DEEPFACE_BACKEND_ENGINE"] = settings["engine"]
     try:
         with quiet():

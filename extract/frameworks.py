@@ -17,6 +17,7 @@ import numpy as np
 
 from slf_common import cli
 from slf_common.errors import UserError
+from slf_common.files import local_path
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ def load_weights(name: str, weights: str, loader: Callable[[str], T]) -> T:
     variable `HF_TOKEN`. Raises `UserError` where weights are missing or are not what the framework expects.
     """
     setting = f"config.extract.{name}.weights"
-    local = Path(weights).expanduser()
+    local = local_path(weights)
     if not local.exists() and not HUB_ID.fullmatch(weights):
         raise UserError(f"{name}: no weights at {local}; {setting} takes a path or a hub id")
     try:

@@ -13,6 +13,7 @@ import numpy as np
 
 from slf_common import cli
 from slf_common.errors import UserError
+from slf_common.files import check_writable_file, local_path
 from tfrecords.reader import Clips, first_split
 from tfrecords.schema import CONTINUOUS, UNKNOWN, Schema
 from tfrecords.writer import SPLITS, clip_statistics, shard_name, summary_path
@@ -41,14 +42,10 @@ class Contents:
 
 def read_contents(directory: Path) -> Contents:
     """Reads metadata and summaries, no records. Raises `UserError` where there is no dataset."""
-    try:
-        metadata = json.loads((directory / "metadata.json").read_text())
-        info = json.loads((directory / "dataset_info.json").read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{directory}: no dataset here ({Path(error.filename).name} is missing)") from None
+    metadata, info = (_read(directory, directory / name) for name in ("metadata.json", "dataset_info.json"))
     shards = {split["name"]: len(split["shardLengths"]) for split in info["splits"]}
     summaries = {
-        split: [json.loads(summary_path(directory, shard_name(split, i, n)).read_text()) for i in range(n)]
+        split: [_read(directory, summary_path(directory, shard_name(split, i, n))) for i in range(n)]
         for split, n in shards.items()
     }
     every = [summary for parts in summaries.values() for summary in parts]
@@ -64,6 +61,15 @@ def read_contents(directory: Path) -> Contents:
         _missing(schema, every),
         Counter(failure["reason"] for summary in every for failure in summary["failures"]),
     )
+
+
+def _read(directory: Path, path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{directory}: no whole dataset here ({path.relative_to(directory)} is missing)") from None
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON; run extract.run again") from None
 
 
 def _people(schema: Schema, summaries: Sequence[Mapping]) -> dict[str, Counter]:
@@ -202,11 +208,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             "python -m extract.inspect --data data/demo/records --split test --clip p00900/00001/00001",
         ],
     )
-    arguments.add_argument("--data", required=True, type=Path, metavar="DIR", help="dataset folder")
+    arguments.add_argument("--data", required=True, type=local_path, metavar="DIR", help="dataset folder")
     arguments.add_argument("--split", help="whose faces to show (default: train, if there is one)")
     arguments.add_argument("--clip", help="whose constituents to draw (default: the split's first)")
-    arguments.add_argument("--out", default="inspect.png", type=Path, metavar="PNG", help="picture to write")
+    arguments.add_argument("--out", default="inspect.png", type=local_path, metavar="PNG", help="picture to write")
     args = arguments.parse_args(argv)
+    check_writable_file(args.out)
     contents = read_contents(args.data)
     clips = Clips(args.data, args.split or first_split(args.data))
     print(describe(args.data, contents))

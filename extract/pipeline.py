@@ -92,15 +92,22 @@ def plan_path(out: Path) -> Path:
 
 
 def read_plan(out: Path) -> dict | None:
-    """The plan of the dataset in a folder, None where there is none yet. Raises `UserError` if it is damaged."""
+    """The plan of the dataset in a folder, None where there is no dataset yet.
+
+    Raises `UserError` if it is damaged, or missing though there are shards.
+    """
+    path = plan_path(out)
     try:
-        return json.loads(plan_path(out).read_text())
+        plan = json.loads(path.read_text())
     except FileNotFoundError:
+        if any(out.glob("*.tfrecord-*")):
+            raise UserError(f"{path}: missing, though there are shards; give another --out, or remove {out}") from None
         return None
-    except json.JSONDecodeError:
-        raise UserError(
-            f"{plan_path(out)}: not valid JSON; give another --out, or remove {out} to start anew"
-        ) from None
+    except ValueError:
+        plan = None
+    if not isinstance(plan, dict):
+        raise UserError(f"{path}: not valid JSON; give another --out, or remove {out} to start anew")
+    return plan
 
 
 def compare_plans(out: Path, found: Mapping, plan: Mapping) -> None:
@@ -163,8 +170,15 @@ def is_done(out: Path, chunk: Chunk) -> bool:
 
 
 def read_summary(out: Path, chunk: Chunk) -> dict:
-    """The summary of a chunk that is done: `{"clips": [id], "failures": [{"clip", "reason"}], ...}`."""
-    return json.loads(summary_path(out, chunk.shard).read_text())
+    """The summary of a chunk that is done: `{"clips": [id], "failures": [{"clip", "reason"}], ...}`.
+
+    Raises `UserError` if it is damaged.
+    """
+    path = summary_path(out, chunk.shard)
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON; remove it, and extract.run writes its shard again") from None
 
 
 def process_chunk(chunk: Chunk, job: Job, models: Models) -> Done:

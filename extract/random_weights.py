@@ -5,6 +5,7 @@ downloaded. Their features tell people apart no better than chance; only shapes,
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from extract import deepface
 from extract.frameworks import quiet
 from slf_common import cli
 from slf_common.errors import UserError
+from slf_common.files import check_writable, local_path
 from tfrecords.schema import LABELS
 
 SPEAKERS = 7205  # classes of the heads that the published speaker models carry
@@ -284,9 +286,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         __doc__,
         ["python -m extract.random_weights --out weights --small", "python -m extract.random_weights --out weights"],
     )
-    arguments.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+    arguments.add_argument("--out", required=True, type=local_path, metavar="DIR", help="a new folder")
     arguments.add_argument("--small", action="store_true", help="tiny networks (20 MB) instead of full-sized (2.1 GB)")
     args = arguments.parse_args(argv)
+    if not os.path.lexists(args.out):
+        check_writable(args.out)
     flags = write_all(args.out, args.small)
     print("use them with:\n  python -m extract.run --config configs/base.py " + " \\\n    ".join(flags))
 

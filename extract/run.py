@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from extract.pipeline import Chunk, Done, Job
 from extract.settings import check_config
 from slf_common import cli
 from slf_common.errors import UserError
-from slf_common.files import write_atomically
+from slf_common.files import check_writable, local_path, write_atomically
 from tfrecords.schema import MATRIX_ROWS, Schema, matrix_constituents, spell_rows
 from tfrecords.writer import SPLITS, finalise
 
@@ -39,13 +39,16 @@ def extract(settings: ml_collections.ConfigDict, *, dry_run: bool = False, part:
     of a training split, could be used; there is no metadata then.
     """
     _check(settings)
+    out = local_path(settings.out)
+    if not dry_run:
+        check_writable(out, FAILURES, "metadata.json", "dataset_info.json", "features.json", "chunks/")
     clips, people, notes = _read(settings)
     chunks = pipeline.make_chunks(clips, people, settings.clips_per_shard)
     if dry_run:
         schema = models.planned_schema(settings)
-        print(_describe(chunks, Path(settings.out), schema, notes), _expect(chunks, schema), sep="\n")
+        print(_describe(chunks, out, schema, notes), _expect(chunks, schema), sep="\n")
         return
-    out, found = Path(settings.out), pipeline.read_plan(Path(settings.out))
+    found = pipeline.read_plan(out)
     outline = pipeline.outline(settings, chunks)
     if found:
         pipeline.compare_plans(out, found, outline)
@@ -75,13 +78,11 @@ def _check(settings: ml_collections.ConfigDict) -> None:
         raise UserError("no videos: give their folder, or a CSV that lists them, with --videos PATH")
     if not settings.out:
         raise UserError("nowhere to write: give the dataset's folder with --out DIR")
-    if Path(settings.out).exists() and not Path(settings.out).is_dir():
-        raise UserError(f"--out {settings.out}: a file of this name is in the way of the folder")
 
 
 def _read(settings: ml_collections.ConfigDict) -> tuple[list[Clip], People, list[str]]:
     """The clips, what is known of their speakers, and lines that say how they were found and matched."""
-    videos = Path(settings.videos)
+    videos = local_path(settings.videos)
     if videos.suffix.lower() == ".csv":
         if settings.attributes:
             raise UserError(f"{videos} is a list with attributes of its own; leave config.extract.attributes empty")
@@ -98,8 +99,8 @@ def _read(settings: ml_collections.ConfigDict) -> tuple[list[Clip], People, list
 
 def _read_folder(videos: Path, attributes: str) -> tuple[list[Clip], People, list[str]]:
     found, people, notes = find_clips(videos), People(), []
-    table = Path(attributes or videos / PEOPLE)
-    if attributes or table.exists():
+    table = local_path(attributes or videos / PEOPLE)
+    if attributes or os.path.lexists(table):  # a link that leads nowhere is a mistake
         people, notes = read_people(table, found.clips)
     clips = [people.identify(clip) for clip in found.clips]
     if not clips:
@@ -269,8 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         extract(config.extract, dry_run=args.dry_run, part=_part(args.shard_range))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the shards that are finished", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise KeyboardInterrupt("the same command goes on from the shards that are finished") from None
 
 
 def _part(text: str) -> tuple[int, int]:

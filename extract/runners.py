@@ -10,7 +10,6 @@ import functools
 import json
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,6 +20,7 @@ from typing import Protocol
 from extract.frameworks import ENVIRONMENT
 from extract.models import Models, use_networks
 from extract.pipeline import Chunk, Done, Job, process_chunk
+from slf_common import cli
 from slf_common.errors import UserError
 from tfrecords.schema import Schema
 
@@ -99,32 +99,15 @@ class _Processes:
         self._settings, self._executor = settings, executor
 
     def describe(self) -> tuple[Schema, dict]:
-        with _deaf_children():
+        with cli.deaf_children():
             described = self._executor.submit(_describe, self._settings)
         return described.result()
 
     def run(self, chunks: Sequence[Chunk], job: Job) -> Iterator[tuple[Chunk, Done]]:
-        with _deaf_children():
+        with cli.deaf_children():
             futures = {self._executor.submit(_work, chunk, job): chunk for chunk in chunks}
         for future in as_completed(futures):
             yield futures[future], future.result()
-
-
-@contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes started inside never hear an interrupt from the terminal; this one, which stops them, does after."""
-    heard: list[int] = []
-    # The mask is what children inherit. It is this thread's alone: another may take the signal, and Python would
-    # raise here, where a half-started child waits for its orders.
-    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, before)
-        if heard:
-            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -4,27 +4,107 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import logging
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_collections
 
+from slf_common import interrupt
 from slf_common.config import load_config
 from slf_common.errors import UserError
 from slf_common.rules import Rule
 
+PIPE_CLOSED = 141  # exit status: 128 + SIGPIPE
+# What absl logs in a run in which all is well. Orbax: a run opened for reading; and a checkpoint that is not OCDBT
+# (slf_jax/state.py), which has nothing to merge. Anything else is shown.
+HARMLESS = (
+    "CheckpointManagerOptions.read_only=True, setting",
+    "Given directory is read only=",
+    "Skipping merge of OCDBT checkpoints",
+)
+# A disk or a limit, whatever was being done; most such errors name no file.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SYSTEM = (*NO_ROOM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ESTALE)
+
 
 def run(main: Callable[[], object]) -> None:
-    """Runs a command's `main`; a `UserError` ends it with one line on stderr and exit status 2."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of much that is as it should be
+    """Runs a command's `main`. A `UserError`, or a file that cannot be read or written, ends it with one line on
+    stderr and exit status 2; Ctrl-C with one line and 130; a reader of stdout that went away silently with 141.
+    """
+    interrupt.imports_done()
+    logging.getLogger("absl").addFilter(_is_news)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        try:
+            main()
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+    except KeyboardInterrupt as stop:
+        _end("; ".join(["interrupted", *map(str, stop.args)]), interrupt.STATUS)
+    except BrokenPipeError:
+        _discard_output()
+        raise SystemExit(PIPE_CLOSED) from None
+    except Exception as error:
+        if (line := explain(error)) is None:
+            raise
+        _end(f"error: {line}", 2)
+
+
+def explain(error: BaseException) -> str | None:
+    """What to tell of a `UserError`, or of an `OSError` that a file or the system caused; None of any other error."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not isinstance(error, OSError) or (error.filename is None and error.errno not in SYSTEM):
+        return None
+    reason = error.strerror or str(error)
+    way_on = "; make room there, then run the same command again" if error.errno in NO_ROOM else ""
+    name = error.filename
+    where = "" if name is None else f"{os.fsdecode(name) if isinstance(name, bytes) else name}: "
+    return f"{where}{reason}{way_on}"
+
+
+def _end(line: str, status: int) -> None:
+    print(line, file=sys.stderr)
+    _discard_output()
+    raise SystemExit(status) from None
+
+
+def _discard_output() -> None:
+    """What stdout still holds goes nowhere if it cannot be written; Python would complain at exit."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in HARMLESS)
+
+
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes started inside never hear an interrupt from the terminal; this one, which stops them, does after."""
+    heard: list[int] = []
+    # The mask is what children inherit. It is this thread's alone: another may take the signal, and Python would
+    # raise here, where a half-started child waits for its orders.
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager

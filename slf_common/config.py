@@ -20,6 +20,7 @@ from typing import Any
 import ml_collections
 
 from slf_common.errors import UserError
+from slf_common.files import local_path
 from slf_common.rules import Rule, find_leaves, find_rule
 
 WORDS = {"true": True, "false": False}
@@ -34,7 +35,9 @@ def load_config(
     Raises `UserError` for a missing file, one that fails, an unknown key (naming the nearest valid one) or a wrong
     type.
     """
-    path, _, name = path.partition(":")
+    path, name = str(local_path(path)), ""
+    if ":" in path and not Path(path).is_file():  # a colon may be in the path itself
+        path, _, name = path.rpartition(":")
     if not Path(path).is_file():
         raise UserError(f"{path}: no such config file; the ones that ship are in configs/")
     config = _get_config(path, name)

@@ -1,9 +1,11 @@
-"""Files: atomic writes, and folders on this machine or in a bucket (gs://, s3://) through fsspec."""
+"""Files: where paths are read, atomic writes, and folders on this machine or in a bucket (gs://, s3://)."""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +13,66 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from slf_common.errors import UserError
+
+URL = re.compile(r"(\w+::)*[A-Za-z][\w+.-]*://")  # gs://bucket, simplecache::s3://bucket
+# Control characters, line ends, and bytes that are not UTF-8: not every library that is given the path takes them.
+UNUSABLE = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
+
+
+def local_path(text: str | Path) -> Path:
+    """A path on this machine, with `~` and `~user` expanded. Every path of a flag or a config is read here.
+
+    Raises `UserError` for a URL, an empty path, a home directory that is not known, and names that cannot be printed.
+    """
+    text = str(text).removeprefix("file://")
+    if not text:
+        raise UserError("an empty path was given; give a file or folder, or . for this folder")
+    if URL.match(text):
+        raise UserError(
+            f"{text}: must be a path on this machine; only datasets to read (--data, --gallery, --config.data.dir) "
+            "can be in a bucket"
+        )
+    if UNUSABLE.search(text):
+        raise UserError(f"{ascii(text)}: control characters and bytes other than UTF-8 cannot be in a path; rename it")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text}: the home directory is not known; set HOME, or give the path without ~") from None
+
+
+def check_writable(folder: Path, *names: str, flag: str = "--out") -> None:
+    """Raises `UserError` unless files can be written to `folder`, which is made when the first one is.
+
+    `names`: the files that will be written, and with a slash at the end the folders. Leaves nothing behind.
+    """
+    folder = folder.absolute()
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    try:
+        # In a folder of its own, so that several processes can try this at once.
+        with tempfile.TemporaryDirectory(prefix=".probe-", dir=there) as probe:
+            trial = Path(probe) / folder.relative_to(there)
+            trial.mkdir(parents=True, exist_ok=True)
+            write_atomically(trial / "file", b"0")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if there.exists() and not there.is_dir():
+            reason = f"{there} is a file"
+        raise UserError(f"{folder}: cannot be written to ({reason}); choose another place with {flag}") from None
+    for name in names:
+        path = folder / name
+        if name.endswith("/"):
+            if os.path.lexists(path):
+                check_writable(path, flag=flag)
+        elif path.exists() and not path.is_file():
+            kind = "a directory" if path.is_dir() else "not a regular file"
+            raise UserError(f"{path}: this is {kind}, where a file is to be written; choose another place with {flag}")
+
+
+def check_writable_file(path: Path, flag: str = "--out") -> None:
+    """Raises `UserError` unless the file can be written, or written anew. Leaves nothing behind."""
+    if not path.name or os.path.isdir(path):
+        raise UserError(f"{flag} {path}: this is a directory; give the name of a file in it")
+    check_writable(path.parent, path.name, flag=flag)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -31,7 +93,10 @@ class Folder:
     """Reads and writes files by name. Raises `UserError` if no such file system can be reached at all."""
 
     def __init__(self, directory: str | Path) -> None:
-        self.name = str(directory).rstrip("/")
+        self.name = str(directory).rstrip("/") or "/"
+        if not URL.match(self.name):
+            self._fs, self._root = LocalFileSystem(), str(local_path(directory).absolute())
+            return
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.name)
         except (ImportError, ValueError) as error:

@@ -19,7 +19,7 @@ import numpy as np
 
 from slf_common import cli
 from slf_common.errors import UserError
-from slf_common.files import write_atomically
+from slf_common.files import check_writable, local_path, write_atomically
 from slf_jax import cascade, evaluate, figures
 from slf_jax.evaluate import Subject
 from slf_jax.evaluation import ablation_tables, metrics, paper, protocol
@@ -47,7 +47,7 @@ class Ablation:
 
     @property
     def workdir(self) -> Path:
-        return Path(self.config.workdir)
+        return local_path(self.config.workdir)
 
     @property
     def scales(self) -> tuple[Scale, ...]:
@@ -84,9 +84,13 @@ def ablate(config: ml_collections.ConfigDict) -> dict | None:
 
 def _prepare(config: ml_collections.ConfigDict) -> Ablation:
     settings = config.ablations
+    check_writable(
+        local_path(config.workdir), "report.md", "results.json", "gallery/", "measured/", "scales/",
+        flag="--config.workdir",
+    )  # fmt: skip
     clips, train_clips = Clips(config.data.dir, "test"), Clips(config.data.dir, "train")
     embedder = evaluate.choose_embedder(settings.embedder, settings.metric, settings.detector, train_clips)
-    folder = Path(config.workdir) / "gallery"
+    folder = local_path(config.workdir) / "gallery"
     judge = Judge(protocol.choose(clips, settings.people, same_clip=settings.same_clip), embedder, folder)
     return Ablation(config, judge, evaluate.validation_judge(config.data.dir, settings.same_clip, embedder, folder))
 
@@ -138,8 +142,12 @@ def _measured(ablation: Ablation, name: str, mode: str, subject: Subject) -> dic
     path = ablation.workdir / "measured" / f"{mode}_{name.replace(' ', '_')}.json"
     made_from = json.loads(json.dumps(made_from))
     if path.exists():
-        found = json.loads(path.read_text())
-        if found["made_from"] == made_from:
+        try:
+            found = json.loads(path.read_text())
+            same = found["made_from"] == made_from
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: damaged ({error!r}); remove it, and this system is measured again") from None
+        if same:
             return found
     found = {"made_from": made_from, **_measure(ablation, subject, f"{mode} {name}")}
     write_atomically(path, json.dumps(found).encode())
@@ -217,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{config.workdir}: stopped and saved; run the same command again to go on")
         return
     print(ablation_tables.short(report))
-    print(f"{Path(config.workdir) / 'report.md'}\n{Path(config.workdir) / 'results.json'}")
+    workdir = local_path(config.workdir)
+    print(f"{workdir / 'report.md'}\n{workdir / 'results.json'}")
 
 
 if __name__ == "__main__":

@@ -18,17 +18,18 @@ import numpy as np
 
 from slf_common import cli
 from slf_common.errors import UserError
-from slf_common.files import write_atomically
+from slf_common.files import check_writable, write_atomically
 from slf_jax import cascade, figures, sampling
 from slf_jax.evaluation import controls, faces, metrics, protocol, tables
 from slf_jax.evaluation.protocol import Judge, People, Scores
 from slf_jax.sampling import Sampler, Scale, spell
 from slf_jax.state import Trained
-from tfrecords.reader import Clips
+from tfrecords.reader import Absent, Clips
 from tfrecords.schema import CONTINUOUS, EMBEDDING
 
 FACES = 12  # people on the page of faces
 RANDOM_ORDERS = 1000
+FILES = ("results.json", "report.md", "faces.png", "rank_curve.png", "scales.png", "confusion.png")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +217,7 @@ def choose_embedder(name: str, metric: str, detector: str, train: Clips | None) 
         return faces.make(name, metric, detector, train)
     try:
         return faces.make("vgg-face", metric, detector, train)
-    except UserError as error:
+    except faces.NoNetwork as error:
         print(f"note: eigenfaces compare the faces, for want of a face network ({error})", file=sys.stderr)
         return faces.make("eigenfaces", metric, detector, train)
 
@@ -225,16 +226,26 @@ def validation_judge(directory: str | Path, same_clip: bool, embedder: faces.Emb
     """Who judges the validation people that a scale is chosen by; None, and a note, where there are none."""
     try:
         people = protocol.choose(Clips(directory, "validation"), same_clip=same_clip)
-    except UserError as error:
+    except (Absent, protocol.TooFew) as error:
         print(f"note: no scale can be chosen on validation people ({error}); the first is taken", file=sys.stderr)
         return None
     return Judge(people, embedder, gallery / "validation")
 
 
+def gallery_folder(workdir: Path, out: Path) -> Path:
+    """Where the gallery lies: with the run, so that it is made once; with the results if the run is read-only."""
+    try:
+        check_writable(workdir / "gallery")
+    except UserError:
+        return out / "gallery"
+    return workdir / "gallery"
+
+
 def _optional(directory: str | Path, split: str) -> Clips | None:
+    """The split, None where there is no such dataset or it has no such split."""
     try:
         return Clips(directory, split)
-    except UserError:
+    except Absent:
         return None
 
 
@@ -271,15 +282,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--gallery", default="", metavar="DIR",
         help="dataset folder whose speakers in that split are the gallery (default: the people themselves)",
     )  # fmt: skip
-    arguments.add_argument("--out", type=Path, help="folder to write to (default: WORKDIR/evaluation)")
-    args, trained = sampling.parse(arguments, argv)
+    args, trained = sampling.parse(arguments, argv, "evaluation", *FILES)
     scales, without = sampling.parse_scales(args.scales), sampling.names(args.without)
     if args.people < 0:
         raise UserError(f"--people {args.people}: give at least 1, or leave it out for all")
     clips = sampling.open_clips(trained, args, without)
     train = _optional(clips.directory, "train") or _optional(trained.meta.config.data.dir, "train")
     embedder = choose_embedder(args.embedder, args.metric, args.detector, train)
-    folder = args.workdir / "gallery"
+    folder = gallery_folder(args.workdir, args.out)
     others = Clips(args.gallery, args.split) if args.gallery else None
     people = protocol.choose(clips, args.people, same_clip=args.same_clip, gallery=others)
     judge = Judge(people, embedder, folder)
@@ -291,10 +301,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     subject = Subject(trained, sampler, args.seed, args.samples, not args.no_guide, without)
     found, scores, images = evaluate(subject, scales, judge, validation, train)
     results = {"subject": args.workdir.name, **_receipt(args, subject, judge, clips), **found}
-    out = args.out or args.workdir / "evaluation"
-    write(results, scores, images, judge, subject.guided, out)
+    write(results, scores, images, judge, subject.guided, args.out)
     print(tables.short(results))
-    print(f"{out / 'report.md'}\n{out / 'results.json'}")
+    print(f"{args.out / 'report.md'}\n{args.out / 'results.json'}")
 
 
 def _receipt(args, subject: Subject, judge: Judge, clips: Clips) -> dict:

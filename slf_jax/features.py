@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import numpy as np
 
 from slf_common import cli
 from slf_common.errors import UserError
+from slf_common.files import check_writable_file, local_path
 from tfrecords.schema import (
     CONTINUOUS,
     EMBEDDING,
@@ -202,8 +202,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--data", required=True, help="dataset folder")
     arguments.add_argument("--clip", help="clip id (default: the split's first)")
     arguments.add_argument("--split", help="default: train, if there is one")
-    arguments.add_argument("--out", default="features.png", type=Path, help="picture to write")
+    arguments.add_argument("--out", default="features.png", type=local_path, help="picture to write")
     args = arguments.parse_args(argv)
+    check_writable_file(args.out)
     clips = Clips(args.data, args.split or first_split(args.data))
     clip = clips.find(args.clip)
     layout = make_layout(clips.schema)

@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
+from slf_common.errors import UserError
 from slf_common.files import write_atomically
 from slf_jax import cascade, figures, parallel
 from slf_jax.diffusion.guidance import area_average
@@ -160,7 +161,10 @@ def drop_lines(path: Path, stage: str, step: int) -> None:
         return
     text = path.read_text()
     whole = text[: text.rfind("\n") + 1].splitlines(keepends=True)
-    kept = [line for line in whole if not ((told := json.loads(line))["stage"] == stage and told["step"] > step)]
+    try:
+        kept = [line for line in whole if not ((told := json.loads(line))["stage"] == stage and told["step"] > step)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: a line is not what training writes ({error!r}); mend or delete it") from None
     if (kept := "".join(kept)) != text:
         write_atomically(path, kept.encode())
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,9 @@ import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from slf_common import cli, interrupt
 from slf_common.errors import UserError
+from slf_common.files import check_writable, local_path
 
 AXIS = "data"
 MODES = ("shard_map", "pmap")
@@ -35,9 +36,10 @@ def processes(config: ml_collections.ConfigDict) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        told = f"error: {error}" if isinstance(error, UserError) else _explain(error)
+        stopped, line = isinstance(error, KeyboardInterrupt), cli.explain(error)
+        told = "interrupted" if stopped else f"error: {line}" if line else _explain(error)
         print(f"{told} (process {jax.process_index()} of {jax.process_count()})", file=sys.stderr, flush=True)
-        os._exit(2)
+        os._exit(interrupt.STATUS if stopped else 2)
     jax.distributed.shutdown()
 
 
@@ -81,10 +83,19 @@ def make_mesh() -> Mesh:
 
 
 def use_compilation_cache(directory: str) -> None:
-    """Keeps compiled programs on disk, so that the same command starts faster the next time; "" turns it off."""
+    """Keeps compiled programs on disk, so that the same command starts faster the next time; "" turns it off.
+
+    Where the folder cannot be written to, or this user has no home, a note says so and nothing is kept.
+    """
     if not directory:
         return
-    jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
+    try:
+        path = local_path(directory)
+        check_writable(path, flag="--config.compilation_cache")
+    except UserError as error:
+        print(f"note: compiled programs are not kept for the next start ({error})", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from slf_common import cli
 from slf_common.errors import UserError
-from slf_common.files import write_atomically
+from slf_common.files import check_writable_file, local_path, write_atomically
 from slf_jax import figures
 from slf_jax.figures import Curve
 
@@ -420,17 +420,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             "watch -n 600 python -m slf_jax.report --workdir runs/vox2    (anew every ten minutes)",
         ],
     )
-    arguments.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="directory of a training run")
-    arguments.add_argument("--out", type=Path, metavar="FILE", help="page to write (default: RUN/report.html)")
+    arguments.add_argument(
+        "--workdir", type=local_path, required=True, metavar="RUN", help="directory of a training run"
+    )
+    arguments.add_argument("--out", type=local_path, metavar="FILE", help="page to write (default: RUN/report.html)")
     args = arguments.parse_args(argv)
     out = args.out or args.workdir / "report.html"
-    if out.is_dir():
-        raise UserError(f"--out {out}: this is a directory; name a file, as in {out / 'report.html'}")
+    check_writable_file(out)
     text = page(args.workdir).encode()
-    try:
-        write_atomically(out, text)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another place with --out") from error
+    write_atomically(out, text)
     print(f"{out} ({len(text) / 1e6:.1f} MB)")
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from slf_common import cli
 from slf_common.errors import UserError
+from slf_common.files import local_path
 from slf_jax import cascade, figures, sampling
 from slf_jax.diffusion.guidance import area_average
 from slf_jax.sampling import Sampler
@@ -123,14 +124,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--scale", default="1", help="guidance scale, or BASE:UPSAMPLER; 0: thumbnail alone (default: 1)"
     )
     arguments.add_argument(
-        "--guide", type=Path, metavar="FILE", help="picture whose thumbnail all get, for the clip's own"
+        "--guide", type=local_path, metavar="FILE", help="picture whose thumbnail all get, for the clip's own"
     )
     arguments.add_argument("--no-guide", action="store_true", help="no thumbnail: from noise")
     arguments.add_argument(
         "--stages", default="base,upsampler", help="base (to 32x32), upsampler (from 32x32), or both"
     )
-    arguments.add_argument("--out", type=Path, help="folder to write to (default: WORKDIR/faces)")
-    args, trained = sampling.parse(arguments, argv)
+    args, trained = sampling.parse(arguments, argv, "faces", "contact_sheet.png")
     stages, without = sampling.names(args.stages, "--stages"), sampling.names(args.without)
     scales = sampling.parse_scales(args.scale, "--scale")
     if stages not in (cascade.STAGES, *((name,) for name in cascade.STAGES)):
@@ -156,11 +156,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     guide = "none" if args.no_guide else args.guide.name if args.guide else "of the clip's face"
     common = {**describe(trained, sampler, stages, scales[0], args.seed), "guide": guide, "without": ", ".join(without)}
-    out = args.out or args.workdir / "faces"
-    paths = write_faces(images, unique_names(ids), out, [{"clip": each, **common} for each in ids])
+    paths = write_faces(images, unique_names(ids), args.out, [{"clip": each, **common} for each in ids])
     side = cascade.SIZES[stages[0]][0]
-    contact_sheet(images, batch["face"], real, ids, side, not args.no_guide, out / "contact_sheet.png")
-    print(f"{len(paths)} faces in {out}, all of them on {out / 'contact_sheet.png'}")
+    contact_sheet(images, batch["face"], real, ids, side, not args.no_guide, args.out / "contact_sheet.png")
+    print(f"{len(paths)} faces in {args.out}, all of them on {args.out / 'contact_sheet.png'}")
 
 
 if __name__ == "__main__":

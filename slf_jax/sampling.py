@@ -8,7 +8,6 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from slf_common import cli
 from slf_common.errors import UserError
+from slf_common.files import check_writable, local_path
 from slf_jax import cascade, features, parallel
 from slf_jax.diffusion.guidance import area_average
 from slf_jax.state import CHECKPOINTS, Trained, load
@@ -190,7 +190,7 @@ def _free_memory() -> float:
 
 def add_arguments(arguments: argparse.ArgumentParser) -> None:
     """The flags that all commands which sample share."""
-    arguments.add_argument("--workdir", required=True, type=Path, help="run directory of slf_jax.train")
+    arguments.add_argument("--workdir", required=True, type=local_path, help="run directory of slf_jax.train")
     arguments.add_argument(
         "--checkpoint", default="newest", choices=CHECKPOINTS,
         help="newest (default), or best: of lowest validation loss among those kept",
@@ -211,9 +211,16 @@ def add_arguments(arguments: argparse.ArgumentParser) -> None:
     )
 
 
-def parse(arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, Trained]:
-    """Parses flags and overrides, and loads the system. Raises `UserError`."""
+def parse(
+    arguments: argparse.ArgumentParser, argv: Sequence[str] | None, folder: str, *files: str
+) -> tuple[argparse.Namespace, Trained]:
+    """Parses flags and overrides, and loads the system; `--out` is WORKDIR/folder unless it is given.
+
+    Raises `UserError`, also where `files` cannot be written there.
+    """
+    arguments.add_argument("--out", type=local_path, help=f"folder to write to (default: WORKDIR/{folder})")
     args, overrides = cli.parse_overrides(arguments, argv)
+    args.out = args.out or args.workdir / folder
     for name in ("samples", "chunk"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: give at least 1")
@@ -224,6 +231,7 @@ def parse(arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> tup
     for key in overrides:
         if not key.startswith("sample."):
             raise UserError(f"--config.{key}: of a trained system only --config.sample.* can be changed")
+    check_writable(args.out, *files)
     trained = load(args.workdir, args.checkpoint, overrides=overrides)
     parallel.use_compilation_cache(trained.meta.config.compilation_cache)
     return args, trained

@@ -2,13 +2,15 @@
 
 A checkpoint has three parts: `ema` (the averaged parameters, all that sampling needs), `training` (the rest of
 the state) and `meta` (config, the features' schema and statistics, digests). Orbax writes it under a temporary name and
-renames it, but keeps no checksum of its data: a digest of ours is checked on restore.
+renames it, but keeps no checksum of its data: a digest of ours is checked on restore. A new checkpoint is read back
+before older ones are removed, and before a run says that it is done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +24,10 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from slf_common.config import override
 from slf_common.errors import UserError
+from slf_common.files import local_path
 from slf_jax import parallel
 from slf_jax.cascade import STAGES, Stage, System, build
 from slf_jax.features import make_layout
@@ -121,27 +123,34 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, stage: str, keep: int | None = None, keep_best: int = 0) -> None:
-        self.path = Path(workdir).absolute() / "checkpoints" / stage
+        self.path = checkpoint_folder(workdir) / stage
+        self._keep, self._keep_best, self._unread = keep, keep_best, None
         reading = keep is None
-        measure = lambda metrics: metrics[VALIDATION]  # noqa: E731
-        best = keeping.BestN(n=keep_best, get_metric_fn=measure, reverse=True, keep_checkpoints_without_metrics=False)
-        policy = None if reading else keeping.AnyPreservationPolicy([keeping.LatestN(keep), best])
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
-            best_fn=measure,
+            best_fn=lambda metrics: metrics[VALIDATION],
             best_mode="min",
             create=not reading,
             read_only=reading,
             cleanup_tmp_directories=not reading,
         )
-        self._manager = ocp.CheckpointManager(self.path, options=options)
+        # Orbax finds the parts of an OCDBT checkpoint by a glob over its whole path. Below a folder that reads as a
+        # pattern it finds none, so there each array is a file of its own. Either kind is read wherever it lies.
+        arrays = {"use_ocdbt": not glob.has_magic(str(self.path))}
+        handlers = {part: ocp.StandardCheckpointHandler(**arrays) for part in ("ema", "training")}
+        self._manager = ocp.CheckpointManager(
+            self.path, options=options, item_handlers={**handlers, "meta": ocp.JsonCheckpointHandler()}
+        )
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, kind: type | None, *exc: object) -> None:
-        with self._saving() if kind is None else contextlib.suppress(Exception):
-            self._manager.close()
+        try:
+            if kind is None:
+                self._settle()
+        finally:
+            with self._saving() if kind is None else contextlib.suppress(Exception):
+                self._manager.close()
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
@@ -161,17 +170,26 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step of lowest validation loss among the checkpoints that have one."""
-        losses = {step: (self._manager.metrics(step) or {}).get(VALIDATION) for step in self._manager.all_steps()}
-        known = {step: loss for step, loss in losses.items() if loss is not None}
-        return min(known, key=known.get) if known else None
+        return next(iter(self._by_loss()), None)
+
+    def _by_loss(self) -> list[int]:
+        """The steps of the checkpoints that have a validation loss, the lowest first, of equals the newer."""
+        losses = {}
+        for step in self._manager.all_steps():
+            try:
+                losses[step] = (self._manager.metrics(step) or {}).get(VALIDATION)
+            except (ValueError, OSError) as error:
+                raise Damaged(f"{self.path / str(step)}: its metrics cannot be read ({_reason(error)})") from None
+        return sorted((step for step in losses if losses[step] is not None), key=lambda step: (losses[step], -step))
 
     def save(self, state: TrainState, meta: Meta, validation_loss: float | None = None) -> None:
         """Saves in the background; does nothing if this step is saved already.
 
-        Raises `UserError` if this checkpoint, or the one before it, cannot be written.
+        Raises `UserError` if this checkpoint, or the one before it, cannot be written or be read back.
         """
         state = jax.device_get(state)
         step = int(state.step)
+        self._settle()
         if step in self._manager.all_steps():
             return
         training = {field: getattr(state, field) for field in TRAINING}
@@ -186,9 +204,34 @@ class Checkpoints:
                 ),
                 metrics=None if validation_loss is None else {VALIDATION: validation_loss},
             )
+        self._unread = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), state), step
+
+    def _settle(self) -> None:
+        """Waits for the checkpoint that is being written, reads it back, and only then removes older ones."""
+        with self._saving():
+            self._manager.wait_until_finished()
+        if self._unread is None:
+            return
+        (like, step), self._unread = self._unread, None
+        try:
+            self.restore(step, like)
+        except UserError as error:
+            older = [other for other in self._manager.all_steps() if other < step]
+            way_on = f"from step {max(older)}" if older else "from the beginning"
+            raise UserError(
+                f"{error}, though it was written a moment ago: look at that disk. Running the same command again with "
+                f"--skip-damaged goes on {way_on}"
+            ) from None
+        steps = sorted(self._manager.all_steps())
+        for old in set(steps[: -self._keep]) - set(self._by_loss()[: self._keep_best]):
+            self._manager.delete(old)
 
     def meta(self, step: int) -> Meta:
-        return Meta.from_json(self._raw_meta(step))
+        """What stands beside the numbers; `Damaged` if it cannot be read."""
+        try:
+            return Meta.from_json(self._raw_meta(step))
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            raise Damaged(f"{self.path / str(step)}: damaged (no meta: {_reason(error)})") from None
 
     def _raw_meta(self, step: int) -> dict:
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
@@ -223,7 +266,10 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         if parallel.is_main():
-            (self.path / str(step)).rename(self.path.parent / f"damaged-{self.path.name}-{step}")
+            aside = self.path.parent / f"damaged-{self.path.name}-{step}"
+            while aside.exists():  # the same step was damaged before
+                aside = aside.with_name(f"{aside.name}-again")
+            (self.path / str(step)).rename(aside)
         multihost_utils.sync_global_devices(f"{self.path} {step} set aside")
         self._manager.reload()
 
@@ -250,19 +296,31 @@ def _reason(error: Exception) -> str:
     return next((reason for reason in known if reason in text), (text.splitlines() or [type(error).__name__])[0][:200])
 
 
+def checkpoint_folder(workdir: str | Path) -> Path:
+    """Where a run's checkpoints lie. Raises `UserError` for a folder in which TensorStore would write elsewhere."""
+    path = local_path(workdir).absolute() / "checkpoints"
+    if "\\" in str(path):
+        raise UserError(f"{path}: checkpoints cannot be kept below a folder with a backslash in its name; rename it")
+    return path
+
+
 def check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, tuple]:
     """How `config` differs from that of the run in `workdir`: {key: (then, now)}; empty if there is no run yet.
 
     Raises `UserError` naming the settings in which the run cannot be continued with it.
     """
-    if not any(workdir.glob("checkpoints/*/[0-9]*")):
+    if not any(checkpoint_folder(workdir).glob("*/[0-9]*")):
         return {}
     path = workdir / "config.json"
     if not path.exists():
         raise UserError(
             f"{path}: missing, though the run has checkpoints; put it back, or choose another --config.workdir"
         )
-    now, then = _flat(json.loads(config.to_json())), _flat(json.loads(path.read_text()))
+    try:
+        then = _flat(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); put it back, or choose another --config.workdir") from None
+    now = _flat(json.loads(config.to_json()))
     changes = {key: (then.get(key), now.get(key)) for key in sorted(now.keys() | then.keys())}
     changes = {key: both for key, both in changes.items() if both[0] != both[1]}
     fixed = [key for key in changes if key.startswith(FIXED) and not key.endswith(HARMLESS)]
@@ -302,7 +360,7 @@ def load(
     """
     meta, system, params, digests = None, None, {}, {}
     for name in stages:
-        if not any(Path(workdir).glob(f"checkpoints/{name}/[0-9]*")):
+        if not any(checkpoint_folder(workdir).glob(f"{name}/[0-9]*")):
             raise UserError(
                 f"{workdir}: no checkpoint of stage {name!r}; train it with "
                 f"`python -m slf_jax.train --config CONFIG --config.workdir={workdir}`"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,7 @@ from slf_jax import cascade, figures, sampling
 from slf_jax.evaluation import controls, metrics
 from slf_jax.sampling import Sampler, Scale, spell
 from slf_jax.state import Trained
-from tfrecords.reader import Clips, stack
+from tfrecords.reader import Absent, Clips, stack
 
 GRID_ROWS = 8
 CONTROL_SCALE = 2.0  # at the scale nearest to this one, everybody also gets another person's conditions
@@ -44,7 +43,7 @@ def sweep(
     swapped = sampler(others, numbers, scales[at : at + 1], seed, samples=samples, without=without, progress=progress)
     real = batch["face"]
     references = {"bicubic": controls.bicubic(real)}
-    with contextlib.suppress(UserError):  # what it was trained on may be elsewhere by now
+    with contextlib.suppress(Absent):  # what it was trained on may be elsewhere by now
         mean = controls.mean_face(Clips(trained.meta.config.data.dir, "train"))
         references["mean_face"] = np.broadcast_to(mean, real.shape)
     report = {
@@ -110,8 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="comma-separated guidance scales; 0 ignores the conditions; 4:1 is 4 in base and 1 in upsampler",
     )
     arguments.add_argument("--people", type=int, default=64, help="how many speakers (default: 64)")
-    arguments.add_argument("--out", type=Path, help="folder to write to (default: WORKDIR/sweep)")
-    args, trained = sampling.parse(arguments, argv)
+    args, trained = sampling.parse(arguments, argv, "sweep", "grid.png", "metrics.json")
     scales, without, out = sampling.parse_scales(args.scales), sampling.names(args.without), args.out
     if args.people < 1:
         raise UserError(f"--people {args.people}: give at least 1")
@@ -121,7 +119,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         trained, sampler, clips, scales, people=args.people, samples=args.samples, seed=args.seed, without=without
     )
     report = {"data": str(clips.directory), "split": args.split, "without": without, **report}
-    out = out or args.workdir / "sweep"
     figures.image_grid(page, out / "grid.png", ["8x8 guide", *(f"scale {spell(scale)}" for scale in scales), "real"])
     write_atomically(out / "metrics.json", json.dumps(report, indent=2).encode())
     print(f"{report['people']} people of split {args.split!r}, {args.samples} sample(s) of each, seed {args.seed}")

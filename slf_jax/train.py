@@ -10,9 +10,11 @@ import contextlib
 import dataclasses
 import errno
 import json
+import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,16 +24,27 @@ import ml_collections
 import numpy as np
 import optax
 
-from slf_common import cli
+from slf_common import cli, interrupt
 from slf_common.errors import UserError
-from slf_common.files import write_atomically
+from slf_common.files import check_writable, local_path, write_atomically
 from slf_jax import cascade, features, parallel
 from slf_jax.feed import Feed
 from slf_jax.monitor import Log, Preview, Profile, is_due
 from slf_jax.settings import RULES, check_config, for_stage, stages_of
-from slf_jax.state import VALIDATION, Checkpoints, Meta, TrainState, check_same_run, init_state, load, start_state
+from slf_jax.state import (
+    VALIDATION,
+    Checkpoints,
+    Damaged,
+    Meta,
+    TrainState,
+    check_same_run,
+    checkpoint_folder,
+    init_state,
+    load,
+    start_state,
+)
 from slf_jax.step import first_not_finite, make_loss, make_optimizer, make_step
-from tfrecords.reader import Clips
+from tfrecords.reader import Absent, Clips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +64,7 @@ class Run:
 
     @property
     def workdir(self) -> Path:
-        return Path(self.config.workdir)
+        return local_path(self.config.workdir)
 
 
 def train(config: ml_collections.ConfigDict, *, skip_damaged: bool = False) -> bool:
@@ -64,6 +77,11 @@ def train(config: ml_collections.ConfigDict, *, skip_damaged: bool = False) -> b
     parallel.use_compilation_cache(config.compilation_cache)
     for name in names:
         _check_batch(config.train, name)
+    if parallel.is_main():
+        check_writable(
+            local_path(config.workdir), "config.json", "metrics.jsonl", "changes.jsonl", "samples/", "tensorboard/",
+            "checkpoints/", *(f"checkpoints/{name}/" for name in names), flag="--config.workdir",
+        )  # fmt: skip
     run = _prepare(config, skip_damaged)
     steps = sum(for_stage(config.train.steps, name) for name in names)
     with _short_of_room(config), _signals() as stop, Log(run.workdir, steps, config.train.log_every) as log:
@@ -93,14 +111,13 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
     steps, stride = for_stage(settings.steps, name), settings.steps_per_dispatch
     with Checkpoints(run.workdir, name, settings.keep, settings.keep_best) as checkpoints:
         # ---- state
-        first = checkpoints.latest() or 0
-        if first >= steps:
-            log.begin(name, first, 0)
-            return True
         optimizer, schedule = make_optimizer(settings, name)
         root = jax.random.fold_in(jax.random.key(config.seed), cascade.STAGES.index(name))
         state = _state(name, run, optimizer, checkpoints, jax.random.fold_in(root, 0))
         first = int(state.step)
+        if first >= steps:
+            log.begin(name, first, 0)
+            return True
         if first % stride:
             raise UserError(
                 f"{checkpoints.path / str(first)}: not a multiple of config.train.steps_per_dispatch={stride}; set it "
@@ -222,21 +239,29 @@ def _open_validation(settings: ml_collections.ConfigDict) -> Clips | None:
     """The validation split, if the dataset has one."""
     try:
         return _open(settings, "validation")
-    except UserError:
+    except Absent:
         return None
 
 
 def _check_same_data(run: Run) -> None:
     """Raises `UserError` if the run was begun with other features than the dataset now has."""
-    begun = next(iter(sorted(run.workdir.glob("checkpoints/*/[0-9]*"))), None)
-    if begun is None:
+    if (then := _begun_with(run.workdir)) is None:
         return
-    with Checkpoints(run.workdir, begun.parent.name) as checkpoints:
-        then = checkpoints.meta(checkpoints.latest())
     features.check_same_features(
         run.system.inputs, then.schema, then.statistics, run.meta.schema, run.meta.statistics, run.config.data.dir,
         "choose another --config.workdir",
     )  # fmt: skip
+
+
+def _begun_with(workdir: Path) -> Meta | None:
+    """What stands beside the numbers of the run's checkpoints, None if there are none."""
+    for name in cascade.STAGES:
+        if (checkpoint_folder(workdir) / name).is_dir():
+            # A damaged one is told of, or set aside, where its stage goes on.
+            with Checkpoints(workdir, name) as checkpoints, contextlib.suppress(Damaged):
+                if (step := checkpoints.latest()) is not None:
+                    return checkpoints.meta(step)
+    return None
 
 
 def _record(changes: Mapping[str, tuple], workdir: Path) -> None:
@@ -284,14 +309,38 @@ def _compile(step: Callable, state: TrainState, batch: Mapping, key: jax.Array, 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """While open, SIGTERM and SIGINT only set what the yielded function tells."""
+    """While open, SIGTERM and Ctrl-C only set what the yielded function tells; Ctrl-C after either ends at once.
+
+    Python runs its handlers between two steps of the main thread, which may be compiling for minutes. So a thread
+    reads the signals from a pipe, into which the interpreter writes them as they come.
+    """
     came: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: came.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}
+    wakeup = signal.set_wakeup_fd(writer)
+    thread = threading.Thread(target=_hear, args=(reader, came), daemon=True)
+    thread.start()
     try:
         yield lambda: bool(came)
     finally:
+        signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+
+
+def _hear(reader: int, came: list[int]) -> None:
+    """Puts signals from the pipe into `came` until it is closed; ends the process at a Ctrl-C that is not the first."""
+    for number in iter(lambda: os.read(reader, 1), b""):
+        if number[0] == signal.SIGINT and came:
+            print("\ninterrupted; the last checkpoint is whole", file=sys.stderr, flush=True)
+            os._exit(interrupt.STATUS)
+        if number[0] in (signal.SIGTERM, signal.SIGINT):
+            came.append(number[0])
+            print("\nstopping after this step; Ctrl-C ends at once", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -342,8 +391,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _tell(done: bool, workdir: str, argv: Sequence[str]) -> None:
     if done:
-        print(f"{workdir}: trained. Previews: {Path(workdir) / 'samples'}; curves: tensorboard --logdir {workdir}, or")
-        print(f"  python -m slf_jax.report --workdir {workdir}")
+        path = local_path(workdir)
+        name = shlex.quote(str(path))
+        print(f"{workdir}: trained. Previews: {path / 'samples'}; curves: tensorboard --logdir {name}, or")
+        print(f"  python -m slf_jax.report --workdir {name}")
     else:
         again = [arg for arg in argv if arg != "--skip-damaged"]
         print(f"{workdir}: stopped and saved. To go on:\n  python -m slf_jax.train {shlex.join(again)}")

@@ -22,6 +22,10 @@ TEXT = ("clip_id", "speaker_id")
 MISSING = -1  # the length of a record that damage cut off
 
 
+class Absent(UserError):
+    """A folder without a dataset, or a dataset without clips in a split: never one that is damaged or unreadable."""
+
+
 class Clips:
     """One split of a dataset folder, by index; a source for Grain.
 
@@ -32,26 +36,32 @@ class Clips:
       directory: a local path, or a gs:// or s3:// one.
       skip_corrupt: damaged records are told on stderr, and the next whole one stands in their place.
 
-    Raises `UserError` if the folder is no dataset, `CorruptShard` if a shard is damaged.
+    Raises `Absent` if the folder holds no dataset or no clips in this split, `CorruptShard` if a shard is damaged, and
+    another `UserError` for whatever else cannot be read.
     """
 
     def __init__(self, directory: str | Path, split: str = "train", *, skip_corrupt: bool = False) -> None:
         self.directory, self.corrupt = directory, set()
         self._folder, self._skip = Folder(directory), skip_corrupt
-        info, metadata = (_read_json(self._folder, name) for name in ("dataset_info.json", "metadata.json"))
-        self.schema = Schema.from_json(metadata)
-        self.statistics = metadata["statistics"] and {
-            name: {key: np.array(value, np.float32) for key, value in both.items()}
-            for name, both in metadata["statistics"].items()
-        }
-        lengths = _shard_lengths(info)
+        info, metadata = _read_metadata(self._folder)
+        try:
+            self.schema = Schema.from_json(metadata)
+            self.statistics = metadata["statistics"] and {
+                name: {key: np.array(value, np.float32) for key, value in both.items()}
+                for name, both in metadata["statistics"].items()
+            }
+            name, lengths = info["name"], _shard_lengths(info)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{directory}: damaged dataset_info.json or metadata.json ({error!r}); run extract.run again"
+            ) from None
         if not sum(lengths.get(split, [])):
             known = [name for name, parts in lengths.items() if sum(parts)]
-            raise UserError(f"{directory}: no clips in split {split!r}; it has {', '.join(known) or 'none'}")
+            raise Absent(f"{directory}: no clips in split {split!r}; it has {', '.join(known) or 'none'}")
         count = len(lengths[split])
-        self._names = [f"{info['name']}-{split}.tfrecord-{i:05d}-of-{count:05d}" for i in range(count)]
+        self._names = [f"{name}-{split}.tfrecord-{i:05d}-of-{count:05d}" for i in range(count)]
         self._ends = np.cumsum(lengths[split])
-        self._spans = self._index(f"{info['name']}-{split}.index.npz", lengths[split])
+        self._spans = self._index(f"{name}-{split}.index.npz", lengths[split])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -90,7 +100,10 @@ class Clips:
 
     def _index(self, cache: str, lengths: list[int]) -> np.ndarray:
         """Offset and length [records, 2] of all records. Found once: then they lie beside the shards."""
-        stamps = self._folder.stamps()
+        try:
+            stamps = self._folder.stamps()
+        except Exception as error:  # each store has its own
+            raise UserError(f"{self._folder.name}: the folder cannot be listed ({error})") from None
         for name in self._names:
             if name not in stamps:
                 raise UserError(f"{self._folder.name}/{name}: shard is missing; run extract.run again to write it")
@@ -105,7 +118,7 @@ class Clips:
         if (spans[:, 1] != MISSING).all():
             data = io.BytesIO()
             np.savez(data, key=key, spans=spans)
-            with contextlib.suppress(OSError, NotImplementedError):  # a folder may be for reading only
+            with contextlib.suppress(Exception):  # a folder or bucket may be for reading only: it is made again
                 self._folder.write(cache, data.getvalue())
         return spans
 
@@ -127,7 +140,8 @@ def first_split(directory: str | Path) -> str:
 
     Raises `UserError` if the folder is no dataset.
     """
-    lengths = _shard_lengths(_read_json(Folder(directory), "dataset_info.json"))
+    info, _ = _read_metadata(Folder(directory))
+    lengths = _shard_lengths(info)
     return next((name for name in ("train", *lengths) if sum(lengths.get(name, []))), "train")
 
 
@@ -135,19 +149,36 @@ def _shard_lengths(info: dict) -> dict[str, list[int]]:
     return {split["name"]: [int(n) for n in split["shardLengths"]] for split in info["splits"]}
 
 
-def _read_json(folder: Folder, name: str) -> dict:
-    try:
-        return json.loads(folder.read(name))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{folder.name}: no dataset here ({name} is missing). Make one from your own videos with "
+def _read_metadata(folder: Folder) -> tuple[dict, dict]:
+    """What dataset_info.json and metadata.json hold. Raises `Absent` where there is neither."""
+    found = {name: _read_json(folder, name) for name in ("dataset_info.json", "metadata.json")}
+    missing = [name for name, content in found.items() if content is None]
+    if len(missing) == len(found):
+        raise Absent(
+            f"{folder.name}: no dataset here ({missing[0]} is missing). Make one from your own videos with "
             f"`python -m extract.run --config configs/base.py --videos DIR --out {folder.name}`, "
             "or the demo's with `make demo`"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder.name}/{name}: not valid JSON ({error}); run extract.run again") from None
+        )
+    if missing:
+        raise UserError(
+            f"{folder.name}/{missing[0]}: missing, though the rest of the dataset is there; run extract.run again"
+        )
+    return found["dataset_info.json"], found["metadata.json"]
+
+
+def _read_json(folder: Folder, name: str) -> dict | None:
+    """A JSON file, None where there is none. Raises `UserError` if it cannot be read."""
+    try:
+        text = folder.read(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except Exception as error:  # each store has its own for no network, no credentials, no permission
-        raise UserError(f"{folder.name}/{name}: cannot be read ({str(error).splitlines()[0][:200]})") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{folder.name}/{name}: cannot be read ({reason})") from None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{folder.name}/{name}: not valid JSON ({error}); run extract.run again") from None
 
 
 def batches(

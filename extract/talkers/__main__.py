@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from extract.talkers.population import CLIPS, generate, splits
 from slf_common import cli
 from slf_common.errors import UserError
+from slf_common.files import check_writable, local_path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "python -m extract.talkers --out /tmp/few --people 64 --workers 2",
         ],
     )
-    arguments.add_argument("--out", type=Path, required=True, help="folder for clips and people.csv")
+    arguments.add_argument("--out", type=local_path, required=True, help="folder for clips and people.csv")
     arguments.add_argument("--people", type=int, default=1024, help="at least 3 (default: 1024)")
     arguments.add_argument("--seed", type=int, default=0, help="which population (default: 0)")
     cores = os.cpu_count() or 1
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--people {args.people}: from 3, one for each split, to 100000: ids have five digits")
     if args.seed < 0 or args.workers < 1:
         raise UserError("--seed is at least 0, --workers at least 1")
+    check_writable(args.out, "people.csv")
     written = generate(args.out, args.people, args.seed, args.workers)
     total = sum(CLIPS[split] for split in splits(args.people))
     print(

@@ -6,7 +6,7 @@ import csv
 import io
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from extract.talkers import face, video, voice
 from extract.talkers.identity import Identity, draw_identity
 from extract.talkers.look import draw_look
+from slf_common import cli
 from slf_common.errors import UserError
 from slf_common.files import write_atomically
 
@@ -77,9 +78,17 @@ def generate(out: Path, people: int = 1024, seed: int = 0, workers: int = 1) -> 
                 _write_clip(job)
                 progress.update()
         else:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                for _ in pool.map(_write_clip, jobs, chunksize=4):
+            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+            try:
+                with cli.deaf_children():
+                    written = pool.map(_write_clip, jobs, chunksize=4)
+                for _ in written:
                     progress.update()
+            finally:
+                # At once: after an error or an interrupt none should do the rest first.
+                pool.shutdown(wait=False, cancel_futures=True)
+                for child in active_children():
+                    child.terminate()
     return len(jobs)
 
 

@@ -21,22 +21,25 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int, audio: np.ndarray, rate:
         raise ValueError(f"H.264 needs even sizes, not {width}x{height}")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
-    with av.open(str(unfinished), "w", format="mp4") as container:
-        quality = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0:cpu-independent=1"}
-        video = container.add_stream("libx264", rate=fps, options=quality)
-        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-        video.codec_context.thread_count = 1
-        coder = {"aac_coder": "fast"}  # the default search takes six times as long
-        sound = container.add_stream("aac", rate=rate, layout="mono", options=coder)
-        sound.bit_rate = 64_000
-        cuts = np.linspace(0, len(audio), count + 1).astype(int)
-        for index, pixels in enumerate(frames):  # one frame, then its sound: interleaved on disk
-            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            if cuts[index + 1] > cuts[index]:
-                container.mux(sound.encode(_sound(audio, cuts[index], cuts[index + 1], rate)))
-        container.mux(video.encode(None))
-        container.mux(sound.encode(None))
-    os.replace(unfinished, path)
+    try:
+        with av.open(str(unfinished.absolute()), "w", format="mp4") as container:  # a relative a:b would be a URL
+            quality = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0:cpu-independent=1"}
+            video = container.add_stream("libx264", rate=fps, options=quality)
+            video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+            video.codec_context.thread_count = 1
+            coder = {"aac_coder": "fast"}  # the default search takes six times as long
+            sound = container.add_stream("aac", rate=rate, layout="mono", options=coder)
+            sound.bit_rate = 64_000
+            cuts = np.linspace(0, len(audio), count + 1).astype(int)
+            for index, pixels in enumerate(frames):  # one frame, then its sound: interleaved on disk
+                container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+                if cuts[index + 1] > cuts[index]:
+                    container.mux(sound.encode(_sound(audio, cuts[index], cuts[index + 1], rate)))
+            container.mux(video.encode(None))
+            container.mux(sound.encode(None))
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _sound(audio: np.ndarray, start: int, stop: int, rate: int) -> av.AudioFrame:

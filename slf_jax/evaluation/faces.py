@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from slf_common import cli
 from slf_common.errors import UserError
+from slf_common.files import local_path
 from tfrecords.reader import Clips, stack
 from tfrecords.schema import LABELS
 
@@ -25,7 +26,17 @@ COMPONENTS = 64
 ENVIRONMENT = {"DEEPFACE_BACKEND_ENGINE": "pytorch", "DEEPFACE_LOG_LEVEL": "40", "TF_CPP_MIN_LOG_LEVEL": "3"}
 _SIDE = 64  # pixels that eigenfaces are fitted at
 ACTIONS = {"age": "age", "gender": "gender", "race": "ethnicity"}  # DeepFace's words
+# The files that DeepFace keeps these in, with the ending of its engine.
+WEIGHTS = {
+    "VGG-Face": "vgg_face_weights", "Facenet512": "facenet512_weights", "ArcFace": "arcface_weights",
+    "age": "age_model_weights", "gender": "gender_model_weights", "race": "race_model_single_batch",
+}  # fmt: skip
+ENDINGS = {"pytorch": ".pth", "onnx": ".onnx", "tensorflow": ".h5"}
 _CLASSES = {"Woman": "female", "Man": "male"}  # as DeepFace spells them
+
+
+class NoNetwork(UserError):
+    """DeepFace is not installed, or has no weights here. Weights that are here and do not load are another error."""
 
 
 class Described(NamedTuple):
@@ -125,10 +136,14 @@ class DeepFace:
         for key, value in ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         try:
+            self._folder = local_path(os.environ.get("DEEPFACE_HOME") or "~") / ".deepface" / "weights"
+        except UserError as error:  # DeepFace would make a folder named ~
+            raise NoNetwork(f"--embedder {name}, DeepFace: {error}") from None
+        try:
             with cli.quiet():
                 import deepface.DeepFace
         except ImportError as error:
-            raise UserError(f'--embedder {name} needs {error.name}: pip install -e ".[extract]"') from None
+            raise NoNetwork(f'--embedder {name} needs {error.name}: pip install -e ".[extract]"') from None
         self._deepface = deepface.DeepFace
         noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
         vector = np.array(self._represent(noise, "skip"))
@@ -153,9 +168,9 @@ class DeepFace:
     def _works(self, action: str, face: np.ndarray) -> bool:
         """Whether an attribute can be guessed; where it cannot, recall is measured all the same."""
         try:
-            with self._explained():
+            with self._explained(action):
                 self._analyze(face, (action,), "skip")
-        except UserError as error:
+        except NoNetwork as error:
             print(f"note: {ACTIONS[action]} is not measured ({error})", file=sys.stderr)
             return False
         return True
@@ -174,7 +189,7 @@ class DeepFace:
             return None
         said, guess = {}, {}
         if self._actions:
-            with self._explained():
+            with self._explained(*self._actions):
                 said = self._analyze(face, self._actions, self._detector)
         if "age" in said:
             guess["age"] = float(said["age"])
@@ -188,7 +203,7 @@ class DeepFace:
         """The embedding of the largest face, None where there is none."""
         from deepface.modules.exceptions import FaceNotDetected
 
-        with self._explained(), cli.quiet():
+        with self._explained(self._model), cli.quiet():
             try:
                 (found,) = self._deepface.represent(
                     face[..., ::-1], model_name=self._model, detector_backend=detector, max_faces=1
@@ -198,15 +213,17 @@ class DeepFace:
         return found["embedding"]
 
     @contextlib.contextmanager
-    def _explained(self):
-        """What DeepFace raises (missing weights, no network, an unknown detector) as one line."""
+    def _explained(self, *networks: str):
+        """What DeepFace raises (no weights, damaged ones, an unknown detector) while it uses these, as one line."""
         try:
             yield
         except UserError:
             raise
         except Exception as error:  # each engine has its own
             line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(
+            ending = ENDINGS.get(os.environ["DEEPFACE_BACKEND_ENGINE"], "")
+            here = all((self._folder / f"{WEIGHTS[name]}{ending}").exists() for name in networks)
+            raise (UserError if here else NoNetwork)(
                 f"--embedder {self.name}, DeepFace: {line}; its weights belong in $DEEPFACE_HOME/.deepface/weights, "
                 "or compare without any: --embedder eigenfaces"
             ) from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,17 @@ class Gallery:
             import lancedb
         except ImportError:
             raise UserError('the gallery needs LanceDB: pip install -e ".[evaluate]"') from None
-        self._database, self._metric, self._table = lancedb.connect(str(folder)), metric, None
+        self._folder, self._metric, self._table = folder.absolute(), metric, None  # a relative a:b would be a URL
+        with self._explained():
+            self._database = lancedb.connect(str(self._folder))
 
     def open(self, kind: str, built_from: Mapping) -> bool:
         """Opens the table of this kind that was built from the same; False if there is none."""
         name = _name(kind, built_from)
         if name not in self._names():
             return False
-        self._table = self._database.open_table(name)
+        with self._explained():
+            self._table = self._database.open_table(name)
         return True
 
     def build(self, kind: str, built_from: Mapping, speakers: Sequence[str], vectors: np.ndarray) -> None:
@@ -46,13 +50,15 @@ class Gallery:
 
         if len(speakers) < 2:
             raise UserError(f"a gallery of {len(speakers)}: recall needs at least 2 faces of different speakers")
-        for name in self._names():
-            if name.startswith(f"{kind}-"):
-                self._database.drop_table(name)
+        with self._explained():
+            for name in self._names():
+                if name.startswith(f"{kind}-"):
+                    self._database.drop_table(name)
         vectors = np.ascontiguousarray(vectors, np.float32)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         data = pa.table({"speaker_id": pa.array(list(speakers)), "vector": column})
-        self._table = self._database.create_table(_name(kind, built_from), data)
+        with self._explained():
+            self._table = self._database.create_table(_name(kind, built_from), data)
         if len(speakers) > INDEX_ABOVE:
             from lancedb.index import IvfPq
 
@@ -83,6 +89,18 @@ class Gallery:
             for number, speaker in zip(numbers, answer["speaker_id"].to_pylist(), strict=True):
                 found[first + number].append(speaker)
         return found
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What LanceDB raises (no room, no permission, damaged files) as one line."""
+        try:
+            yield
+        except (RuntimeError, ValueError, OSError) as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(
+                f"{self._folder}: the gallery cannot be read or written ({line}); make room there, or remove this "
+                "folder, and it is made again"
+            ) from error
 
     def _names(self) -> list[str]:
         return list(self._database.list_tables(limit=10_000).tables)

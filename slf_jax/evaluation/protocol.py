@@ -19,6 +19,10 @@ DEEPEST = 100  # ranks are known up to here
 LEAST_GROUP = 5  # people, below which a group's recall is not compared
 
 
+class TooFew(UserError):
+    """Too few speakers to look for one among them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class People:
     """One probe of each of P speakers, and the real faces of G speakers that they are looked for among.
@@ -49,7 +53,7 @@ def choose(clips: Clips, count: int = 0, *, same_clip: bool = False, gallery: Cl
 
     `same_clip`: the gallery holds the probe's own face, as in the paper: with a guide this is easier. `gallery`: all
     speakers of this split are the gallery, people of whom it has no face are misses. Raises `UserError` where nobody
-    can be looked for.
+    can be looked for, `TooFew` if the gallery has fewer than 2.
     """
     mine = _first_two(clips, count)
     theirs = mine if gallery is None else _first_two(gallery)
@@ -58,7 +62,7 @@ def choose(clips: Clips, count: int = 0, *, same_clip: bool = False, gallery: Cl
             f"{gallery.directory}: the gallery holds nobody of {clips.directory}; it needs faces of the same speakers"
         )
     if len(theirs) < 2:
-        raise UserError(f"{clips.directory}: a gallery of {len(theirs)}: recall needs at least 2 speakers")
+        raise TooFew(f"{clips.directory}: a gallery of {len(theirs)}: recall needs at least 2 speakers")
     ids = {speaker: both[0]["clip_id"] for speaker, both in mine.items()}
     real = {name: _pick(both, ids.get(name), same_clip) for name, both in theirs.items()}
     held = {speaker: real[speaker]["clip_id"] if speaker in real else None for speaker in mine}

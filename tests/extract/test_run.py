@@ -296,7 +296,7 @@ def test_a_share_that_does_not_exist_is_refused(people_folder, tmp_path, extract
             "clips_per_shard=0: must be a whole number of at least 1",
         ),
         (("--videos", "GOOD", "--config.extract.attributes=nowhere.csv"), "nowhere.csv: cannot read"),
-        (("--videos", "GOOD", "--out", "GOOD/people.csv"), "in the way"),
+        (("--videos", "GOOD", "--out", "GOOD/people.csv"), "people.csv is a file"),
     ],
 )
 def test_mistakes_are_user_errors_and_write_nothing(people_folder, tmp_path, extract, arguments, message):

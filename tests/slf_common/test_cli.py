@@ -1,3 +1,11 @@
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from slf_common import cli
@@ -107,3 +115,88 @@ def test_a_mistake_is_one_line_and_status_two(capsys):
         cli.run(fail)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: what: where; what to do\n"
+
+
+@pytest.mark.parametrize(
+    "error, status, line",
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/x/y"),
+            2,
+            "error: /x/y: No space left on device; make room",
+        ),
+        (OSError(errno.EFBIG, "File too large"), 2, "error: File too large; make room"),
+        (PermissionError(errno.EACCES, "Permission denied", "a"), 2, "error: a: Permission denied\n"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", b"a"), 2, "error: a: Is a directory\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt("what is finished stays"), 130, "interrupted; what is finished stays\n"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_the_system_refuses_is_one_line(capsys, error, status, line):
+    """(fault 17)"""
+
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(fail)
+    told = capsys.readouterr().err
+    assert stop.value.code == status and told.startswith(line) and told.count("\n") == bool(line)
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("a bug"), FileNotFoundError(errno.ENOENT, "a bug")])
+def test_a_bug_keeps_its_traceback(error):
+    def fail():
+        raise error
+
+    with pytest.raises(type(error), match="a bug"):
+        cli.run(fail)
+
+
+def test_only_what_is_known_to_be_harmless_is_kept_quiet(caplog):
+    """(fault 3)"""
+    cli.run(lambda: None)
+    absl = logging.getLogger("absl")
+    absl.warning("Given directory is read only=%s", "/x")
+    absl.warning("something is wrong with %s", "/x")
+    assert [record.getMessage() for record in caplog.records] == ["something is wrong with /x"]
+
+
+def test_nobody_reads_on_or_the_disk_is_full():
+    """(fault 17)"""
+    command = [sys.executable, "-m", "slf_jax.report", "--help"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe, open("/dev/full", "wb") as full:
+        for output, status, told in ((pipe, 141, ""), (full, 2, "error: No space left on device; make room there")):
+            done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=120)
+            assert done.returncode == status and done.stderr.startswith(told)
+            assert done.stderr.count("\n") == bool(told)
+
+
+def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path):
+    """(fault 17)"""
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "__init__.py").write_text("import slf_common.interrupt\n")
+    (tmp_path / "slow" / "command.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    # A shell's background jobs ignore interrupts and hand that down; what has a handler here has none there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slow.command"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "interrupted\n" and process.returncode == 130
+
+
+def test_a_config_may_lie_in_a_folder_with_a_colon(tmp_path):
+    """(fault 3)"""
+    (tmp_path / "a:b").mkdir()
+    path = tmp_path / "a:b" / "small.py"
+    path.write_text("import ml_collections\ndef get_config(x='0'):\n    return ml_collections.ConfigDict(dict(x=x))\n")
+    assert load_config(str(path)).x == "0" and load_config(f"{path}:7").x == "7"

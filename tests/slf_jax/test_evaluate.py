@@ -11,9 +11,6 @@ from PIL import Image
 
 from slf_common.errors import UserError
 from slf_jax import evaluate, sample, sweep
-
-
-from slf_jax import evaluate
 from slf_jax.evaluation import faces, protocol
 from tfrecords.reader import Clips
 
