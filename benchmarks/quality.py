@@ -72,9 +72,8 @@ def main() -> None:
     arguments.add_argument("--people", type=int, default=24, help="default: 24")
     arguments.add_argument("--scale", type=float, default=1.0, help="default: 1")
     arguments.add_argument("--samplers", default=",".join(SAMPLERS), help="default: all")
-    arguments.add_argument("--out", type=Path, help="folder (default: WORKDIR/quality)")
-    args, trained = sampling.parse(arguments, None)
-    out = args.out or args.workdir / "quality"
+    args, trained = sampling.parse(arguments, None, "quality", "quality.json", "quality.png")
+    out = args.out
     chosen = sampling.choose_people(sampling.open_clips(trained, args, ()), args.people)
     batch, numbers = stack(chosen), np.array([sampling.person_number(clip["clip_id"]) for clip in chosen])
     real, rows = batch["face"], []

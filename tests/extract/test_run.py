@@ -325,3 +325,35 @@ def test_where_all_clips_fail_there_is_no_dataset(tmp_path, extract, split, mess
         extract("--videos", tmp_path / "videos", "--out", tmp_path / "data")
     assert not (tmp_path / "data" / "metadata.json").exists()
     assert "damaged" in (tmp_path / "data" / "failures.csv").read_text()
+
+
+def test_videos_and_dataset_may_lie_in_folders_of_any_name(people_folder, undisturbed, tmp_path, monkeypatch, extract):
+    """(fault 3)"""
+    monkeypatch.chdir(tmp_path)
+    name = "sweep[width=32]*?{a} 'b' %41 ü::c:d#"
+    shutil.copytree(people_folder, f"videos {name}")
+    extract("--videos", f"videos {name}", "--out", name)
+    assert contents(Path(name)) == contents(undisturbed)
+    assert len(Clips(name)) == 6 and len(Clips(Path(name), "test")) == 2
+
+
+def test_what_is_damaged_is_not_taken_for_absent(people_folder, undisturbed, tmp_path, extract):
+    """(fault 7)"""
+    out = tmp_path / "data"
+    shutil.copytree(undisturbed, out)
+    plan, summary = out / "chunks" / "plan.json", next((out / "chunks").glob("slf-*.json"))
+    for path, text in ((plan, "[1]"), (plan, "\udcff"), (summary, "{")):
+        before = path.read_bytes()
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+        with pytest.raises(UserError, match=f"{path.name}: not valid JSON"):
+            extract("--videos", people_folder, "--out", out)
+        path.write_bytes(before)
+    plan.unlink()
+    with pytest.raises(UserError, match="plan.json: missing, though there are shards"):
+        extract("--videos", people_folder, "--out", out)
+    shutil.copytree(people_folder, tmp_path / "videos")
+    (tmp_path / "videos" / "people.csv").unlink()
+    (tmp_path / "videos" / "people.csv").symlink_to("nowhere.csv")
+    with pytest.raises(UserError, match="people.csv: cannot read the table"):
+        extract("--videos", tmp_path / "videos", "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import resource
 from collections import Counter
 from dataclasses import fields, replace
 
@@ -194,3 +195,16 @@ def test_thumbnail_hides_structure_that_the_face_shows():
     structure, light = np.mean(coarse, axis=0)
     assert structure < 0.25 * np.mean(full)
     assert structure < 0.25 * light
+
+
+def test_a_full_disk_leaves_no_half_a_clip(tmp_path):
+    """(fault 17)"""
+    frames, audio = make_clip(draw_identity(0, 0), 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # no file can be larger
+    try:
+        with pytest.raises(OSError) as error:
+            write_mp4(tmp_path / "a" / "x.mp4", frames, FPS, audio, RATE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "File too large" in cli.explain(error.value) and not list((tmp_path / "a").iterdir())

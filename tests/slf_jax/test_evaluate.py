@@ -161,3 +161,13 @@ def test_missing_weights_are_one_line(run, tmp_path, weights):
     done = start(run, tmp_path / "out", tmp_path, "--embedder", "facenet512")
     assert done.returncode != 0 and "Traceback" not in done.stderr and not (tmp_path / "out").exists()
     assert "--embedder facenet512, DeepFace:" in done.stderr and "--embedder eigenfaces" in done.stderr
+
+
+def test_damaged_weights_are_not_done_without(run, tmp_path, weights):
+    """(fault 7)"""
+    for name, flags in (("age_model_weights", ("--embedder", "vgg-face")), ("vgg_face_weights", ())):
+        home = tmp_path / name
+        shutil.copytree(weights, home)
+        (home / ".deepface" / "weights" / f"{name}.onnx").write_bytes(b"no model")
+        done = start(run, tmp_path / "out", home, *flags, "--detector", "skip", "--people", "4")
+        assert done.returncode == 2 and "DeepFace: " in done.stderr and not (tmp_path / "out").exists()

@@ -1,8 +1,12 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from records import make_clip
 
 from slf_common.errors import UserError
+from slf_jax import evaluate
 from slf_jax.evaluation import faces, gallery, metrics, paper, protocol, tables
 from slf_jax.evaluation.gallery import Gallery, ranks
 from tfrecords import writer
@@ -114,6 +118,48 @@ def test_a_gallery_needs_two_faces_and_a_known_metric(tmp_path):
         Gallery(tmp_path, "l2").build("x", {}, ["a"], np.ones((1, 4)))
     with pytest.raises(UserError, match="--metric l3 is none of: l2, cosine"):
         Gallery(tmp_path, "l3")
+
+
+def test_a_gallery_may_lie_in_a_folder_of_any_name(tmp_path, monkeypatch):
+    """(fault 3)"""
+    monkeypatch.chdir(tmp_path)
+    for name in ("co:lon", "[x]*?", "%41 ü", "a::b", "back\\slash", "db:x"):
+        Gallery(Path(name), "l2").build("x", {}, ["a", "b"], np.eye(2))
+        again = Gallery(tmp_path / name, "l2")
+        assert again.open("x", {}) and again.search(np.eye(2), 1) == [["a"], ["b"]]
+
+
+def test_a_damaged_gallery_is_one_line(tmp_path):
+    """(fault 7)"""
+    Gallery(tmp_path, "l2").build("x", {}, ["a", "b"], np.eye(2))
+    for path in tmp_path.rglob("*.manifest"):
+        path.write_bytes(b"no manifest")
+    with pytest.raises(UserError, match="the gallery cannot be read or written .* remove this folder") as error:
+        Gallery(tmp_path, "l2").open("x", {})
+    assert "\n" not in str(error.value)
+
+
+def test_the_gallery_of_a_run_that_is_for_reading_only_lies_with_the_results(tmp_path):
+    """(fault 17)"""
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert evaluate.gallery_folder(run, out) == run / "gallery"
+    run.mkdir()
+    (run / "gallery").write_text("")  # where even the superuser cannot write
+    assert evaluate.gallery_folder(run, out) == out / "gallery"
+
+
+def test_damaged_validation_people_are_not_done_without(dataset, tmp_path, capsys):
+    """(fault 7)"""
+    shutil.copytree(dataset, tmp_path / "copy", ignore=shutil.ignore_patterns("*.npz"))
+    shard = next((tmp_path / "copy").glob("*-validation.tfrecord*"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(UserError, match="validation.* truncated"):
+        evaluate.validation_judge(tmp_path / "copy", False, None, tmp_path)
+    with pytest.raises(UserError, match="truncated"):
+        evaluate._optional(tmp_path / "copy", "validation")
+    assert evaluate.validation_judge(tmp_path / "none", False, None, tmp_path) is None
+    assert evaluate._optional(tmp_path / "copy", "other") is evaluate._optional(tmp_path / "none", "train") is None
+    assert "no scale can be chosen on validation people" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,9 +11,10 @@ import pytest
 from tiny import lines, start_training, wait_for_checkpoint, weights
 
 from slf_common.errors import UserError
-from slf_jax import state
+from slf_jax import monitor, parallel, state
 from slf_jax.step import for_stage
-from slf_jax.train import _short_of_room, train
+from slf_jax.train import _open_validation, _short_of_room, train
+from tfrecords import writer
 from tfrecords.codec import index_shard
 
 
@@ -318,3 +320,116 @@ def test_too_little_memory_is_told_with_the_batch_size(fresh_config):
 def test_pairs_of_settings():
     assert [for_stage((1, 2), name) for name in ("base", "upsampler")] == [1, 2]
     assert for_stage((3,), "upsampler") == for_stage(3, "upsampler") == 3
+
+
+def test_a_run_directory_may_have_any_name(run, tmp_path, monkeypatch):
+    """(fault 3)"""
+    monkeypatch.chdir(tmp_path)
+    config = run.copy_and_resolve_references()
+    config.update(stage="base", workdir="-sweep[width=32]/*?{a} 'b' %41 ü::c:d#")
+    for steps in (8, 16):
+        config.train.steps = (steps, steps)
+        assert train(config)
+    trained = state.load(config.workdir, stages=("base",))
+    shutil.copytree(Path(config.workdir, "checkpoints"), "plain/checkpoints")  # and by any other
+    assert state.load("plain", stages=("base",)).digests == trained.digests
+    shutil.copytree(run.workdir, "[of another]/x")
+    assert state.load("[of another]/x").digests == state.load(run.workdir).digests
+    for name, message in {"back\\slash": "folder with a backslash", "new\nline": "control characters"}.items():
+        config.workdir = name
+        with pytest.raises(UserError, match=message):
+            train(config)
+        assert not Path(name).exists()
+
+
+def test_a_checkpoint_is_read_back_before_older_ones_are_removed(run, tmp_path):
+    """(fault 3)"""
+    with state.Checkpoints(run.workdir, "base") as checkpoints:
+        meta = checkpoints.meta(40)
+    with pytest.raises(UserError, match=r"base/2: .*written a moment ago.*--skip-damaged goes on from step 1"):
+        with state.Checkpoints(tmp_path, "base", keep=1) as checkpoints:
+            checkpoints.save(toy_state(1), meta)
+            checkpoints.save(toy_state(2), meta)
+            checkpoints._manager.wait_until_finished()
+            flip_a_bit(tmp_path, 2)
+            checkpoints.save(toy_state(3), meta)
+    with state.Checkpoints(tmp_path, "base", keep=1) as checkpoints:
+        assert checkpoints._manager.all_steps() == [1, 2]
+        assert checkpoints.resume(toy_state(0), skip_damaged=True).params["w"][0] == 1
+        checkpoints.save(toy_state(2), meta)
+        checkpoints._manager.wait_until_finished()
+        flip_a_bit(tmp_path, 2)
+        with pytest.raises(UserError, match="written a moment ago"):  # at the end as well
+            checkpoints.__exit__(None, None, None)
+    with state.Checkpoints(tmp_path, "base", keep=1) as checkpoints:
+        assert checkpoints.resume(toy_state(0), skip_damaged=True).params["w"][0] == 1
+    assert (tmp_path / "checkpoints" / "damaged-base-2-again").is_dir()
+
+
+def test_a_damaged_validation_split_is_not_trained_without(run, dataset, tmp_path):
+    """(fault 7)"""
+    shutil.copytree(dataset, tmp_path / "copy")
+    (tmp_path / "copy" / writer.shard_name("validation", 0, 1)).unlink()
+    settings = run.data.copy_and_resolve_references()
+    settings.dir = str(tmp_path / "copy")
+    with pytest.raises(UserError, match="validation.*shard is missing"):
+        _open_validation(settings)
+    info = json.loads((tmp_path / "copy" / "dataset_info.json").read_text())
+    info["splits"] = [split for split in info["splits"] if split["name"] != "validation"]
+    (tmp_path / "copy" / "dataset_info.json").write_text(json.dumps(info))
+    assert _open_validation(settings) is None
+
+
+@pytest.mark.parametrize("file", ["config.json", "metrics.jsonl"])
+def test_a_damaged_file_of_the_run_is_named(copy, file):
+    """(fault 7)"""
+    path = Path(copy.workdir) / file
+    path.write_text("{" + path.read_text())
+    with pytest.raises(UserError, match=file) as error:
+        state.check_same_run(copy, Path(copy.workdir))
+        monitor.drop_lines(path, "base", 8)
+    assert "\n" not in str(error.value)
+
+
+COMPILING = """
+import jax, jax.numpy as jnp
+from slf_jax.train import _signals
+
+def slow(x):
+    for _ in range(1000):
+        x = jnp.sin(x @ x) + jax.lax.conv(x[None, None], x[None, None, :3, :3], (1, 1), "SAME")[0, 0]
+    return x
+
+lowered = jax.jit(slow).lower(jnp.ones((64, 64)))
+with _signals():
+    print("compiling", flush=True)
+    lowered.compile()
+"""
+
+
+def test_a_second_ctrl_c_while_compiling_ends_at_once():
+    """(fault 17)"""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMPILING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    signal.signal(signal.SIGINT, before)
+    assert process.stdout.readline() == "compiling\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() + process.stderr.readline() == "\nstopping after this step; Ctrl-C ends at once\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "\ninterrupted; the last checkpoint is whole\n")
+    assert process.returncode == 130
+
+
+def test_a_cache_that_cannot_be_is_done_without(tmp_path, capsys):
+    """(fault 17)"""
+    before = jax.config.jax_compilation_cache_dir
+    (tmp_path / "file").write_text("")
+    for directory, reason in (
+        ("~nobody-of-this-name/xla", "home directory is not known"), (f"{tmp_path}/file/xla", "is a file"),
+    ):  # fmt: skip
+        parallel.use_compilation_cache(directory)
+        told = capsys.readouterr().err
+        assert told.startswith("note: compiled programs are not kept") and reason in told
+    assert jax.config.jax_compilation_cache_dir == before

@@ -197,3 +197,46 @@ def test_reading_and_training_import_neither_tensorflow_nor_torch(dataset):
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def cut(path):
+    """Takes the last bytes off a file."""
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def damage(folder, what):
+    """Damages a copy of the dataset in one way."""
+    shard = folder / writer.shard_name("validation", 0, 1)
+    {
+        "shard cut": lambda: cut(shard),
+        "shard gone": shard.unlink,
+        "shard is a folder": lambda: (shard.unlink(), shard.mkdir()),
+        "metadata cut": lambda: cut(folder / "metadata.json"),
+        "metadata gone": (folder / "metadata.json").unlink,
+        "metadata empty": lambda: (folder / "metadata.json").write_text("{}"),
+        "info gone": (folder / "dataset_info.json").unlink,
+        "info of another kind": lambda: (folder / "dataset_info.json").write_text("[1]"),
+        "info no text": lambda: (folder / "dataset_info.json").write_bytes(b"\xff\xfe"),
+        "info is a folder": lambda: ((folder / "dataset_info.json").unlink(), (folder / "dataset_info.json").mkdir()),
+    }[what]()
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["shard cut", "shard gone", "shard is a folder", "metadata cut", "metadata gone", "metadata empty", "info gone",
+     "info of another kind", "info no text", "info is a folder"],
+)  # fmt: skip
+def test_a_damaged_split_is_not_an_absent_one(dataset, tmp_path, what):
+    """(fault 7)"""
+    shutil.copytree(dataset, tmp_path / "copy", ignore=shutil.ignore_patterns("*.npz"))
+    damage(tmp_path / "copy", what)
+    with pytest.raises(UserError) as error:
+        Clips(tmp_path / "copy", "validation")
+    assert not isinstance(error.value, reader.Absent) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("folder, split", [("", "valid"), ("nowhere", "train"), ("metadata.json", "train")])
+def test_a_split_or_a_dataset_that_is_not_there_is_absent(dataset, folder, split):
+    """(fault 7)"""
+    with pytest.raises(reader.Absent, match="no clips in split 'valid'; it has|no dataset here"):
+        Clips(dataset / folder, split)
