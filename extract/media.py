@@ -237,11 +237,11 @@ def decode_frames(
             picture = _picture_at(path, start + position * length, lost)
         except MediaError as error:
             reasons.append(str(error))
-            continue
-        yield picture
+            lost.append(f"video frame: {error}")
+        else:
+            yield picture
     if len(reasons) == len(positions):
         raise MediaError(reasons[0])
-    lost += [f"video frame: {reason}" for reason in reasons]
 
 
 def _span(media: _Media) -> tuple[float, float]:
@@ -292,20 +292,19 @@ def _frame_at(
 
 
 def _displayed(media: _Media, stream: av.VideoStream, frame: av.VideoFrame) -> np.ndarray:
-    """A frame as RGB, turned and mirrored by its display matrix, its width scaled so that pixels are square."""
-    with media.guard("the frame cannot be read"):
+    """A frame as RGB [H, W, 3], turned and mirrored by its display matrix, then widened to square pixels."""
+    with media.guard("the frame cannot be converted"):
+        image = frame.to_ndarray(format="rgb24")
         data = frame.side_data.get(Type.DISPLAYMATRIX)
         matrix = np.frombuffer(bytes(data), np.int32) if data else UPRIGHT
         ratio = stream.sample_aspect_ratio
     angle = _angle(matrix)
-    shape = {"width": frame.width, "height": frame.height}
-    if ratio and 1 / STRETCHED <= ratio <= STRETCHED and ratio != 1:
-        # FFmpeg turns first, which swaps the sides.
-        side, ratio = ("height", 1 / ratio) if angle in (90, 270) else ("width", ratio)
-        shape[side] = max(1, round(shape[side] * ratio))
-    with media.guard("the frame cannot be converted"):
-        image = frame.reformat(**shape, format="rgb24", interpolation="BICUBIC").to_ndarray()
-    return np.ascontiguousarray(_turned(image, angle, matrix))
+    image = np.ascontiguousarray(_turned(image, angle, matrix))
+    if not ratio or not 1 / STRETCHED <= ratio <= STRETCHED or ratio == 1:
+        return image
+    height, width = image.shape[:2]
+    wide = round(width / ratio if angle in (90, 270) else width * ratio)
+    return np.array(Image.fromarray(image).resize((max(1, wide), height), Image.Resampling.BICUBIC))
 
 
 def _angle(matrix: np.ndarray) -> int:
