@@ -170,7 +170,7 @@ def is_done(out: Path, chunk: Chunk) -> bool:
 
 
 def read_summary(out: Path, chunk: Chunk) -> dict:
-    """The summary of a chunk that is done: `{"clips": [id], "failures": [{"clip", "reason"}], ...}`.
+    """The summary of a chunk that is done: `{"clips": [id], "failures": [{"clip", "reason"}], "losses": ...}`.
 
     Raises `UserError` if it is damaged.
     """
@@ -184,18 +184,23 @@ def read_summary(out: Path, chunk: Chunk) -> dict:
 def process_chunk(chunk: Chunk, job: Job, models: Models) -> Done:
     """Decodes, crops and extracts the clips of a chunk and writes its shard.
 
-    A clip whose media cannot be used goes to the shard's failures; any other error is raised and no shard written.
+    A clip whose media are damaged goes to the shard's failures, or to its losses where enough of it decodes. Any other
+    error is raised and no shard written: the next run tries again.
     """
     seconds: Counter[str] = Counter()
     failures: list[dict] = []
+    losses: list[dict] = []
     with _timed(seconds, "total"):
-        write_shard(job.out / chunk.shard, job.schema, _records(chunk, models, failures, seconds), failures)
+        records = _records(chunk, models, failures, losses, seconds)
+        write_shard(job.out / chunk.shard, job.schema, records, failures, losses)
     return Done(len(failures), dict(seconds))
 
 
-def _records(chunk: Chunk, models: Models, failures: list[dict], seconds: Counter) -> Iterator[dict]:
-    """Records for `write_shard`, a batch at a time; `failures` fills as they are drawn."""
-    for batch in _ahead(_decoded(chunk, models, failures, seconds), seconds):
+def _records(
+    chunk: Chunk, models: Models, failures: list[dict], losses: list[dict], seconds: Counter
+) -> Iterator[dict]:
+    """Records for `write_shard`, a batch at a time; `failures` and `losses` fill as they are drawn."""
+    for batch in _ahead(_decoded(chunk, models, failures, losses, seconds), seconds):
         sound = np.stack([wave for _, wave, _ in batch])
         constituents = {}
         for part in models.extractors:
@@ -211,18 +216,29 @@ def _records(chunk: Chunk, models: Models, failures: list[dict], seconds: Counte
 Decoded = tuple[dict, np.ndarray, Face]  # a record without constituents, 24 s of sound, the face
 
 
-def _decoded(chunk: Chunk, models: Models, failures: list[dict], seconds: Counter) -> Iterator[list[Decoded]]:
+def _decoded(
+    chunk: Chunk, models: Models, failures: list[dict], losses: list[dict], seconds: Counter
+) -> Iterator[list[Decoded]]:
     """The clips that can be decoded and have a face, in batches."""
     batch: list[Decoded] = []
     for clip, known in zip(chunk.clips, chunk.attributes, strict=True):
+        lost: list[str] = []
         try:
             with _timed(seconds, "sound"):
-                wave = fit_audio(decode_audio(clip.path))
+                wave = fit_audio(decode_audio(clip.path, lost=lost))
             with _timed(seconds, "face"):
-                face = find_face(face_frames(clip, models.frames), models.detector)
+                face = find_face(face_frames(clip, models.frames, lost), models.detector)
         except MediaError as error:
             failures.append({"clip": clip.clip_id, "reason": str(error)})
             continue
+        except MemoryError:
+            raise UserError(
+                f"{clip.path}: not enough memory to decode it; the same command goes on with the finished shards, "
+                "with fewer --config.extract.workers if need be"
+            ) from None
+        if lost:
+            reason = "; ".join(f"{count} x {what}" for what, count in Counter(lost).items())
+            losses.append({"clip": clip.clip_id, "reason": reason})
         record = {"clip_id": clip.clip_id, "speaker_id": clip.speaker_id, "face": face.picture, **known}
         batch.append((record, wave, face))
         if len(batch) == BATCH:

@@ -28,20 +28,21 @@ from tfrecords.writer import SPLITS, finalise
 
 PEOPLE = "people.csv"
 FAILURES = "failures.csv"
+LOSSES = "losses.csv"
 FACE_BYTES = 30_000  # a 128x128 photograph as PNG, about
 
 
 def extract(settings: ml_collections.ConfigDict, *, dry_run: bool = False, part: tuple[int, int] = (0, 1)) -> None:
     """Extracts the dataset that `config.extract` describes, or only says what that would be.
 
-    Writes shards and, once all of them exist, the metadata and `failures.csv`, to `settings.out`. `part` (i, n) does
-    every n-th shard from the i-th on. Raises `UserError` for settings that make no dataset, and where no clip, or none
-    of a training split, could be used; there is no metadata then.
+    Writes shards and, once all of them exist, the metadata, `failures.csv` and `losses.csv` to `settings.out`.
+    `part` (i, n) does every n-th shard from the i-th on. Raises `UserError` for settings that make no dataset, and
+    where no clip, or none of a training split, could be used; there is no metadata then.
     """
     _check(settings)
     out = local_path(settings.out)
     if not dry_run:
-        check_writable(out, FAILURES, "metadata.json", "dataset_info.json", "features.json", "chunks/")
+        check_writable(out, FAILURES, LOSSES, "metadata.json", "dataset_info.json", "features.json", "chunks/")
     clips, people, notes = _read(settings)
     chunks = pipeline.make_chunks(clips, people, settings.clips_per_shard)
     if dry_run:
@@ -204,18 +205,21 @@ def _finish(chunks: Sequence[Chunk], out: Path, schema: Schema, provenance: dict
     """Writes metadata and failures of the finished shards; returns the summary."""
     written = dict.fromkeys(SPLITS, 0)
     failures: list[dict] = []
+    losses: list[dict] = []
     for chunk in chunks:
         summary = pipeline.read_summary(out, chunk)
         written[chunk.split] += len(summary["clips"])
         failures += summary["failures"]
+        losses += summary["losses"]
     write_atomically(out / FAILURES, _table(failures))
+    write_atomically(out / LOSSES, _table(losses))
     planned = pipeline.count_shards(chunks)
     if not any(written.values()) or (planned["train"] and not written["train"]):
         part = " of the training split" if planned["train"] else ""
         raise UserError(f"no clip{part} could be used; {out / FAILURES} says why")
     _tidy(out)
     finalise(out, schema, planned, provenance)
-    return _summarise(out, written, failures)
+    return _summarise(out, written, failures, losses)
 
 
 def _table(failures: Sequence[dict]) -> bytes:
@@ -233,8 +237,10 @@ def _tidy(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _summarise(out: Path, written: dict[str, int], failures: Sequence[dict]) -> str:
+def _summarise(out: Path, written: dict[str, int], failures: Sequence[dict], losses: Sequence[dict]) -> str:
     lines = [f"{out}: " + ", ".join(f"{count} {split}" for split, count in written.items()) + " clips"]
+    if losses:
+        lines.append(f"{len(losses)} of them are damaged in part and used without those parts, see {out / LOSSES}")
     if failures:
         lines.append(f"{len(failures)} clips failed, see {out / FAILURES}:")
         reasons = Counter(failure["reason"] for failure in failures)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from slf_common import cli
 from slf_common.errors import UserError
 from slf_common.files import local_path
+from slf_common.pictures import PictureError, read_picture
 from slf_jax import cascade, figures, sampling
 from slf_jax.diffusion.guidance import area_average
 from slf_jax.sampling import Sampler
@@ -32,11 +33,12 @@ SYNTHETIC = "yes: made by a diffusion model; not a photograph, and not an identi
 def read_guide(path: Path) -> np.ndarray:
     """A picture's centre square as a face [128, 128, 3] uint8 with the same 8x8 averages. Raises `UserError`."""
     try:
-        with Image.open(path) as picture:
-            picture = ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"--guide {path}: cannot be read as a picture ({error})") from None
-    return np.asarray(ImageOps.fit(picture, (FACE_SIZE, FACE_SIZE), Image.Resampling.BOX))
+        picture = read_picture(path)
+    except OSError as error:
+        raise UserError(f"--guide {path}: cannot be read ({error.strerror})") from None
+    except PictureError as error:
+        raise UserError(f"--guide {path}: {error}") from None
+    return np.asarray(ImageOps.fit(Image.fromarray(picture), (FACE_SIZE, FACE_SIZE), Image.Resampling.BOX))
 
 
 def find_clips(clips: Clips, ids: Sequence[str], people: int) -> list[dict]:

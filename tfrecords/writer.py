@@ -35,8 +35,11 @@ def summary_path(directory: Path, shard: str) -> Path:
     return directory / "chunks" / f"{shard}.json"
 
 
-def write_shard(path: Path, schema: Schema, clips: Iterable[dict], failures: Sequence[dict] = ()) -> int:
-    """Writes the clips of one shard and its summary; returns how many. `failures`: `{"clip", "reason"}` each.
+def write_shard(
+    path: Path, schema: Schema, clips: Iterable[dict], failures: Sequence[dict] = (), losses: Sequence[dict] = ()
+) -> int:
+    """Writes the clips of one shard and its summary; returns how many. `failures`, clips that were not used, and
+    `losses`, clips used without their damaged parts: `{"clip", "reason"}` each.
 
     The shard appears last, by a rename, so a shard that exists is done.
     """
@@ -54,6 +57,7 @@ def write_shard(path: Path, schema: Schema, clips: Iterable[dict], failures: Seq
         "clips": ids,
         "bytes": sum(map(len, frames)),
         "failures": list(failures),
+        "losses": list(losses),
         "speakers": sorted(speakers),
         "people": {name: dict(sorted(counts.items())) for name, counts in people.items()},
         "sums": {name: {key: value.tolist() for key, value in parts.items()} for name, parts in sums.items()},
