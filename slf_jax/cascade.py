@@ -24,6 +24,7 @@ from slf_jax.diffusion import denoiser, guidance, noise, samplers
 from slf_jax.models.conditioning import Cond, Conditioner
 from slf_jax.models.unet import UNet, UNetConfig
 from slf_jax.settings import GUIDE_SIZE, SIZES, STAGES, check_sample, check_system
+from slf_jax.streams import stream
 
 
 def to_uint8(images: jax.Array) -> jax.Array:
@@ -101,10 +102,10 @@ class Stage:
     def init(self, key: jax.Array) -> dict:
         """Random parameters, `{"conditioner": ..., "unet": ...}`."""
         matrix = jnp.zeros((1, features.MATRIX_ROWS, features.MATRIX_WIDTH))
-        keys = jax.random.split(key)
-        cond, conditioner = self.conditioner.init_with_output(keys[0], matrix, matrix[:, :, 0] > 0)
+        keys = {part: stream(key, part) for part in ("conditioner", "unet")}
+        cond, conditioner = self.conditioner.init_with_output(keys["conditioner"], matrix, matrix[:, :, 0] > 0)
         images = jnp.zeros((1, self.size, self.size, 6))
-        unet = self.unet.init(keys[1], images, jnp.zeros(1), jnp.zeros((1, 2)), cond)
+        unet = self.unet.init(keys["unet"], images, jnp.zeros(1), jnp.zeros((1, 2)), cond)
         return {"conditioner": conditioner["params"], "unet": unet["params"]}
 
     def condition(self, params: Mapping, matrix: jax.Array, mask: jax.Array, dropout: jax.Array | None = None) -> Cond:
@@ -143,32 +144,36 @@ class Stage:
 
         Args:
           faces: [B, 128, 128, 3] in [-1, 1].
-          keys: one per item; everything random about an item comes from its key.
+          keys: one per item; everything random about an item comes from its key, by name.
           place, count: of the items in the global batch, over which noise levels are spread evenly.
           guide_drop: share of items whose guide is withheld (base only).
         """
-        k_level, k_low, k_guide, k_sigma, k_noise = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 5))(keys), 1, 0)
         face, low = guidance.area_average(faces, self.size), guidance.area_average(faces, self.low)
         present = jnp.ones(len(faces))
         if self.name == "base":
-            present = (_uniform(k_guide) >= guide_drop).astype(jnp.float32)
-        level = _uniform(k_level) * self.low_noise
-        noisy = low + level[:, None, None, None] * _normal(k_low, low.shape[1:])
+            present = (_uniform(stream(keys, "guide")) >= guide_drop).astype(jnp.float32)
+        level = _uniform(stream(keys, "low level")) * self.low_noise
+        noisy = low + level[:, None, None, None] * _normal(stream(keys, "low noise"), low.shape[1:])
         # The network sees the noisy image, but what it has to find is the difference from the clean one.
         clean, start = self.start(low, present, level), self.start(noisy, present, level)
         data = (face - self.offset(clean)) / self.unit(present)
-        sigma = self.levels(noise.stratified(_uniform(k_sigma), place, count))
-        drops = (None, None) if dropout is None else jax.random.split(dropout)
-        cond = self.condition(params, matrix, mask, drops[0])
-        denoise = self.denoiser(params, start, drops[1])
+        sigma = self.levels(noise.stratified(_uniform(stream(keys, "sigma")), place, count))
+        drops = {part: None if dropout is None else stream(dropout, part) for part in ("conditioner", "unet")}
+        cond = self.condition(params, matrix, mask, drops["conditioner"])
+        denoise = self.denoiser(params, start, drops["unet"])
         weight = denoiser.loss_weight(self.weight, sigma, self.max_weight)
-        return denoiser.denoising_loss(denoise, data, _normal(k_noise, data.shape[1:]), sigma, cond, weight), sigma
+        unit = _normal(stream(keys, "noise"), data.shape[1:])
+        return denoiser.denoising_loss(denoise, data, unit, sigma, cond, weight), sigma
 
     def sample(
         self, params: Mapping, cond: Cond, null: Cond, start: Start, scale: jax.Array, noise: Noise,
-        settings: SampleSettings, guide: jax.Array, guided: jax.Array,
+        settings: SampleSettings, guide: jax.Array, guided: jax.Array, some_zero: jax.Array,
     ) -> jax.Array:  # fmt: skip
-        """Images [B, size, size, 3] at one guidance scale. `guide` [B, 8, 8, 3], `guided` [B] (1: there is one)."""
+        """Images [B, size, size, 3] at one guidance scale.
+
+        guide: [B, 8, 8, 3]. guided: [B], 1 where there is one. some_zero: whether any scale of the sweep is 0; unlike
+        `scale` the same for all of them.
+        """
         unit, offset = self.unit(start.present), self.offset(start)
 
         def consistent(image: jax.Array, match: Callable) -> jax.Array:
@@ -180,24 +185,30 @@ class Stage:
             image = guidance.threshold(offset + unit * data, settings.threshold, settings.quantile)
             return (consistent(image, guidance.match_average) - offset) / unit
 
-        denoise = self._guided(params, cond, null, start, scale, settings.interval)
+        denoise = self._guided(params, cond, null, start, scale, some_zero, settings.interval)
         sigmas = settings.sigmas(self.levels)
         x = sigmas[0] * settings.temperature * noise.first
         data = settings.run(guidance.corrected(denoise, correct), x, sigmas, noise.keys)
         return consistent(jnp.clip(offset + unit * data, -1, 1), guidance.match_average_in_range)
 
     def _guided(
-        self, params: Mapping, cond: Cond, null: Cond, start: Start, scale: jax.Array, interval: tuple[float, ...]
-    ) -> guidance.Bound:
+        self, params: Mapping, cond: Cond, null: Cond, start: Start, scale: jax.Array, some_zero: jax.Array,
+        interval: tuple[float, ...],
+    ) -> guidance.Bound:  # fmt: skip
         """The denoiser with its conditions, guided within the interval of sigma, or everywhere if that is empty."""
         denoise = self.denoiser(params, start)
         bind = lambda cond: lambda x, sigma: denoise(x, sigma, cond)  # noqa: E731
         both = guidance.classifier_free(bind(cond), bind(null), scale)
         if not interval:
             return both
-        # Outside one branch is enough; at scale 0 the null one, so that the conditions stay without effect.
-        either = jax.tree.map(lambda own, none: jnp.where(scale > 0, own, none), cond, null)
-        return guidance.within(interval, both, bind(either))
+
+        def outside(x: jax.Array, sigma: jax.Array) -> jax.Array:
+            # The conditional branch is enough, but at scale 0 conditions must have no effect. The images are selected,
+            # not the conditions: keys and values chosen by scale would be copied for each.
+            own = bind(cond)(x, sigma)
+            return jax.lax.cond(some_zero, lambda: jnp.where(scale > 0, own, bind(null)(x, sigma)), lambda: own)
+
+        return guidance.within(interval, both, outside)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +283,8 @@ class System:
     ) -> jax.Array:  # fmt: skip
         """S scales x B people through `stages`, one after the other.
 
-        The people's conditions, noise, keys and values are computed once and shared by all scales.
+        The people's conditions, noise, keys and values are computed once and shared by all scales. With a guidance
+        interval, levels outside it cost one evaluation of the network, or two where any of the scales is 0.
 
         Args:
           params: of each stage.
@@ -286,14 +298,16 @@ class System:
         """
         matrix, mask = self.features(clips)
         conds = {name: self._conds(name, params, matrix, mask) for name in stages}
-        guide = make_guide(low)
+        guide, some_zero = make_guide(low), (scales == 0).any(0)
 
         def at(pair: jax.Array) -> jax.Array:
             image, present = low, given
             for name in stages:
-                stage, scale = self.stages[name], pair[STAGES.index(name)]
+                stage, i = self.stages[name], STAGES.index(name)
                 start = stage.start(image, present, jnp.zeros(len(low)))
-                image = stage.sample(params[name], *conds[name], start, scale, noise[name], settings, guide, given)
+                image = stage.sample(
+                    params[name], *conds[name], start, pair[i], noise[name], settings, guide, given, some_zero[i]
+                )
                 present = jnp.ones(len(low))
             return image
 
@@ -306,16 +320,14 @@ class System:
         return stage.condition(params[name], matrix, mask), null
 
 
-def person_noise(seed: int, people: jax.Array, draws: jax.Array | int = 0) -> dict[str, Noise]:
-    """The noise of each stage: a function of the seed, each person's number [B] and that of the draw alone."""
-    fold = jax.vmap(jax.random.fold_in)
-    keys = fold(jnp.broadcast_to(jax.random.key(seed), people.shape), people)
-    keys = fold(keys, jnp.broadcast_to(draws, people.shape))
-    numbered = lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)  # noqa: E731
+def person_noise(seed: int, people: jax.Array, draws: jax.Array | int = 0, purpose: str = "sample") -> dict[str, Noise]:
+    """The noise of each stage: a function of the seed, each person's number [B], that of the draw and the purpose."""
+    keys = stream(stream(jax.random.key(seed), purpose), "person", people)
+    keys = stream(keys, "draw", draws)
     noise = {}
-    for i, name in enumerate(STAGES):
-        size = SIZES[name][1]
-        noise[name] = Noise(_normal(numbered(i), (size, size, 3)), numbered(len(STAGES) + i))
+    for name in STAGES:
+        size, own = SIZES[name][1], stream(keys, name)
+        noise[name] = Noise(_normal(stream(own, "first"), (size, size, 3)), stream(own, "way"))
     return noise
 
 

@@ -24,6 +24,7 @@ from slf_jax.evaluation import controls, faces, metrics, protocol, tables
 from slf_jax.evaluation.protocol import Judge, People, Scores
 from slf_jax.sampling import Sampler, Scale, spell
 from slf_jax.state import Trained
+from slf_jax.streams import generator
 from tfrecords.reader import Absent, Clips
 from tfrecords.schema import CONTINUOUS, EMBEDDING
 
@@ -157,7 +158,7 @@ def _random(judge: Judge, seed: int) -> dict:
     """Recall of a random order of the gallery: in closed form, and over as many drawn ones."""
     size = len(judge.gallery)
     share = judge.people.known.mean()
-    drawn = np.random.default_rng(seed).integers(1, size + 1, (RANDOM_ORDERS, len(judge.people)))
+    drawn = generator(seed, "random order").integers(1, size + 1, (RANDOM_ORDERS, len(judge.people)))
     drawn = np.where(judge.people.known, drawn, 0)
     rates = {
         f"r@{k}": {"rate": share * metrics.random_recall(k, size), "simulated": metrics.recall(drawn, k)}

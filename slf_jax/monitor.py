@@ -21,6 +21,7 @@ from slf_jax import cascade, figures, parallel
 from slf_jax.diffusion.guidance import area_average
 from slf_jax.state import VALIDATION
 from slf_jax.step import by_level
+from slf_jax.streams import stream
 from tfrecords.reader import Clips, stack
 
 PREVIEW_PEOPLE, PREVIEW_SCALES = 8, (0.0, 1.0, 2.0)
@@ -227,9 +228,10 @@ class Preview:
 
     def _losses(self, params: Any, clips: Mapping) -> tuple[jax.Array, jax.Array]:
         count = len(clips["face"])
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(count))
+        root = stream(stream(jax.random.key(0), "validation"), self._stage.name)
+        keys = stream(root, "item", jnp.arange(count))
         # Neighbouring noise levels would go to neighbouring clips; a fixed shuffle parts them.
-        place = jax.random.permutation(jax.random.key(1), count)
+        place = jax.random.permutation(stream(root, "order"), count)
         matrix, mask = self._system.features(clips)
         faces = cascade.to_float(clips["face"])
         loss, sigma = self._stage.loss(params, faces, matrix, mask, keys, place, count, guide_drop=0.0)
@@ -239,7 +241,7 @@ class Preview:
         stage, count = self._stage, len(clips["face"])
         low, noise = (
             area_average(cascade.to_float(clips["face"]), stage.low),
-            cascade.person_noise(0, jnp.arange(count)),
+            cascade.person_noise(0, jnp.arange(count), purpose="preview"),
         )
         scales = jnp.array([(scale, scale) for scale in PREVIEW_SCALES])
         return self._system.sample(

@@ -121,10 +121,8 @@ def split(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
 def split_steps(mesh: Mesh, mode: str, batches: Any) -> Any:
     """Batches of several steps, [K, B, ...] of this process, as `compile_steps`' result takes them."""
     if mode == "pmap":
-        devices = jax.local_devices()
-        batches = jax.tree.map(lambda x: x.reshape(len(x), len(devices), -1, *x.shape[2:]), batches)
-        mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-        return jax.device_put(batches, NamedSharding(mesh, PartitionSpec(None, AXIS)))
+        local = len(mesh.local_devices)
+        batches = jax.tree.map(lambda x: x.reshape(len(x), local, -1, *x.shape[2:]), batches)
     return split(mesh, batches, axis=1)
 
 
@@ -148,7 +146,8 @@ def compile_steps(step: Callable, mesh: Mesh, mode: str) -> Callable:
     are [K, ...]. The step sees its device's part and uses collectives over axis `"data"`; state, key and metrics are
     the same on every device. The state is donated.
 
-    `mode`: "shard_map" (one program by `jit`) or "pmap". Both give the same numbers.
+    `mode`: "shard_map" (one program by `jit`) or "pmap". Both give the same numbers. With several processes, compile
+    pmap's result ahead of time, `.lower(...).compile()`: called directly, it returns arrays local to the process.
     """
 
     def steps(state: Any, batches: Any, key: jax.Array) -> tuple[Any, Any]:
@@ -166,5 +165,11 @@ def compile_steps(step: Callable, mesh: Mesh, mode: str) -> Callable:
         )
         return jax.jit(mapped, donate_argnums=0)
     if mode == "pmap":
-        return jax.pmap(steps, AXIS, in_axes=(None, 1, None), out_axes=None, donate_argnums=0)
+        # Arrays are global, as for shard_map. Without the devices and their number, pmap would take the mapped axis for
+        # this process's share of it.
+        devices = mesh.devices.ravel().tolist()
+        return jax.pmap(
+            steps, AXIS, in_axes=(None, 1, None), out_axes=None, donate_argnums=0, devices=devices,
+            axis_size=len(devices),
+        )  # fmt: skip
     raise ValueError(f"mode {mode!r} must be one of: {', '.join(MODES)}")

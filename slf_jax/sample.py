@@ -45,18 +45,17 @@ def find_clips(clips: Clips, ids: Sequence[str], people: int) -> list[dict]:
     """The clips of these ids, or the first of each of so many speakers. Raises `UserError`."""
     if not ids:
         return sampling.choose_people(clips, people)
-    found = {}
-    for i in range(len(clips)):
-        if len(found) == len(set(ids)):
+    wanted, found = set(ids), {}
+    for i, (clip_id, _) in enumerate(clips.names()):
+        if clip_id in wanted:
+            found[clip_id] = i
+        if len(found) == len(wanted):
             break
-        clip = clips[i]
-        if clip["clip_id"] in ids:
-            found[clip["clip_id"]] = clip
     for wanted in ids:
         if wanted not in found:
             hint = "; give several ids with spaces between them, --clips ID ID" if "," in wanted else ""
             raise UserError(f"{clips.directory}: no clip {wanted!r} among the {len(clips)} of this split{hint}")
-    return [found[wanted] for wanted in ids]
+    return [clips[found[wanted]] for wanted in ids]
 
 
 def write_faces(images: np.ndarray, names: Sequence[str], out: Path, notes: Sequence[Mapping]) -> list[Path]:

@@ -69,17 +69,19 @@ def file_name(clip_id: str) -> str:
 
 def choose_people(clips: Clips, count: int) -> list[dict]:
     """The first clip of each of the first `count` speakers."""
-    first: dict[str, dict] = {}
-    for i in range(len(clips)):
-        clip = clips[i]
-        first.setdefault(clip["speaker_id"], clip)
+    first: dict[str, int] = {}
+    for i, (_, speaker) in enumerate(clips.names()):
+        first.setdefault(speaker, i)
         if len(first) == count:
             break
-    return list(first.values())
+    return [clips[i] for i in first.values()]
 
 
 class Sampler:
-    """A trained system compiled for chunks of people, once for each number of scales.
+    """A trained system compiled for chunks of people, once for each number of scales and rows in a chunk.
+
+    A call takes the smallest compiled chunk that holds all its rows, which is then filled up, and compiles only if
+    there is none: a large call after a small one runs in large chunks, a small one after a large one compiles nothing.
 
     Args:
       stages: which run, one after the other; the first starts from the faces' own low-resolution image.
@@ -98,7 +100,8 @@ class Sampler:
         self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._params))
         self._first = jax.jit(_first_noise)
         self._jit = jax.jit(self._run)
-        self._programs: dict[int, tuple[int, jax.stages.Compiled]] = {}
+        self._programs: dict[int, dict[int, jax.stages.Compiled]] = {}  # by scales, by rows in a chunk
+        self._fits: dict[int, int] = {}  # by scales, the most rows in a chunk, where memory limits them
 
     def _run(
         self, params: Mapping, clips: Mapping, people: jax.Array, draws: jax.Array, given: jax.Array,
@@ -151,22 +154,23 @@ class Sampler:
         return {name: np.stack([first[name] for first in each]) for name in self._stages}
 
     def _program(self, scales: int, rows: int, arguments: Callable) -> tuple[int, jax.stages.Compiled]:
-        """The compiled program for so many scales, and the rows it takes: as many as fit."""
-        if scales not in self._programs:
-            devices = self._mesh.size
-            chunk = math.ceil(min(rows, self._limit) / devices) * devices
+        """The compiled program for so many scales, and the rows it takes: as many as there are, or as fit."""
+        devices, programs = self._mesh.size, self._programs.setdefault(scales, {})
+        chunk = math.ceil(min(rows, self._fits.get(scales, self._limit)) / devices) * devices
+        chunk = min((compiled for compiled in programs if compiled >= chunk), default=chunk)
+        while chunk not in programs:
             program, fixed, need = self._compile(chunk, arguments)
-            while need > self._memory and chunk > devices:
+            if need <= self._memory:
+                programs[chunk] = program
+            elif chunk > devices:
                 fits = int(chunk / devices * (self._memory - fixed) / (need - fixed))
-                chunk = max(1, min(fits, chunk // devices - 1)) * devices
-                program, fixed, need = self._compile(chunk, arguments)
-            if need > self._memory:
+                chunk = self._fits[scales] = max(1, min(fits, chunk // devices - 1)) * devices
+            else:
                 raise UserError(
                     f"one person at {scales} scales takes {need / 1e9:.2f} GB on a device, {self._memory / 1e9:.2f} GB "
                     "may be used; give fewer scales at once, or more with --memory"
                 )
-            self._programs[scales] = chunk, program
-        return self._programs[scales]
+        return chunk, programs[chunk]
 
     def _compile(self, chunk: int, arguments: Callable) -> tuple[jax.stages.Compiled, int, int]:
         """The program for so many rows, and the bytes it takes on a device: whatever their number, and in all."""

@@ -14,6 +14,7 @@ import optax
 from slf_jax import cascade, features, parallel
 from slf_jax.settings import for_stage
 from slf_jax.state import TrainState
+from slf_jax.streams import stream
 
 BUCKETS = 4  # of noise levels, each equally likely in training, for which the loss is reported apart
 
@@ -23,10 +24,16 @@ Step = Callable[[TrainState, Mapping, jax.Array], tuple[TrainState, dict]]
 def make_optimizer(
     settings: ml_collections.ConfigDict, name: str
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW behind gradient clipping, and its learning rate: linear warm-up, then cosine decay."""
+    """AdamW behind gradient clipping, and its learning rate by how many updates were made before.
+
+    The rate rises linearly over `warmup` updates, the first of which has 1/warmup of it, then falls by a cosine to
+    `final_rate` of the peak, which the last of `steps` updates has.
+    """
     peak, steps = for_stage(settings.learning_rate, name), for_stage(settings.steps, name)
-    warmup = min(settings.warmup, steps // 2)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps + 1, settings.final_rate * peak)
+    warmup = max(1, min(settings.warmup, steps // 2))
+    schedule = optax.warmup_cosine_decay_schedule(
+        peak / warmup, peak, warmup - 1, max(steps - 1, warmup), settings.final_rate * peak
+    )
     adamw = optax.adamw(schedule, b2=0.99, weight_decay=settings.weight_decay)
     return optax.chain(optax.clip_by_global_norm(settings.clip), adamw), schedule
 
@@ -47,7 +54,7 @@ def make_step(
     accumulate = for_stage(settings.accumulate, name)
 
     def step(state: TrainState, batch: Mapping, key: jax.Array) -> tuple[TrainState, dict]:
-        key = jax.random.fold_in(key, state.step)
+        key = stream(key, "step", state.step)
         grads, (loss, sigma) = _gradients(loss_of, state.params, batch, key, accumulate)
         mean, grads = jax.lax.pmean((loss.mean(), grads), parallel.AXIS)
         norm = optax.tree.norm(grads)
@@ -58,6 +65,8 @@ def make_step(
         ema = optax.incremental_update(params, state.ema, 1 - decay)
         finite = jnp.isfinite(mean) & jnp.isfinite(norm)
         good, usual = _judge(state, mean, finite, settings.skip_spikes)
+        # As the optimiser counts, which forgets the steps that are skipped.
+        rate = schedule(state.step - state.skipped)
         kept = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), *kept)
         state = TrainState(state.step + 1, state.skipped + ~good, usual, *kept)
@@ -67,7 +76,7 @@ def make_step(
             "grad_norm": norm,
             "param_norm": optax.tree.norm(state.params),
             "update_norm": optax.tree.norm(updates),
-            "learning_rate": schedule(state.step - 1),
+            "learning_rate": rate,
             "skipped": state.skipped,
             "finite": finite,
             "stop": jax.lax.psum(batch["stop"].any().astype(int), parallel.AXIS) > 0,
@@ -84,16 +93,17 @@ def make_loss(system: cascade.System, name: str, settings: ml_collections.Config
     stage = system.stages[name]
 
     def loss_of(params: Any, batch: Mapping, key: jax.Array, dropout: jax.Array, total: int) -> tuple[jax.Array, tuple]:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["place"])
-        k_flip, k_drop, k_loss = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0)
+        keys = stream(key, "item", batch["place"])
         faces = cascade.to_float(batch["face"])
         if settings.flip:
-            mirrored = jax.vmap(jax.random.bernoulli)(k_flip)[:, None, None, None]
+            mirrored = jax.vmap(jax.random.bernoulli)(stream(keys, "flip"))[:, None, None, None]
             faces = jnp.where(mirrored, faces[:, :, ::-1], faces)
         matrix, mask = system.features(batch)
-        mask = features.drop(k_drop, mask, system.layout, settings.constituent_drop, settings.cond_drop)
+        mask = features.drop(
+            stream(keys, "conditions"), mask, system.layout, settings.constituent_drop, settings.cond_drop
+        )
         loss, sigma = stage.loss(
-            params, faces, matrix, mask, k_loss, batch["place"], total,
+            params, faces, matrix, mask, keys, batch["place"], total,
             guide_drop=settings.guide_drop, dropout=dropout,
         )  # fmt: skip
         return loss.mean(), (loss, sigma)
@@ -108,13 +118,13 @@ def _gradients(
     gradient = jax.grad(loss_of, has_aux=True)
     total = jax.lax.axis_size(parallel.AXIS) * len(batch["face"])
     # The only thing here that depends on the number of devices: masks are drawn for all of a device's activations.
-    dropout = jax.random.fold_in(jax.random.fold_in(key, 1), jax.lax.axis_index(parallel.AXIS))
+    dropout = stream(key, "dropout", jax.lax.axis_index(parallel.AXIS))
     if parts == 1:
         return gradient(params, batch, key, dropout, total)
 
     def add(grads: Any, numbered: tuple[Mapping, jax.Array]) -> tuple[Any, tuple]:
         part, number = numbered
-        more, aux = gradient(params, part, key, jax.random.fold_in(dropout, number), total)
+        more, aux = gradient(params, part, key, stream(dropout, "part", number), total)
         return jax.tree.map(jnp.add, grads, more), aux
 
     split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
@@ -153,7 +163,7 @@ def first_not_finite(loss_of: Callable, params: Any, batch: Mapping, key: jax.Ar
             found.append("/".join((type(context.module).__name__, *context.module.path)))
         return out
 
-    arguments = (batch, key, jax.random.fold_in(key, 1), len(batch["face"]))
+    arguments = (batch, key, stream(key, "dropout", 0), len(batch["face"]))
     with nn.intercept_methods(watch):
         loss_of(params, *arguments)
     if found:

@@ -44,6 +44,7 @@ from slf_jax.state import (
     start_state,
 )
 from slf_jax.step import first_not_finite, make_loss, make_optimizer, make_step
+from slf_jax.streams import stream
 from tfrecords.reader import Absent, Clips
 
 
@@ -112,8 +113,8 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
     with Checkpoints(run.workdir, name, settings.keep, settings.keep_best) as checkpoints:
         # ---- state
         optimizer, schedule = make_optimizer(settings, name)
-        root = jax.random.fold_in(jax.random.key(config.seed), cascade.STAGES.index(name))
-        state = _state(name, run, optimizer, checkpoints, jax.random.fold_in(root, 0))
+        root = stream(stream(jax.random.key(config.seed), "train"), name)
+        state = _state(name, run, optimizer, checkpoints, stream(root, "init"))
         first = int(state.step)
         if first >= steps:
             log.begin(name, first, 0)
@@ -123,7 +124,7 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
                 f"{checkpoints.path / str(first)}: not a multiple of config.train.steps_per_dispatch={stride}; set it "
                 "to 1"
             )
-        state, key = parallel.replicate(run.mesh, (state, jax.random.fold_in(root, 1)))
+        state, key = parallel.replicate(run.mesh, (state, root))
         batch_size = for_stage(settings.batch_size, name)
         log.begin(name, first, batch_size)
         # ---- data
@@ -183,7 +184,7 @@ def _read(
         batch = {key: value[place] for key, value in host.items()}
         with jax.transfer_guard("allow"):
             loss_of, params = make_loss(run.system, name, run.config.train), jax.device_get(state.params)
-            where = first_not_finite(loss_of, params, batch, jax.random.fold_in(jax.device_get(key), step - 1))
+            where = first_not_finite(loss_of, params, batch, stream(jax.device_get(key), "step", step - 1))
         loss, norm = (metrics[what][place] for what in ("loss", "grad_norm"))
         raise UserError(
             f"{run.workdir}: step {step} of stage {name}: the loss is {loss:.4g}, the gradient's norm {norm:.4g}; the "

@@ -107,6 +107,15 @@ def decode_clip(data: bytes, schema: Schema) -> dict:
     return clip
 
 
+def decode_names(data: bytes) -> tuple[str, str]:
+    """The clip's and the speaker's id of a clip that `encode_clip` gave, without decoding the rest."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    feature = tf_example_pb2.Example.FromString(data).features.feature
+    clip_id, speaker_id = (feature[name].bytes_list.value[0].decode() for name in ("clip_id", "speaker_id"))
+    return clip_id, speaker_id
+
+
 def _encode_png(face: np.ndarray) -> bytes:
     if face.shape != (FACE_SIZE, FACE_SIZE, 3) or face.dtype != np.uint8:
         raise ValueError(f"a face is {FACE_SIZE}x{FACE_SIZE}x3 uint8, not {face.shape} {face.dtype}")

@@ -7,15 +7,16 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
 
 from slf_common.errors import UserError
 from slf_common.files import Folder
-from tfrecords.codec import FOOTER, HEADER, CorruptShard, decode_clip, index_shard, open_frame
+from tfrecords.codec import FOOTER, HEADER, CorruptShard, decode_clip, decode_names, index_shard, open_frame
 from tfrecords.schema import Schema
 
 TEXT = ("clip_id", "speaker_id")
@@ -61,16 +62,20 @@ class Clips:
         count = len(lengths[split])
         self._names = [f"{name}-{split}.tfrecord-{i:05d}-of-{count:05d}" for i in range(count)]
         self._ends = np.cumsum(lengths[split])
-        self._spans = self._index(f"{name}-{split}.index.npz", lengths[split])
+        self._ids = f"{name}-{split}.ids.json"
+        self._key, self._spans = self._index(f"{name}-{split}.index.npz", lengths[split])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict:
         """One clip as `codec.decode_clip` gives it, its CRC checked."""
+        return self._decoded(index, lambda data: decode_clip(data, self.schema))
+
+    def _decoded(self, index: int, decode: Callable[[bytes], Any]) -> Any:
         for number in ((index + i) % len(self) for i in range(len(self))):
             try:
-                return self._read(number)
+                return decode(self._read(number))
             except CorruptShard as error:
                 if not self._skip:
                     raise CorruptShard(f"{error}, or go on without it: --config.data.skip_corrupt=true") from None
@@ -79,7 +84,7 @@ class Clips:
                     print(f"warning: {error} (skipped; {len(self.corrupt)} so far)", file=sys.stderr)
         raise UserError(f"{self.directory}: not one record of this split is whole; run extract.run again")
 
-    def _read(self, index: int) -> dict:
+    def _read(self, index: int) -> bytes:
         shard = bisect.bisect_right(self._ends, index)
         record = index - (int(self._ends[shard - 1]) if shard else 0)
         offset, length = self._spans[index].tolist()
@@ -87,19 +92,47 @@ class Clips:
         if length == MISSING:
             raise CorruptShard(f"{name}: record {record} is cut off; write this shard again")
         start = offset + HEADER
-        data = open_frame(self._folder.read(self._names[shard], start, start + length + FOOTER), name, record)
-        return decode_clip(data, self.schema)
+        return open_frame(self._folder.read(self._names[shard], start, start + length + FOOTER), name, record)
+
+    def names(self) -> Iterator[tuple[str, str]]:
+        """clip_id and speaker_id of each clip, in order, without decoding faces and features.
+
+        What was read so far is kept beside the shards when the iterator closes, so no record is read twice for this.
+        """
+        names = self._saved_names()
+        saved = len(names)
+        yield from names
+        try:
+            for i in range(saved, len(self)):
+                names.append(self._decoded(i, decode_names))
+                yield names[-1]
+        finally:
+            if len(names) > saved and not self.corrupt:
+                self._keep(self._ids, json.dumps({"key": self._key, "names": names}).encode())
+
+    def _saved_names(self) -> list[tuple[str, str]]:
+        """Those of the first clips, as far as they were kept for this state of the shards."""
+        with contextlib.suppress(Exception):  # whatever is wrong with the file, the records have it all
+            saved = json.loads(self._folder.read(self._ids))
+            names = [(str(clip), str(speaker)) for clip, speaker in saved["names"]]
+            if saved["key"] == self._key and len(names) <= len(self):
+                return names
+        return []
 
     def find(self, clip_id: str | None) -> dict:
         """The clip of that id, None for the first. Raises `UserError` if there is none."""
-        for i in range(len(self)):
-            clip = self[i]
-            if clip_id in (None, clip["clip_id"]):
-                return clip
+        if clip_id is None:
+            return self[0]
+        for i, (found, _) in enumerate(self.names()):
+            if found == clip_id:
+                return self[i]
         raise UserError(f"no clip {clip_id!r} among the {len(self)} of this split")
 
-    def _index(self, cache: str, lengths: list[int]) -> np.ndarray:
-        """Offset and length [records, 2] of all records. Found once: then they lie beside the shards."""
+    def _index(self, cache: str, lengths: list[int]) -> tuple[str, np.ndarray]:
+        """Offset and length [records, 2] of all records, and a key that tells this state of the shards from others.
+
+        Found once: then they lie beside the shards.
+        """
         try:
             stamps = self._folder.stamps()
         except Exception as error:  # each store has its own
@@ -112,15 +145,19 @@ class Clips:
             # Whatever is wrong with it, it can be made again.
             with contextlib.suppress(Exception), np.load(io.BytesIO(self._folder.read(cache))) as saved:
                 if str(saved["key"]) == key and saved["spans"].shape == (len(self), 2):
-                    return saved["spans"]
+                    return key, saved["spans"]
         parts = [self._index_shard(*named, stamps) for named in zip(self._names, lengths, strict=True)]
         spans = np.concatenate(parts)
         if (spans[:, 1] != MISSING).all():
             data = io.BytesIO()
             np.savez(data, key=key, spans=spans)
-            with contextlib.suppress(Exception):  # a folder or bucket may be for reading only: it is made again
-                self._folder.write(cache, data.getvalue())
-        return spans
+            self._keep(cache, data.getvalue())
+        return key, spans
+
+    def _keep(self, name: str, data: bytes) -> None:
+        """Writes what can be made again at any time."""
+        with contextlib.suppress(Exception):  # a folder or bucket may be for reading only
+            self._folder.write(name, data)
 
     def _index_shard(self, name: str, length: int, stamps: dict) -> np.ndarray:
         path = f"{self._folder.name}/{name}"

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from slf_jax.diffusion.guidance import Bound
+from slf_jax.streams import stream
 
 Sampler = Callable[[Bound, jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -28,8 +29,8 @@ def _at(denoise: Bound, x: jax.Array, sigma: jax.Array) -> jax.Array:
 
 def _fresh(keys: jax.Array, number: jax.Array, x: jax.Array) -> jax.Array:
     """Unit noise for step `number`, like x."""
-    draw = lambda key: jax.random.normal(jax.random.fold_in(key, number), x.shape[1:], x.dtype)  # noqa: E731
-    return jax.vmap(draw)(keys)
+    draw = lambda key: jax.random.normal(key, x.shape[1:], x.dtype)  # noqa: E731
+    return jax.vmap(draw)(stream(keys, "step", number))
 
 
 def ancestral(denoise: Bound, x: jax.Array, sigmas: jax.Array, keys: jax.Array) -> jax.Array:

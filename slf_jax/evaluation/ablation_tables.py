@@ -181,8 +181,8 @@ def _claims(modes: Mapping) -> str:
             texts = [what, mode, found["rate"].upper(), spell_rate(found["first"]), spell_rate(found["second"])]
             lines.append("| " + " | ".join([*texts, points(found), p_value(found)]) + " |")
     return "\n".join(lines) + (
-        "\n\nDifferences in percentage points with 95 % intervals, by bootstrap over the same people; p by McNemar's "
-        "exact test, not corrected for their number."
+        "\n\nDifferences in percentage points over the same people, with 95 % intervals (Bonett & Price 2012); p by "
+        "McNemar's exact test, not corrected for their number."
     )
 
 
@@ -200,6 +200,6 @@ def _agreement(modes: Mapping) -> str:
     ranks = [np.argsort(np.argsort([_recalls(each[name])[10] for name in a])) for each in (a, b)]
     order = f" Rank correlation of R@10 over systems: {np.corrcoef(*ranks)[0, 1]:.2f}." if len(a) > 2 else ""
     return "\n".join(lines) + (
-        "\n\nEach at its own scale. Differences in points over the same people, paired bootstrap; on average "
-        f"{100 * np.mean(gaps):.1f} either way.{order}"
+        "\n\nEach at its own scale. Differences in points over the same people, with 95 % intervals (Bonett & Price "
+        f"2012); on average {100 * np.mean(gaps):.1f} either way.{order}"
     )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slf_jax import cascade
+from slf_jax.streams import generator
 from tfrecords.reader import Clips, stack
 
 MOST = 1000  # training faces that are looked at
@@ -24,7 +25,7 @@ def mean_face(clips: Clips) -> np.ndarray:
 
 def same_gender(clips: Clips, genders: np.ndarray, seed: int) -> np.ndarray:
     """For each of genders [B] a random face of it, uint8 [B, 128, 128, 3]; any face where it is unknown."""
-    rng = np.random.default_rng(seed)
+    rng = generator(seed, "same gender")
     pool = stack([clips[i] for i in _places(clips)])
     faces = []
     for gender in genders:

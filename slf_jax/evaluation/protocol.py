@@ -81,15 +81,14 @@ def _pick(clips: list[dict], clip_id: str | None, same: bool) -> dict:
 
 def _first_two(clips: Clips, count: int = 0) -> dict[str, list[dict]]:
     """Up to two clips of each of the first `count` speakers, 0: of all."""
-    found: dict[str, list[dict]] = {}
-    for i in range(len(clips)):
-        clip = clips[i]
-        if count and len(found) == count and clip["speaker_id"] not in found:
+    found: dict[str, list[int]] = {}
+    for i, (_, speaker) in enumerate(clips.names()):
+        if count and len(found) == count and speaker not in found:
             continue
-        mine = found.setdefault(clip["speaker_id"], [])
+        mine = found.setdefault(speaker, [])
         if len(mine) < 2:
-            mine.append(clip)
-    return found
+            mine.append(i)
+    return {speaker: [clips[i] for i in mine] for speaker, mine in found.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +177,7 @@ def summary(scores: Scores, people: People) -> dict:
     for name, values in (("psnr", scores.psnr), ("ssim", scores.ssim)):
         out[name] = None  # the real face itself is infinitely like itself
         if np.isfinite(values).all():
-            low, high = metrics.bootstrap(values.mean(1))
+            low, high = metrics.mean_interval(values.mean(1))
             out[name] = {"mean": float(values.mean()), "low": low, "high": high}
     out["faces_found"] = float(scores.found.mean())
     if samples > 1:
@@ -201,10 +200,10 @@ def _ages(scores: Scores, people: People) -> tuple[dict | None, float | None]:
 
 
 def _rate(shares: np.ndarray, samples: int) -> dict | None:
-    """A rate over people with its interval: Wilson's, or by bootstrap over people where each has several samples."""
+    """A rate over people, from each one's share of hits, with its interval."""
     if not len(shares):
         return None
-    low, high = metrics.wilson(shares.sum(), len(shares)) if samples == 1 else metrics.bootstrap(shares)
+    low, high = metrics.rate_interval(shares, samples)
     return {"rate": float(shares.mean()), "low": low, "high": high, "n": len(shares)}
 
 

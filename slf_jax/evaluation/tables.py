@@ -70,8 +70,8 @@ def _how(results: Mapping) -> str:
         f"{results['samples']} sample(s) of each person. Checkpoints: "
         + ", ".join(f"{stage} {digest[:12]}" for stage, digest in results["checkpoints"].items())
         + f". Data: `{results['data']}`.",
-        "Rates are in percent; in brackets the 95 % interval (Wilson; with several samples by bootstrap over people). "
-        "PSNR in dB and SSIM (7x7 window, RGB) of uint8 faces: scikit-image.",
+        "Rates are in percent; in brackets the 95 % interval (Wilson; with several samples, for the effective "
+        "number of people). PSNR in dB and SSIM (7x7 window, RGB) of uint8 faces: scikit-image.",
     ]
     return "\n\n".join(line for line in lines if line)
 
@@ -177,8 +177,8 @@ def _differences(results: Mapping) -> str:
     for name, found in results["differences"].items():
         lines.append(f"| {name} | {points(found['r@1'])} | {points(found['r@10'])} | {p_value(found['r@1'])} |")
     return "\n".join(lines) + (
-        "\n\nDifferences in percentage points, with 95 % intervals by bootstrap over the same people; p by McNemar's "
-        "exact test, not corrected for their number."
+        "\n\nDifferences in percentage points over the same people, with 95 % intervals (Bonett & Price 2012); p by "
+        "McNemar's exact test, not corrected for their number."
     )
 
 

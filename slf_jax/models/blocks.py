@@ -1,4 +1,4 @@
-"""Building blocks, channels last. Compute in `dtype`, parameters and norm statistics in float32."""
+"""Building blocks, channels last. Compute in `dtype`; parameters, norm statistics and softmax in float32."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import numpy as np
 
 ZERO = nn.initializers.zeros
 ATTENTIONS = ("xla", "cudnn")
+# For layers whose rounding would be seen in the image: what goes in and comes out is multiplied by up to sigma. By
+# default accelerators multiply float32 in TF32 or bfloat16.
+EXACT = {"dtype": jnp.float32, "precision": jax.lax.Precision.HIGHEST}
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
@@ -32,8 +35,8 @@ def fourier(values: jax.Array, width: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 
-def conv3x3(width: int, dtype: jnp.dtype, name: str, **kwargs) -> nn.Conv:
-    return nn.Conv(width, (3, 3), dtype=dtype, name=name, **kwargs)
+def conv3x3(width: int, name: str, **kwargs) -> nn.Conv:
+    return nn.Conv(width, (3, 3), name=name, **kwargs)
 
 
 def norm_groups(width: int) -> int:
@@ -57,11 +60,11 @@ class ResBlock(nn.Module):
         film = nn.Dense(2 * self.width, dtype=self.dtype, name="film")(embedding)
         scale, shift = jnp.split(film[:, None, None], 2, -1)
         h = nn.silu(group_norm(x.shape[-1], self.dtype, "norm1")(x))
-        h = conv3x3(self.width, self.dtype, "conv1")(h)
+        h = conv3x3(self.width, "conv1", dtype=self.dtype)(h)
         h = group_norm(self.width, self.dtype, "norm2", use_bias=False, use_scale=False)(h)
         h = nn.silu(h * (1 + scale) + shift)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = conv3x3(self.width, self.dtype, "conv2", kernel_init=ZERO)(h)
+        h = conv3x3(self.width, "conv2", dtype=self.dtype, kernel_init=ZERO)(h)
         return x + h
 
 

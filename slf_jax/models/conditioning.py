@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from slf_jax.features import Block, Layout
-from slf_jax.models.blocks import ZERO, qk_norm, split_heads
+from slf_jax.models.blocks import EXACT, ZERO, qk_norm, split_heads
 
 SKETCH = 32  # pixels a side of what the conditions draw by themselves
 
@@ -65,8 +65,8 @@ class Conditioner(nn.Module):
         pooled = nn.Dropout(self.dropout, deterministic=not train)(pooled)
         pooled = nn.Dense(self.width, dtype=self.dtype, name="pool2")(pooled)
         # Scale and shift act alike on all positions: what is to be drawn where is slow to learn through them alone.
-        sketch = nn.Dense(SKETCH * SKETCH * 3, dtype=self.dtype, kernel_init=ZERO, name="sketch")(pooled)
-        sketch = sketch.astype(jnp.float32).reshape(-1, SKETCH, SKETCH, 3)
+        sketch = nn.Dense(SKETCH * SKETCH * 3, **EXACT, kernel_init=ZERO, name="sketch")(pooled)
+        sketch = sketch.reshape(-1, SKETCH, SKETCH, 3)
         keys, values = self._keys_values(jnp.concatenate(tokens, 1)) if self.cross_widths else ((), ())
         return Cond(pooled, sketch, keys, values)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from slf_jax.models.blocks import (
+    EXACT,
     ZERO,
     CrossAttention,
     ResBlock,
@@ -75,11 +76,9 @@ class UNet(nn.Module):
         config = self.config
         embedding = self._embed(c_noise, extras, cond)
         cross = iter(zip(cond.keys, cond.values, strict=True))
-        x = nn.Dense(config.widths[0], dtype=self.dtype, name="stem")(
-            space_to_depth(images.astype(self.dtype), config.patch)
-        )
+        x = nn.Dense(config.widths[0], **EXACT, name="stem")(space_to_depth(images, config.patch))
         place = self.param("place", nn.initializers.normal(0.02), x.shape[1:])
-        x = x + place.astype(self.dtype)
+        x = (x + place).astype(self.dtype)
 
         def block(x: jax.Array, level: int, name: str) -> jax.Array:
             keys_values = next(cross) if config.cross_attention[level] else None
@@ -92,7 +91,7 @@ class UNet(nn.Module):
                 x = block(x, level, f"down{level}_{i}")
                 skips.append(x)
             if level < last:
-                x = conv3x3(config.widths[level + 1], self.dtype, f"shrink{level}", strides=2)(x)
+                x = conv3x3(config.widths[level + 1], f"shrink{level}", dtype=self.dtype, strides=2)(x)
         for level, count in reversed(list(enumerate(config.blocks))):
             for i in range(count):
                 # Merged before the block, whose convolutions then need not be twice as wide (Bao et al. 2023, U-ViT).
@@ -102,15 +101,15 @@ class UNet(nn.Module):
             if level:
                 x = nn.Dense(4 * config.widths[level - 1], dtype=self.dtype, name=f"grow{level}")(x)
                 x = depth_to_space(x, 2)
-        x = nn.silu(group_norm(config.widths[0], self.dtype, "norm")(x))
-        out = conv3x3(3 * config.patch**2, self.dtype, "out", kernel_init=ZERO)(x)
-        return depth_to_space(out.astype(jnp.float32), config.patch) + self._sketch(embedding, cond, images.shape[1])
+        x = nn.silu(group_norm(config.widths[0], jnp.float32, "norm")(x))
+        out = conv3x3(3 * config.patch**2, "out", **EXACT, kernel_init=ZERO)(x)
+        return depth_to_space(out, config.patch) + self._sketch(embedding, cond, images.shape[1])
 
     def _sketch(self, embedding: jax.Array, cond: Cond, side: int) -> jax.Array:
         """What the conditions alone would draw, [B, side, side, 3] float32, as strongly as the noise level asks."""
         picture = jax.image.resize(cond.sketch, (len(cond.sketch), side, side, 3), "linear")
-        strength = nn.Dense(1, dtype=self.dtype, bias_init=nn.initializers.ones, name="sketch_strength")(embedding)
-        return strength.astype(jnp.float32)[..., None, None] * picture
+        strength = nn.Dense(1, **EXACT, bias_init=nn.initializers.ones, name="sketch_strength")(embedding)
+        return strength[..., None, None] * picture
 
     def _embed(self, c_noise: jax.Array, extras: jax.Array, cond: Cond) -> jax.Array:
         """Noise level, extras and pooled conditions as one vector [B, 2 D] for the blocks' scale and shift.
