@@ -135,7 +135,7 @@ def get_config() -> ml_collections.ConfigDict:
             low_noise=0.3,
         )
     )
-    # A pair is (base, upsampler); one number serves both.
+    # A pair is (base, upsampler); one number, (n,), serves both.
     config.train = ml_collections.ConfigDict(
         dict(
             steps=(400_000, 400_000),
