@@ -78,7 +78,10 @@ def main() -> None:
     batch, numbers = stack(chosen), np.array([sampling.person_number(clip["clip_id"]) for clip in chosen])
     real, rows = batch["face"], []
     bicubic = {name: float(getattr(metrics, name)(controls.bicubic(real), real).mean()) for name in ("psnr", "ssim")}
-    cases = [END, *((name, n) for name in sampling.names(args.samplers) for n in EVALUATIONS if (name, n) != END)]
+    cases = [
+        END,
+        *((name, n) for name in sampling.names(args.samplers, "--samplers") for n in EVALUATIONS if (name, n) != END),
+    ]
     end = np.zeros(0)
     for case in tqdm(cases, unit="setting"):
         evaluations, faces = draw(trained, batch, numbers, args.scale, args.seed, case)

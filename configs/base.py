@@ -135,7 +135,7 @@ def get_config() -> ml_collections.ConfigDict:
             low_noise=0.3,
         )
     )
-    # A pair is (base, upsampler); one number serves both.
+    # A pair is (base, upsampler); one number, (n,), serves both.
     config.train = ml_collections.ConfigDict(
         dict(
             steps=(400_000, 400_000),
@@ -151,10 +151,10 @@ def get_config() -> ml_collections.ConfigDict:
             cond_drop=0.1,  # share of people whose conditions are all withheld
             guide_drop=0.15,  # share of guides withheld from the base stage
             flip=True,  # mirror half of the faces
-            log_every=100,
+            log_every=100,  # steps, as are the next three; 0 turns it off
             validate_every=5_000,  # steps; a shorter run makes none
             preview_every=5_000,
-            checkpoint_every=5_000,
+            checkpoint_every=5_000,  # the end of a stage, and a stop, are saved in any case
             keep=3,  # newest checkpoints
             keep_best=1,  # and those of lowest validation loss
             skip_spikes=0.0,  # skips steps whose loss is this many times the usual; 0 skips none

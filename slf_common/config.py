@@ -13,7 +13,7 @@ import difflib
 import importlib.util
 import inspect
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def _get_config(path: str, name: str) -> ml_collections.ConfigDict:
 
 
 @contextlib.contextmanager
-def _told_with_line(path: str):
+def _told_with_line(path: str) -> Iterator[None]:
     """Tells in one line what went wrong inside, and where in the file at `path`."""
     try:
         yield

@@ -356,7 +356,8 @@ def load(
 ) -> Trained:
     """The EMA weights of a run's stages; `UserError` if a stage is missing or damaged, or a setting does not fit.
 
-    `which` of `CHECKPOINTS`: "best" is of lowest validation loss. `overrides` of its config: `{"a.b": "value"}`.
+    `which` of `CHECKPOINTS`: "best" is of lowest validation loss. `overrides` of the run's config: `{"a.b": "value"}`;
+    a value that does not fit is refused before the weights are read.
     """
     meta, system, params, digests = None, None, {}, {}
     for name in stages:
