@@ -67,7 +67,7 @@ def _read(directory: Path, path: Path) -> dict:
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{directory}: no whole dataset here ({path.relative_to(directory)} is missing)") from None
+        raise UserError(f"{directory}: no dataset here ({path.relative_to(directory)} is missing)") from None
     except ValueError:
         raise UserError(f"{path}: not valid JSON; run extract.run again") from None
 

@@ -21,13 +21,18 @@ from slf_common.errors import UserError
 from slf_common.rules import Rule
 
 PIPE_CLOSED = 141  # exit status: 128 + SIGPIPE
-# What absl logs in a run in which all is well. Orbax: a run opened for reading; and a checkpoint that is not OCDBT
-# (slf_jax/state.py), which has nothing to merge. Anything else is shown.
+# What libraries say where all is well; anything else is shown. Orbax: a run is opened for reading; a checkpoint that is
+# not OCDBT (slf_jax/state.py) has nothing to merge. pyannote: no FFmpeg, while it is given waves and not files.
 HARMLESS = (
     "CheckpointManagerOptions.read_only=True, setting",
     "Given directory is read only=",
     "Skipping merge of OCDBT checkpoints",
+    "torchcodec is not installed correctly",
 )
+FOR_PROGRAMMERS = (
+    DeprecationWarning, PendingDeprecationWarning, FutureWarning, SyntaxWarning, ImportWarning, ResourceWarning,
+)  # fmt: skip
+_told: set[str] = set()
 # A disk or a limit, whatever was being done; most such errors name no file.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SYSTEM = (*NO_ROOM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ESTALE)
@@ -109,11 +114,19 @@ def deaf_children() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, other people's libraries say nothing; errors pass through."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    """Inside, other people's libraries do not write to the terminal. Errors pass through; warnings that are for a
+    user are told afterwards, once each and in one line.
+    """
+    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
         with contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
+            for kind in FOR_PROGRAMMERS:
+                warnings.simplefilter("ignore", kind)
             yield
+    for warning in caught:
+        line = (str(warning.message).strip().splitlines() or [""])[0]
+        if line not in _told and not any(text in line for text in HARMLESS):
+            _told.add(line)
+            print(f"note: {warning.category.__name__}: {line}", file=sys.stderr)
 
 
 def parser(module: str, about: str, examples: Sequence[str]) -> argparse.ArgumentParser:

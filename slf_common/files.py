@@ -76,7 +76,7 @@ def check_writable_file(path: Path, flag: str = "--out") -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes under a temporary name and renames: the file is whole or absent."""
+    """Writes under a temporary name and renames: the file is whole or absent. An `OSError` names the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
     try:
@@ -85,6 +85,9 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk names none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

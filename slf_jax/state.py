@@ -214,7 +214,8 @@ class Checkpoints:
             return
         (like, step), self._unread = self._unread, None
         try:
-            self.restore(step, like)
+            with jax.transfer_guard("allow"):
+                self.restore(step, like)
         except UserError as error:
             older = [other for other in self._manager.all_steps() if other < step]
             way_on = f"from step {max(older)}" if older else "from the beginning"

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,17 @@ def test_only_what_is_known_to_be_harmless_is_kept_quiet(caplog):
     absl.warning("Given directory is read only=%s", "/x")
     absl.warning("something is wrong with %s", "/x")
     assert [record.getMessage() for record in caplog.records] == ["something is wrong with /x"]
+
+
+def test_a_librarys_warning_reaches_the_user_once(capsys):
+    """(fault 3)"""
+    for _ in range(2):
+        with cli.quiet():
+            print("chatter")
+            warnings.warn("old", DeprecationWarning, stacklevel=1)
+            warnings.warn("these weights\nare another model's", UserWarning, stacklevel=1)
+    told = capsys.readouterr()
+    assert told.out == "" and told.err == "note: UserWarning: these weights\n"
 
 
 def test_nobody_reads_on_or_the_disk_is_full():

@@ -2,12 +2,13 @@
 
 import contextlib
 import importlib
+import pickle
 import resource
 from pathlib import Path
 
 import pytest
 
-from slf_common import files
+from slf_common import cli, files
 from slf_common.errors import UserError
 from slf_common.files import check_writable, check_writable_file, local_path
 
@@ -159,3 +160,8 @@ def test_a_full_disk_is_noticed_before_the_work(here):
     with no_room(), pytest.raises(UserError, match=r"new/folder: cannot be written to \(File too large\)"):
         check_writable(Path("new/folder"))
     assert not list(here.iterdir())
+    with no_room(), pytest.raises(OSError) as error:
+        files.write_atomically(Path("report.html"), b"text")
+    assert not list(here.iterdir())
+    told = cli.explain(pickle.loads(pickle.dumps(error.value)))  # as from a worker
+    assert told == "report.html: File too large; make room there, then run the same command again"
