@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
             out="data/vox2/records",
             attributes="",  # CSV of speaker_id, age, gender, ethnicity, language, split; "": the videos' people.csv
             extractors=("ecapa", "pyannote", "titanet", "speakernet", "pyaudioanalysis", "mel", "language"),
-            detector="retinaface",  # or "opencv", "mtcnn", "skip" (the frame is the face)
+            detector="retinaface",  # or "opencv", "mtcnn", any other of DeepFace's, "skip" (the frame is the face)
             frames=5,  # of a clip in which a face is looked for: its middle, then 1/4, 3/4, 1/8, ...
             clips_per_shard=256,
             runner="local",  # or "ray"

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Protocol
 
+from extract import deepface
 from extract.frameworks import ENVIRONMENT
 from extract.models import Models, use_networks
 from extract.pipeline import Chunk, Done, Job, process_chunk
@@ -52,6 +53,7 @@ def open_runner(settings: Mapping) -> Iterator[Runner]:
         with _ray(settings, text) as runner:
             yield runner
         return
+    deepface.check_installed(settings)
     networks = use_networks(settings)
     gpus = visible_gpus(settings["device"]) if networks else []
     workers = settings["workers"] or len(gpus) or max(1, (os.cpu_count() or 1) // (CORES if networks else 1))

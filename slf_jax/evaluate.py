@@ -216,6 +216,7 @@ def choose_embedder(name: str, metric: str, detector: str, train: Clips | None) 
     """The one asked for; "auto" is the paper's where its weights are at hand, and else eigenfaces."""
     if name != "auto":
         return faces.make(name, metric, detector, train)
+    faces.check_detector(detector)
     try:
         return faces.make("vgg-face", metric, detector, train)
     except faces.NoNetwork as error:
@@ -274,7 +275,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument(
         "--metric", default="", choices=("", "l2", "cosine"), help="default: l2 for vgg-face, cosine for the others"
     )
-    arguments.add_argument("--detector", default="opencv", help="of DeepFace, or skip (default: opencv, as the paper)")
+    arguments.add_argument(
+        "--detector", default="opencv",
+        help="any of DeepFace's (retinaface, mtcnn, dlib, ...), or skip (default: opencv, as the paper)",
+    )  # fmt: skip
     arguments.add_argument(
         "--same-clip", action="store_true",
         help="the gallery holds the clip that the guide comes from, as in the paper; else another where there is one",

@@ -1,5 +1,6 @@
 """Faces: cutting them out, finding them with DeepFace's real detectors, estimating age, gender and ethnicity."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from extract import deepface, faces
 from extract.clips import find_clips
@@ -63,7 +65,7 @@ def test_the_first_frame_with_a_face_is_taken():
     assert (faces.find_face(iter(frames), bright).picture == 200).all() and asked == [10, 20, 200]
     with pytest.raises(MediaError, match="no face in 2 frames"):
         faces.find_face(iter(frames[:2]), bright)
-    with pytest.raises(MediaError, match="no face in 1 frame$"):
+    with pytest.raises(MediaError, match="no face in 1 frame; if .* use --config.extract.detector=skip$"):
         faces.find_face(frames[:1], bright)
 
 
@@ -112,6 +114,123 @@ def test_where_there_is_no_face_none_is_found(deepface_home):
         assert deepface.Detector("opencv")(frame) is None
 
 
+@pytest.fixture(scope="module", params=[(39, 2, -11), (34, -6, -8)])
+def tight(request, astronaut):
+    """The face alone, 160x160: in its whole picture OpenCV's cascade finds it, here it does not."""
+    half, across, down = request.param
+    place = (222 - half + across, 115 - half + down, 222 + half + across, 115 + half + down)
+    return np.asarray(Image.fromarray(astronaut).crop(place).resize((160, 160), Image.Resampling.BICUBIC))
+
+
+def test_haar_finds_a_face_that_fills_its_picture(deepface_home, tight):
+    """OpenCV's cascade found no face in one of six pictures that are face crops already (fault 24)."""
+    detector = deepface.Detector("opencv")
+    assert detector(tight) is None
+    left, top, right, bottom = faces.look_again(tight, detector)
+    assert 0 <= left < 30 and 0 <= top < 30 and 130 < right <= 160 and 130 < bottom <= 160
+    found = faces.find_face([np.zeros_like(tight), tight], detector)
+    assert found.picture.shape == (128, 128, 3) and 0 <= found.close.min() < found.close.max() <= 1
+    # Neither mirrored nor drawn out at the edges: cut from the picture as it is.
+    whole = np.asarray(Image.fromarray(tight).resize((128, 128), Image.Resampling.LANCZOS))
+    assert np.corrcoef(found.picture.ravel(), whole.ravel())[0, 1] > 0.8
+
+
+def test_the_first_look_at_all_frames_goes_before_a_second(deepface_home, tight, astronaut):
+    """What a first look finds stays as it was: a second look is for clips that had no face (fault 24)."""
+    detector = deepface.Detector("opencv")
+    both = faces.find_face([tight, astronaut], detector).picture
+    np.testing.assert_array_equal(both, faces.find_face([astronaut], detector).picture)
+
+
+def test_a_second_look_invents_no_faces(deepface_home):
+    """Nothing is found in pictures of something else, and the failure says what to do (fault 24)."""
+    data = pytest.importorskip("skimage.data")
+    others = [np.ascontiguousarray(data.coffee()[:, :400]), data.rocket(), np.zeros((7, 5, 3), np.uint8)]
+    with pytest.raises(MediaError, match="no face in 3 frames; .* use --config.extract.detector=skip"):
+        faces.find_face(others, deepface.Detector("opencv"))
+
+
+@pytest.mark.parametrize("height, width, mirrored", [(100, 200, False), (300, 150, True), (50, 60, True)])
+def test_a_box_found_in_a_second_look_lies_in_the_frame(height, width, mirrored):
+    """The box is mapped back from the small, padded, maybe mirrored copy, and clipped (fault 24)."""
+    frame = np.zeros((height, width, 3), np.uint8)
+    frame[height // 2 :, : width // 2] = 255  # bright, below, on the left
+
+    def bright(picture):
+        rows, columns = np.nonzero(picture[..., 0] > 128)
+        right_half = columns.min() > picture.shape[1] / 4
+        if right_half != mirrored:
+            return None
+        return (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1), picture
+
+    left, top, right, bottom = faces.look_again(frame, bright)
+    assert (left, top, right, bottom) == pytest.approx((0, height / 2, width / 2, height), abs=0.02 * height + 2)
+    assert 0 <= left < right <= width and 0 <= top < bottom <= height
+
+
+def write_centerface(path: Path) -> None:
+    """DeepFace's network `centerface`, as small as can be: bright squares are faces of 64 pixels."""
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    layers = {"537": (1, 1 / 12_240, 0.0), "538": (2, 0.0, np.log(16)), "539": (2, 0.0, 0.0), "540": (10, 0.0, 0.3)}
+    weights, nodes, outputs = [], [], []
+    for name, (count, weight, bias) in layers.items():
+        values = np.full((count, 3, 4, 4), weight, np.float32), np.full(count, bias, np.float32)
+        weights += [onnx.numpy_helper.from_array(v, f"{name}{w}") for v, w in zip(values, "wb", strict=True)]
+        inputs = ["input", f"{name}w", f"{name}b"]
+        nodes.append(helper.make_node("Conv", inputs, [name], kernel_shape=[4, 4], strides=[4, 4]))
+        outputs.append(helper.make_tensor_value_info(name, kind, [1, count, "h", "w"]))
+    given = [helper.make_tensor_value_info("input", kind, [1, 3, "H", "W"])]
+    graph = helper.make_graph(nodes, "centerface", given, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, path)
+
+
+def test_any_detector_of_deepface_can_be_chosen(deepface_home, people_folder, tmp_path, extract):
+    """Only three of DeepFace's twenty detectors could be chosen, and one without a package named failed (fault 24)."""
+    from deepface.modules import modeling
+
+    for name in modeling.AVAILABLE_MODELS["face_detector"]:
+        flags = ("--dry-run", f"--config.extract.detector={name}")
+        extract("--videos", people_folder, "--out", tmp_path / "data", *flags)
+    path = deepface_home / ".deepface" / "weights" / "centerface.onnx"
+    write_centerface(path)
+    detector = deepface.Detector("centerface")
+    frame = np.zeros((240, 320, 3), np.uint8)
+    frame[100:164, 150:214] = 255
+    box, _ = detector(frame)
+    assert 90 < (box[1] + box[3]) / 2 < 180 and 140 < (box[0] + box[2]) / 2 < 224
+    provenance = detector.provenance
+    assert provenance["detector"].startswith("centerface, DeepFace 0.") and len(provenance["weights"]) == 16
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("centerface", "no weights at .*centerface.onnx, .* curl -L --create-dirs -o '.*centerface.onnx' https://"),
+        ("ssd", "no weights at .*deploy.prototxt"),
+        ("yunet", "no weights at .*face_detection_yunet"),
+    ],
+)
+def test_a_detectors_missing_weights_are_one_line(deepface_home, name, message):
+    """Some detectors load their weights at the first face, and there it was a traceback (fault 24)."""
+    with pytest.raises(UserError, match=f"^config.extract.detector={name}: {message}") as error:
+        deepface.Detector(name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, package", [("dlib", "dlib"), ("yolov8n", "ultralytics"), ("fastmtcnn", "facenet")])
+def test_a_detectors_missing_package_is_one_line(deepface_home, name, package):
+    """What a detector needs beside DeepFace is named (fault 24)."""
+    module = {"yolov8n": "ultralytics", "fastmtcnn": "facenet_pytorch"}.get(name, name)
+    if importlib.util.find_spec(module):
+        pytest.skip(f"{module} is installed")
+    with pytest.raises(UserError, match=f"^config.extract.detector={name}: .*{package}") as error:
+        deepface.Detector(name)
+    assert "\n" not in str(error.value)
+
+
 def test_haar_finds_drawn_talkers_too(deepface_home, tmp_path):
     generate(tmp_path, people=12, seed=0)
     found = []
@@ -119,7 +238,7 @@ def test_haar_finds_drawn_talkers_too(deepface_home, tmp_path):
         try:
             found.append(faces.find_face(face_frames(clip, 3), deepface.Detector("opencv")).picture)
         except MediaError as error:
-            assert str(error) == "no face in 3 frames"
+            assert str(error).startswith("no face in 3 frames; if the pictures are face crops already")
     assert len(found) >= 2 and all(face.std() > 20 for face in found)
 
 
@@ -180,7 +299,7 @@ def test_missing_weights_are_told_with_path_and_command(deepface_home, tmp_path,
 @pytest.mark.parametrize(
     "flag, message",
     [
-        ("--config.extract.detector=magic", "no such detector; choose from: retinaface, opencv, mtcnn, skip"),
+        ("--config.extract.detector=magic", "detector=magic: no such detector.* retinaface, opencv, mtcnn, skip"),
         ("--config.extract.frames=0", "frames=0: must be a whole number of at least 1"),
         ("--config.extract.deepface.engine=jax", "engine='jax': must be one of: pytorch, onnx, tensorflow"),
         ("--config.extract.deepface.estimate=mood", "each entry one of: age, gender, ethnicity"),
@@ -192,6 +311,7 @@ def test_mistakes_in_the_settings_are_told_before_anything_is_loaded(people_fold
 
 
 def test_without_deepface_the_extra_is_named(people_folder, tmp_path, command):
+    """Whatever else is missing, PyTorch for one (fault 24)."""
     hidden = "import sys; sys.modules['deepface'] = None"
     code = f"{hidden}; from extract.run import main; from slf_common import cli; cli.run(main)"
     places = ["--videos", str(people_folder), "--out", str(tmp_path)]

@@ -130,6 +130,29 @@ def start(run, out, home, *flags):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
+CROPPED = """
+import numpy as np, skimage.data
+from PIL import Image
+from slf_jax.evaluation import faces
+picture = Image.fromarray(skimage.data.astronaut())
+crops = [picture.crop((185, 65, 263, 143)), picture.crop((300, 300, 400, 400))]
+crops = np.stack([np.asarray(crop.resize((128, 128), Image.Resampling.BICUBIC)) for crop in crops])
+embedder = faces.make("vgg-face", "", "opencv", None)
+first = [embedder._represent(crop, "opencv") is not None for crop in crops]
+print(first, embedder(crops).found.tolist(), embedder.fingerprint)
+faces.make("vgg-face", "", "magic", None)
+"""
+
+
+def test_faces_that_fill_their_picture_are_found(weights):
+    """OpenCV's cascade found no face in many generated faces, and any word was taken for a detector (fault 24)."""
+    pytest.importorskip("skimage")
+    environment = os.environ | {"DEEPFACE_HOME": str(weights), "DEEPFACE_BACKEND_ENGINE": "onnx"}
+    done = subprocess.run([sys.executable, "-c", CROPPED], capture_output=True, text=True, env=environment, timeout=300)
+    assert "[False, False] [True, False]" in done.stdout, done.stdout + done.stderr
+    assert "UserError: --detector magic: must be one of: skip, opencv, mtcnn" in done.stderr
+
+
 def test_deepface_compares_faces_and_guesses_attributes(run, tmp_path, weights):
     done = start(run, tmp_path, weights, "--embedder", "vgg-face", "--detector", "skip", "--people", "4")
     assert done.returncode == 0, done.stderr
