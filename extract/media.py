@@ -75,7 +75,6 @@ def _mono(frames: Iterable[av.AudioFrame], wanted: int) -> np.ndarray:
 def _mix(frames: Iterator[av.AudioFrame], wanted: int) -> np.ndarray:
     """The same of frames in one format: FFmpeg's average of the channels, or the loudest one where they cancel."""
     first = next(frames)
-    names = [channel.name for channel in first.layout.channels]
     # 16-bit: only for integers does FFmpeg average channels; floats it adds, so that stereo is louder.
     mixer = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
     splitter = av.AudioResampler(format="s16p", rate=SAMPLE_RATE)
@@ -83,7 +82,7 @@ def _mix(frames: Iterator[av.AudioFrame], wanted: int) -> np.ndarray:
     for frame in chain([first], frames, [None]):  # None: the resampler's remainder
         blocks = _resample(mixer, frame)
         mixed += blocks
-        if len(names) > 1:
+        if first.layout.nb_channels > 1:
             channels += _resample(splitter, frame)
         got += sum(block.shape[1] for block in blocks)
         if got >= wanted:
@@ -91,7 +90,10 @@ def _mix(frames: Iterator[av.AudioFrame], wanted: int) -> np.ndarray:
     if not mixed:
         return np.zeros(0, np.int16)
     average = np.concatenate(mixed, 1)[0, :wanted]
-    return _audible(average, np.concatenate(channels, 1)[:, :wanted], names) if channels else average
+    if not channels:
+        return average
+    apart = np.concatenate(channels, 1)[:, : len(average)]
+    return _audible(average, apart[[i for i in range(len(apart)) if i not in _bass(first.layout)]])
 
 
 def _resample(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> list[np.ndarray]:
@@ -100,14 +102,21 @@ def _resample(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> list
         return [part.to_ndarray() for part in resampler.resample(frame) if part is not None]
 
 
-def _audible(average: np.ndarray, channels: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """The average of the channels [n] or, where they cancel, the loudest of `channels` [channels, n]."""
-    voices = [wave[: len(average)] for wave, name in zip(channels, names, strict=True) if name != "LFE"]
-    levels = np.array([_levels(wave) for wave in voices])
+def _bass(layout: av.AudioLayout) -> list[int]:
+    """The channels for low frequencies, which FFmpeg leaves out of the average."""
+    names = [channel.name for channel in layout.channels]
+    if set(names) == {"NONE"}:  # the file names none: FFmpeg takes its own order
+        return {3: [2], 6: [3], 7: [3], 8: [3]}.get(len(names), [])
+    return [i for i, name in enumerate(names) if name.startswith("LFE")]
+
+
+def _audible(average: np.ndarray, channels: np.ndarray) -> np.ndarray:
+    """The average of the channels, int16 [n], or the loudest of `channels` [channels, n] where they cancel."""
+    levels = np.array([_levels(wave) for wave in channels])
     best = int(levels.max(1).argmax())
     heard = levels[best] >= SILENCE
     if heard.any() and np.median((levels[best] - _levels(average))[heard]) > CANCELLED:
-        return voices[best]
+        return channels[best]
     return average
 
 

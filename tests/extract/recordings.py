@@ -1,6 +1,9 @@
 """Small real recordings, made with numpy, PyAV and Pillow."""
 
+import struct
 import wave
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -29,15 +32,21 @@ def moving_frames(seconds: float, height: int = 48, width: int = 64) -> np.ndarr
     return frames
 
 
-def write_video(path: Path, sound=None, frames=None, rate: int = 16_000, codecs=("aac", "mpeg4")) -> Path:
-    """A video file of sound float32 [channels, samples] and frames uint8 [n, H, W, 3], either of them optional."""
+def write_video(
+    path: Path, sound=None, frames=None, rate: int = 16_000, codecs=("aac", "mpeg4"), pixel=Fraction(1)
+) -> Path:
+    """A video file of sound float32 [channels, samples] and frames uint8 [n, H, W, 3], either of them optional.
+
+    `pixel`: a pixel's width by its height.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         video = container.add_stream(codecs[1], rate=FPS) if frames is not None else None
-        layout = "stereo" if sound is not None and len(sound) == 2 else "mono"
+        layout = {2: "stereo", 6: "5.1"}.get(len(sound) if sound is not None else 1, "mono")
         audio = container.add_stream(codecs[0], rate=rate, layout=layout) if sound is not None else None
         if video:
             video.height, video.width, video.pix_fmt = *frames.shape[1:3], "yuv420p"
+            video.codec_context.sample_aspect_ratio = pixel
             for frame in frames:
                 container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(video.encode(None))
@@ -47,6 +56,28 @@ def write_video(path: Path, sound=None, frames=None, rate: int = 16_000, codecs=
             container.mux(audio.encode(block))
             container.mux(audio.encode(None))
     return path
+
+
+def set_matrix(path: Path, matrix: Sequence[float]) -> Path:
+    """Gives the first track of an MP4 the display matrix (a, b, c, d): x' = a x + c y, y' = b x + d y."""
+    a, b, c, d = (round(value * 0x10000) for value in matrix)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 0x40000000)
+    path.write_bytes(data)
+    return path
+
+
+def hurt(path: Path, kind: str, numbers: Iterable[int]) -> int:
+    """Overwrites some packets of the first stream of a kind with zeros; returns how many packets there are."""
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(**{kind: 0}) if packet.size]
+    data = bytearray(path.read_bytes())
+    for number in numbers:
+        place, size = packets[number]
+        data[place : place + size] = bytes(size)
+    path.write_bytes(data)
+    return len(packets)
 
 
 def write_wav(path: Path, sound: np.ndarray, rate: int = 16_000) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from recordings import FPS, moving_frames, voice, write_clip, write_image, write_video, write_wav
+from recordings import FPS, moving_frames, set_matrix, voice, write_clip, write_image, write_video, write_wav
 
 from extract import media
 from extract.clips import find_clips
@@ -91,15 +91,66 @@ def test_a_video_without_a_duration_has_a_middle(tmp_path):
     assert bar_position(next(media.decode_frames(tmp_path / "live.mkv"))) == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_video_on_its_side_is_set_upright(tmp_path):
+TURNS = {
+    "upright": (1, 0, 0, 1),
+    "clockwise": (0, 1, -1, 0),
+    "upside down": (-1, 0, 0, -1),
+    "anticlockwise": (0, -1, 1, 0),
+    "mirrored": (-1, 0, 0, 1),
+    "flipped": (1, 0, 0, -1),
+    "transposed": (0, 1, 1, 0),
+    "transposed the other way": (0, -1, -1, 0),
+}
+
+
+@pytest.mark.parametrize("matrix", TURNS.values(), ids=TURNS)
+def test_a_turned_or_mirrored_video_is_set_upright(tmp_path, matrix):
+    """Each of the eight display matrices puts every pixel where it says (fault 12)."""
     path = write_clip(tmp_path / "phone.mp4")
-    upright = next(media.decode_frames(path))
-    data = bytearray(path.read_bytes())
-    quarter = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]  # the display matrix of a quarter turn clockwise
-    at = data.index(b"tkhd") + 4 + 40
-    data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in quarter)
-    path.write_bytes(data)
-    np.testing.assert_array_equal(next(media.decode_frames(path)), np.rot90(upright, -1))
+    stored = next(media.decode_frames(path))
+    down, across = np.indices(stored.shape[:2])
+    a, b, c, d = matrix
+    x, y = a * across + c * down, b * across + d * down
+    expected = np.zeros((np.ptp(y) + 1, np.ptp(x) + 1, 3), np.uint8)
+    expected[y - y.min(), x - x.min()] = stored
+    np.testing.assert_array_equal(next(media.decode_frames(set_matrix(path, matrix))), expected)
+
+
+def disc(pixel: Fraction) -> np.ndarray:
+    """A disc, stored with pixels that are so much wider than high: uint8 [5, 96, 96, 3]."""
+    down, across = np.mgrid[:96, :96] - 47.5
+    inside = (across * float(pixel)) ** 2 + down**2 < 20**2
+    return np.broadcast_to(np.where(inside, 230, 30).astype(np.uint8)[None, ..., None], (5, 96, 96, 3)).copy()
+
+
+@pytest.mark.parametrize(
+    "name, codec, turn",
+    [
+        ("a.mp4", "mpeg4", "upright"),
+        ("a.mkv", "h264", "upright"),
+        ("a.avi", "mpeg4", "upright"),
+        ("a.mp4", "h264", "clockwise"),
+        ("a.mp4", "h264", "mirrored"),
+    ],
+)
+@pytest.mark.parametrize("pixel", [Fraction(4, 3), Fraction(1, 2)])
+def test_a_circle_stays_a_circle(tmp_path, name, codec, turn, pixel):
+    """The sample aspect ratio is respected, in turned videos as well (fault 12)."""
+    path = write_video(tmp_path / name, frames=disc(pixel), codecs=("aac", codec), pixel=pixel)
+    if turn != "upright":
+        set_matrix(path, TURNS[turn])
+    picture = next(media.decode_frames(path))
+    inside = picture[..., 0] > 130
+    wide, high = np.ptp(np.flatnonzero(inside.any(0))), np.ptp(np.flatnonzero(inside.any(1)))
+    assert wide == pytest.approx(high, abs=2)
+    assert picture.shape[1] / picture.shape[0] == pytest.approx(
+        float(1 / pixel if turn == "clockwise" else pixel), 0.01
+    )
+
+
+def test_a_sample_aspect_ratio_from_a_damaged_header_is_ignored(tmp_path):
+    path = write_video(tmp_path / "a.mkv", frames=disc(Fraction(1)), codecs=("aac", "mpeg4"), pixel=Fraction(1, 250))
+    assert next(media.decode_frames(path)).shape == (96, 96, 3)
 
 
 def test_extremes_are_usable(tmp_path):
@@ -155,8 +206,7 @@ def headless(path: Path) -> None:
         (silent, "silent"),
         (headless, "no samples"),
         (Path.mkdir, "not a regular file"),
-        (lambda path: None, "cannot be read .No such file"),
-        (lambda path: path.symlink_to("nowhere"), "cannot be read"),
+        (lambda path: path.symlink_to(path), "cannot be read .Too many levels"),
     ],
 )
 def test_what_is_wrong_with_a_sound_is_said(tmp_path, make, reason):
@@ -176,34 +226,14 @@ def test_what_is_wrong_with_a_picture_is_said(tmp_path, make, reason):
         next(media.decode_frames(path))
 
 
-def test_a_clip_damaged_anywhere_is_decoded_or_refused_but_never_crashes(tmp_path):
-    data = write_clip(tmp_path / "good.mp4").read_bytes()
-    rng = np.random.default_rng(0)
-    outcomes = set()
-    for i in range(40):
-        broken = np.frombuffer(data, np.uint8).copy()
-        where = rng.integers(len(broken), size=1 + i // 4)
-        broken[where] = rng.integers(256, size=len(where))
-        path = tmp_path / "broken.mp4"
-        path.write_bytes(broken[: rng.integers(len(broken)) if i % 4 == 0 else None].tobytes())
-        for decode in (media.decode_audio, lambda path: list(media.decode_frames(path))):
-            try:
-                decode(path)
-                outcomes.add("decoded")
-            except MediaError:
-                outcomes.add("refused")
-    assert outcomes == {"decoded", "refused"}
-
-
-def test_a_name_that_is_no_utf8_is_an_id_and_a_reason(tmp_path):
+def test_a_name_that_is_no_utf8_is_decoded_like_any_other(tmp_path):
     good = write_clip(tmp_path / "good.mp4")
+    expected = media.decode_audio(good)
     os.rename(good, os.fsencode(tmp_path) + b"/b\xffd.mp4")
     (clip,) = find_clips(tmp_path).clips
     assert clip.clip_id == "b\\xffd"
-    try:
-        assert media.decode_audio(clip.path).any()
-    except MediaError as error:
-        assert "UTF-8" in str(error)
+    np.testing.assert_array_equal(media.decode_audio(clip.path), expected)
+    assert next(media.face_frames(clip)).shape == (48, 64, 3)
 
 
 def test_a_sound_takes_the_image_beside_it(tmp_path):

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from slf_common.errors import UserError
+from slf_common.pictures import GROUND, read_picture
 from slf_jax import cascade, features, sample
 from slf_jax.evaluation import metrics
 from tfrecords.reader import Clips
@@ -138,3 +139,35 @@ def test_a_thumbnail_of_8x8_pixels_is_taken_as_it_is(tmp_path):
     face = sample.read_guide(tmp_path / "8.png")
     assert face.shape == (128, 128, 3)
     np.testing.assert_array_equal(cascade.to_uint8(cascade.make_guide(cascade.to_float(face[None])))[0], pixels)
+
+
+def test_a_guide_is_read_as_extraction_reads_pictures(tmp_path):
+    """Upright, scaled from 16 bits, blended where it is transparent (fault 12)."""
+    grey = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(grey).save(tmp_path / "16.png")
+    Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "clear.png")
+    for name in ("16.png", "clear.png"):
+        eighths = sample.read_guide(tmp_path / name)[8::16, 8::16]
+        np.testing.assert_array_equal(eighths, read_picture(tmp_path / name))
+    assert 100 < sample.read_guide(tmp_path / "16.png").mean() < 150
+    assert (sample.read_guide(tmp_path / "clear.png") == GROUND).all()
+
+
+def test_a_guide_that_cannot_be_read_is_one_line(tmp_path):
+    """Whatever Pillow raises, and whatever the system says (faults 6 and 11)."""
+    Image.new("RGB", (64, 64), (9, 8, 7)).save(tmp_path / "whole.png")
+    data = bytearray((tmp_path / "whole.png").read_bytes())
+    data[8:12] = bytes(4)  # the header's length: a ValueError or SyntaxError within Pillow
+    (tmp_path / "header.png").write_bytes(data)
+    (tmp_path / "cut.png").write_bytes(data[:60])
+    (tmp_path / "empty.png").touch()
+    for name, reason in [
+        ("header.png", "the image cannot be read"),
+        ("cut.png", "the image cannot be read"),
+        ("empty.png", "the file is empty"),
+        ("none.png", "No such file"),
+        (".", "Is a directory"),
+    ]:
+        with pytest.raises(UserError, match=f"--guide {tmp_path / name}: .*{reason}") as error:
+            sample.read_guide(tmp_path / name)
+        assert "\n" not in str(error.value)
