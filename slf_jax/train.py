@@ -113,7 +113,7 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
     with Checkpoints(run.workdir, name, settings.keep, settings.keep_best) as checkpoints:
         # ---- state
         optimizer, schedule = make_optimizer(settings, name)
-        root = stream(stream(jax.random.key(config.seed), "train"), name)
+        root = root_key(config.seed, name)
         state = _state(name, run, optimizer, checkpoints, stream(root, "init"))
         first = int(state.step)
         if first >= steps:
@@ -167,6 +167,11 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
                 if stopping and not ends:
                     return False
     return not stopping
+
+
+def root_key(seed: int, name: str) -> jax.Array:
+    """What all keys of a stage's training are derived from: its initial parameters and each step's."""
+    return stream(stream(jax.random.key(seed), "train"), name)
 
 
 def _read(

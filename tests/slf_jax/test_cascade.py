@@ -290,3 +290,45 @@ def test_presets_have_about_the_millions_of_parameters_they_should(path, base, u
     for name, (least, most) in (("base", base), ("upsampler", upsampler)):
         shapes = jax.eval_shape(system.stages[name].init, jax.random.key(0))
         assert least < sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 < most
+
+
+def shapes(jaxpr):
+    """The shapes of all that a program computes."""
+    for eqn in jaxpr.eqns:
+        yield from (out.aval.shape for out in eqn.outvars)
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+            yield from shapes(inner)
+
+
+@pytest.fixture(scope="module")
+def sweep(system, params, config, batch):
+    """Sweeps the base stage: sweep(batch, scales, interval) -> images [S, 6, 32, 32, 3]."""
+    noises, stages = cascade.person_noise(0, jnp.arange(6)), ("base",)
+
+    def run(batch, scales, interval):
+        settings = dataclasses.replace(cascade.sample_settings(config), interval=interval)
+        guides, pairs = cascade.make_guide(cascade.to_float(batch["face"])), jnp.stack([scales, scales], -1)
+        return system.sample({"base": params["base"]}, batch, guides, jnp.ones(6), noises, pairs, settings, stages)
+
+    return run
+
+
+@pytest.mark.parametrize("interval", [(), (0.5, 5.0)])
+def test_keys_and_values_are_not_copied_for_each_scale(sweep, system, params, batch, interval):
+    """With a guidance interval they were, [S, B, N, heads, head_width] of each (fault 23)."""
+    cond = system.stages["base"].condition(params["base"], *system.features(batch))
+    found = set(shapes(jax.make_jaxpr(lambda s: sweep(batch, s, interval))(jnp.array([0.0, 1.0, 2.0, 3.0, 4.0])).jaxpr))
+    assert cond.keys and all(key.shape in found for key in cond.keys)
+    assert not found & {(5, *each.shape) for each in (*cond.keys, *cond.values, cond.sketch)}
+
+
+def test_scale_zero_ignores_the_conditions_outside_an_interval_too(sweep, batch):
+    """Beside other scales and alone; the other scales' images do not depend on whether 0 is among them (fault 23)."""
+    run = jax.jit(lambda batch, scales: sweep(batch, scales, (0.5, 5.0)))
+    pair = jnp.array([0.0, 1.0])
+    own, other = (np.asarray(run(each, pair)) for each in (batch, other_conditions(batch)))
+    np.testing.assert_array_equal(own[0], other[0])
+    assert np.abs(own[1] - other[1]).mean() > 1e-3
+    ones = np.asarray(run(batch, jnp.ones(2)))
+    np.testing.assert_allclose(ones[0], own[1], atol=1e-5)
+    np.testing.assert_allclose(np.asarray(run(batch, jnp.zeros(2)))[1], own[0], atol=1e-5)

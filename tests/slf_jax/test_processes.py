@@ -73,6 +73,35 @@ def test_one_process_goes_on_to_the_same_numbers(story, run):
     np.testing.assert_allclose(mine, theirs, rtol=1e-3)
 
 
+@pytest.fixture(scope="module")
+def by_pmap(fresh_config, run):
+    """A run of two processes by pmap that is asked to stop, then started again: the config, and how each part ended."""
+    config = fresh_config("pmap")
+    config.update(stage="base", parallel="pmap", compilation_cache=run.compilation_cache)
+    two = start_two(config)
+    wait_for_checkpoint(config, 8, two[0], seconds=300)
+    two[0].send_signal(signal.SIGTERM)
+    parts = [[(process.communicate(timeout=300)[0], process.returncode) for process in two]]
+    step = weights(config)[0]
+    two = start_two(config)
+    parts.append([(process.communicate(timeout=300)[0], process.returncode) for process in two])
+    return config, parts, step
+
+
+def test_pmap_over_two_processes_stops_resumes_and_ends_with_shard_maps_numbers(by_pmap, run):
+    """Two processes of two devices each train by pmap as one does by shard_map, also across a restart (fault 2)."""
+    config, parts, step = by_pmap
+    for output, status in (ended for part in parts for ended in part):
+        assert status == 0, output
+    assert "4 x cpu by pmap, 2 process(es)" in parts[0][0][0] and 8 <= step < 40
+    (last, found), (_, expected) = weights(config), weights(run)
+    assert last == 40
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+    mine, theirs = ([line["loss"] for line in lines(which) if "loss" in line][:40] for which in (config, run))
+    np.testing.assert_allclose(mine, theirs, rtol=1e-3)
+
+
 def test_processes_that_do_not_find_each_other_say_so(fresh_config):
     config = fresh_config("lonely")
     process = start_training(config, "--config.distributed=true")

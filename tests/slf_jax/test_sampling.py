@@ -81,13 +81,29 @@ def test_noise_is_the_same_in_any_order_and_number(whole):
 
 
 def test_chunks_shrink_to_the_memory_there_is(trained, people, whole):
-    chunk, program = whole[0]._programs[2]
+    ((chunk, program),) = whole[0]._programs[2].items()
     need = program.memory_analysis().temp_size_in_bytes
     small = sampling.Sampler(trained, chunk=10, memory=0.6 * need / 1e9)
     images = small(*people, SCALES, 7, samples=2)
-    assert 1 <= small._programs[2][0] < chunk == 10
-    assert small._programs[2][1].memory_analysis().temp_size_in_bytes <= 0.6 * need
+    ((fewer, smaller),) = small._programs[2].items()
+    assert 1 <= fewer < chunk == 10
+    assert smaller.memory_analysis().temp_size_in_bytes <= 0.6 * need
     assert np.abs(images.astype(int) - whole[1].astype(int)).max() <= 1
+
+
+def test_a_small_first_call_does_not_fix_the_chunks_of_later_ones(trained, people):
+    """Five people after one are one chunk of four and one of one filled up, not five of one (fault 23)."""
+    sampler = sampling.Sampler(trained, stages=("base",), chunk=4)
+    batch, numbers = people
+    first = {key: value[:1] for key, value in batch.items()}
+    one = sampler(first, numbers[:1], SCALES[1:], 7)
+    assert list(sampler._programs[1]) == [1]
+    five = sampler(batch, numbers, SCALES[1:], 7)
+    assert list(sampler._programs[1]) == [1, 4]
+    assert np.abs(five[:, :1].astype(int) - one.astype(int)).max() <= 1
+    three = {key: value[:3] for key, value in batch.items()}
+    assert compilations(lambda: sampler(three, numbers[:3], SCALES[1:], 7)) == 0
+    assert compilations(lambda: sampler(first, numbers[:1], SCALES[1:], 7)) == 0
 
 
 PROGRAM = """

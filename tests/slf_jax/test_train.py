@@ -12,7 +12,8 @@ from tiny import lines, start_training, wait_for_checkpoint, weights
 
 from slf_common.errors import UserError
 from slf_jax import monitor, parallel, state
-from slf_jax.step import for_stage
+from slf_jax.settings import for_stage
+from slf_jax.step import make_optimizer
 from slf_jax.train import _open_validation, _short_of_room, train
 from tfrecords import writer
 from tfrecords.codec import index_shard
@@ -216,11 +217,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step_and_module(run, fr
     config = fresh_config("nan")
     config.update(stage="base", compilation_cache=run.compilation_cache)
     config.train.learning_rate = (1e30, 1e30)
-    # Warm-up: the first step's rate is 0, the second's update is enormous, the third meets its result.
-    with pytest.raises(UserError, match=r"step 3 of stage base: the loss is .*not finite is the output of \w+/\w+"):
+    # The first update is enormous, the second step meets its result.
+    with pytest.raises(UserError, match=r"step 2 of stage base: the loss is .*not finite is the output of \w+/\w+"):
         train(config)
     assert not list(Path(config.workdir).glob("checkpoints/base/[0-9]*"))
-    assert [line["step"] for line in lines(config)] == [1, 2]
+    assert [line["step"] for line in lines(config)] == [1]
 
 
 def test_what_is_done_every_0_steps_is_never_done_but_the_end_is_saved(run, fresh_config):
@@ -242,9 +243,25 @@ def test_spikes_are_skipped_and_counted(run, fresh_config):
     assert train(config)
     told = [line for line in lines(config) if "loss" in line]
     assert 0 < told[-1]["skipped"] < 16
+    schedule = make_optimizer(config.train, "base")[1]
+    skipped = [0, *(line["skipped"] for line in told)]
+    rates = [float(schedule(step - gone)) for step, gone in enumerate(skipped[:-1])]
+    np.testing.assert_allclose([line["learning_rate"] for line in told], rates, rtol=1e-5)
     for before, after in zip(told, told[1:], strict=False):
         stands = before["param_norm"] == after["param_norm"]
         assert stands == (after["skipped"] == before["skipped"] + 1)
+
+
+@pytest.mark.parametrize("warmup, first", [(0, 1.0), (1, 1.0), (4, 0.25)])
+def test_the_first_step_learns_and_the_last_has_the_final_rate(fresh_config, warmup, first):
+    """Step 1 always had the rate 0, and the last step more than the final rate (fault 21)."""
+    settings = fresh_config("rates").train
+    settings.update(learning_rate=(2e-3, 2e-3), steps=(20, 20), warmup=warmup, final_rate=0.1)
+    rates = [float(make_optimizer(settings, "base")[1](count)) for count in range(20)]
+    assert rates[0] == pytest.approx(first * 2e-3) and rates[-1] == pytest.approx(2e-4)
+    assert max(rates) == pytest.approx(2e-3) == rates[max(warmup, 1) - 1]
+    settings.steps = (1, 1)
+    assert float(make_optimizer(settings, "base")[1](0)) == pytest.approx(2e-3)
 
 
 def test_a_profile_is_written_where_tensorboard_finds_it(run, fresh_config):

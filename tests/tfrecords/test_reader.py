@@ -1,4 +1,5 @@
 import itertools
+import json
 import os
 import resource
 import shutil
@@ -132,6 +133,59 @@ def test_a_store_without_its_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
     with pytest.raises(UserError, match=r"gs://bucket/data: .*\[cloud\]"):
         Clips("gs://bucket/data")
+
+
+@pytest.fixture
+def copied(dataset, tmp_path):
+    """The dataset in a folder of its own, as no reader has seen it yet."""
+    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.npz", "*.ids.json"))
+    return tmp_path
+
+
+def test_a_clip_is_found_without_decoding_the_others(copied, monkeypatch):
+    """Finding one clip by its id decoded all before it (fault 23)."""
+    decoded = []
+    decode = reader.decode_clip
+    monkeypatch.setattr(reader, "decode_clip", lambda data, schema: decoded.append(1) or decode(data, schema))
+    assert Clips(copied).find("train17/00000/00001")["age"] == 37 and len(decoded) == 1
+    with pytest.raises(UserError, match="no clip 'nobody' among the 24"):
+        Clips(copied).find("nobody")
+    assert Clips(copied).find(None)["age"] == 20 and len(decoded) == 2
+    monkeypatch.setattr(reader, "decode_names", None)  # no record is read for its names any more
+    clips = Clips(copied)
+    assert list(clips.names()) == [(f"train{i}/00000/00001", f"train{i}") for i in range(24)]
+    assert clips.find("train23/00000/00001")["age"] == 43
+
+
+def test_names_are_read_once_as_far_as_they_were_asked_for(copied, monkeypatch):
+    """What one search has read, the next does not read again; names of other shards than these count for nothing."""
+    numbers, decode = [], reader.decode_names
+    monkeypatch.setattr(reader, "decode_names", lambda data: numbers.append(1) or decode(data))
+    Clips(copied).find("train5/00000/00001")
+    assert len(numbers) == 6
+    Clips(copied).find("train7/00000/00001")
+    assert len(numbers) == 8
+    os.utime(copied / writer.shard_name("train", 0, 2), ns=(0, 0))
+    Clips(copied).find("train1/00000/00001")
+    assert len(numbers) == 10
+    (copied / "slf-train.ids.json").write_text("[")
+    assert Clips(copied).find("train1/00000/00001")["age"] == 21
+
+
+def test_a_found_clip_is_whole(dataset, damaged):
+    """Its CRC is checked though its name was known; in the search too."""
+    names = list(Clips(dataset).names())
+    with pytest.raises(UserError, match=f"{damaged.name}: record .* is damaged"):
+        list(Clips(damaged.parent).names())
+    clips = Clips(damaged.parent, skip_corrupt=True)
+    list(clips.names())
+    (bad,) = clips.corrupt
+    clips = Clips(damaged.parent)
+    saved = {"key": clips._key, "names": names}
+    (damaged.parent / "slf-train.ids.json").write_text(json.dumps(saved))
+    assert clips.find(names[bad - 1][0])
+    with pytest.raises(UserError, match="is damaged"):
+        clips.find(names[bad][0])
 
 
 def test_a_folder_without_a_dataset_says_how_to_make_one(tmp_path):
