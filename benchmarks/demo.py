@@ -19,7 +19,7 @@ import numpy as np
 from slf_common.config import load_config
 from slf_jax import cascade, features
 from slf_jax.diffusion.guidance import area_average
-from slf_jax.step import for_stage
+from slf_jax.settings import for_stage
 from tfrecords.reader import Clips, batches, stack
 
 

@@ -30,8 +30,9 @@ from slf_common import cli
 from slf_common.config import load_config
 from slf_jax import cascade, features, parallel
 from slf_jax.feed import Feed
+from slf_jax.settings import for_stage
 from slf_jax.state import Checkpoints, Meta, init_state
-from slf_jax.step import for_stage, make_optimizer, make_step
+from slf_jax.step import make_optimizer, make_step
 from tfrecords.reader import Clips, batches
 
 STEPS = 30
