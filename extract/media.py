@@ -6,7 +6,7 @@ import errno
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, groupby
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -62,38 +62,46 @@ def _finite(frames: Iterable[av.AudioFrame], lost: list[str]) -> Iterator[av.Aud
 
 
 def _mono(frames: Iterable[av.AudioFrame], wanted: int) -> np.ndarray:
-    """The first `wanted` samples as 16 kHz mono, int16. Where the format changes, a new resampler takes over."""
-    parts, left = [np.zeros(0, np.int16)], wanted
-    for _, run in groupby(frames, lambda frame: (frame.format.name, frame.layout.name, frame.sample_rate)):
-        parts.append(_mix(run, left))
-        left -= len(parts[-1])
-        if not left:
-            break
-    return np.concatenate(parts)
-
-
-def _mix(frames: Iterator[av.AudioFrame], wanted: int) -> np.ndarray:
-    """The same of frames in one format: FFmpeg's average of the channels, or the loudest one where they cancel."""
-    first = next(frames)
-    # 16-bit: only for integers does FFmpeg average channels; floats it adds, so that stereo is louder.
-    mixer = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
-    splitter = av.AudioResampler(format="s16p", rate=SAMPLE_RATE)
-    mixed, channels, got = [], [], 0
-    for frame in chain([first], frames, [None]):  # None: the resampler's remainder
-        blocks = _resample(mixer, frame)
-        mixed += blocks
-        if first.layout.nb_channels > 1:
-            channels += _resample(splitter, frame)
-        got += sum(block.shape[1] for block in blocks)
+    """The first `wanted` samples of the frames as 16 kHz mono, int16."""
+    runs, last, got = [], None, 0
+    for frame in frames:
+        if (form := (frame.format.name, frame.layout.name, frame.sample_rate)) != last:
+            # A new resampler, as in FFmpeg, which gives up what the old one still holds: less than 2 ms.
+            runs.append(_Run(frame.layout))
+            last = form
+        got += runs[-1].add(frame)
         if got >= wanted:
             break
-    if not mixed:
-        return np.zeros(0, np.int16)
-    average = np.concatenate(mixed, 1)[0, :wanted]
-    if not channels:
-        return average
-    apart = np.concatenate(channels, 1)[:, : len(average)]
-    return _audible(average, apart[[i for i in range(len(apart)) if i not in _bass(first.layout)]])
+    else:
+        if runs:
+            runs[-1].add(None)
+    return np.concatenate([np.zeros(0, np.int16), *(run.mono() for run in runs)])[:wanted]
+
+
+class _Run:
+    """Frames of one format, resampled to 16 kHz: their average, and the channels apart."""
+
+    def __init__(self, layout: av.AudioLayout) -> None:
+        self._layout, self._average, self._channels = layout, [np.zeros((1, 0), np.int16)], []
+        # 16-bit: only for integers does FFmpeg average channels; floats it adds, so that stereo is louder.
+        self._mixer = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+        self._splitter = av.AudioResampler(format="s16p", rate=SAMPLE_RATE) if layout.nb_channels > 1 else None
+
+    def add(self, frame: av.AudioFrame | None) -> int:
+        """Adds a frame or, for None, what the resamplers still hold; returns how many samples came out."""
+        blocks = _resample(self._mixer, frame)
+        self._average += blocks
+        if self._splitter:
+            self._channels += _resample(self._splitter, frame)
+        return sum(block.shape[1] for block in blocks)
+
+    def mono(self) -> np.ndarray:
+        """int16 [samples]: FFmpeg's average of the channels, or the loudest one where they cancel."""
+        average = np.concatenate(self._average, 1)[0]
+        if not self._channels:
+            return average
+        channels = np.concatenate(self._channels, 1)[:, : len(average)]
+        return _audible(average, np.delete(channels, _bass(self._layout), 0))
 
 
 def _resample(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> list[np.ndarray]:
