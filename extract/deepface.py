@@ -27,14 +27,8 @@ MODELS = {"age": "Age", "gender": "Gender", "ethnicity": "Race"}
 CLASSES = {"gender": ("female", "male"), "ethnicity": LABELS["ethnicity"]}
 _MISSING = 'faces need the package {}: pip install -e ".[extract]"'
 # The modules whose packages' versions belong to a detector's provenance; OpenCV runs the others.
-_MODULES = {
-    "retinaface": "retinaface",
-    "mtcnn": "mtcnn",
-    "dlib": "dlib",
-    "mediapipe": "mediapipe",
-    "yolo": "ultralytics",
-}
-_MODULES |= {"fastmtcnn": "facenet_pytorch"}
+_MODULES = {name: name for name in ("retinaface", "mtcnn", "dlib", "mediapipe")}
+_MODULES |= {"yolo": "ultralytics", "fastmtcnn": "facenet_pytorch"}
 BATCH = 32  # faces in one forward pass
 INPUT = (224, 224)
 

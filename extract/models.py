@@ -36,7 +36,9 @@ class Models:
         """Where the faces and the estimated attributes come from, for the dataset's metadata."""
         found: dict[str, object] = {"faces": {"detector": faces.SKIP}, "margins": list(faces.MARGINS)}
         if isinstance(self.detector, deepface.Detector):
-            found["faces"] = self.detector.provenance
+            found["faces"] = dict(self.detector.provenance)
+            if self.detector.name in faces.SECOND_LOOKS:
+                found["faces"]["second looks"] = f"at {', '.join(map(str, faces.SIDES))} pixels"
         if self.estimator:
             found["attributes"] = self.estimator.provenance
         return found
