@@ -22,11 +22,13 @@ from slf_common.rules import Rule
 
 PIPE_CLOSED = 141  # exit status: 128 + SIGPIPE
 # What libraries say where all is well; anything else is shown. Orbax: a run is opened for reading; a checkpoint that is
-# not OCDBT (slf_jax/state.py) has nothing to merge. pyannote: no FFmpeg, while it is given waves and not files.
+# not OCDBT (slf_jax/state.py) has nothing to merge; not every checkpoint has a validation loss. pyannote: no FFmpeg,
+# while it is given waves and not files.
 HARMLESS = (
     "CheckpointManagerOptions.read_only=True, setting",
     "Given directory is read only=",
     "Skipping merge of OCDBT checkpoints",
+    "Requested `tracked_metric`; did not provide metrics",
     "torchcodec is not installed correctly",
 )
 FOR_PROGRAMMERS = (
