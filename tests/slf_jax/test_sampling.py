@@ -155,7 +155,7 @@ def test_a_masked_input_cannot_reach_the_output_and_the_others_can(trained, peop
         (" , ", "empty"),
         ("1,-2", "at least 0"),
         ("0,nan", "finite"),
-        ("0;1", "commas"),
+        ("0;1", "comma-separated"),
         ("1:2:3", "BASE:UPSAMPLER"),
         ("0,0,8", "--scales 0,0,8: 0 is given twice"),
         ("2,1,2.0", "2 is given twice"),
