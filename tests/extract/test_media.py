@@ -276,3 +276,36 @@ def test_surround_sound_becomes_mono(tmp_path):
     heard = media.decode_audio(write_wav(tmp_path / "surround.wav", sound, 48_000))
     assert np.argmax(np.abs(np.fft.rfft(heard[:16_000]))) == pytest.approx(440, abs=1)
     assert 0.1 < np.abs(heard).max() <= 1
+
+
+PAINTS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [220, 170, 140], [128, 128, 128], [240, 240, 240]])
+
+
+@pytest.mark.parametrize("kr, kb, space", [(0.2126, 0.0722, 1), (0.299, 0.114, 6)], ids=["BT.709", "BT.601"])
+@pytest.mark.parametrize("full", [False, True], ids=["limited range", "full range"])
+def test_colours_are_those_that_were_filmed(tmp_path, kr, kb, space, full):
+    """Each matrix and range, as tagged in the file; PyAV before 17 took all for BT.601 (fault 15)."""
+    red, green, blue = PAINTS.T / 255
+    luma = kr * red + (1 - kr - kb) * green + kb * blue
+    planes = [luma, (blue - luma) / (2 - 2 * kb), (red - luma) / (2 - 2 * kr)]
+    scales = [255, 255, 255] if full else [219, 224, 224]
+    offsets = [0, 128, 128] if full else [16, 128, 128]
+    values = [np.round(p * s + o).astype(np.uint8) for p, s, o in zip(planes, scales, offsets, strict=True)]
+    y, u, v = (np.repeat(np.repeat(each[None], 8, 0), 8, 1) for each in values)  # 8x8 pixels of each paint
+    pixels = np.concatenate([part.reshape(-1, 48) for part in (np.tile(y, (4, 1)), *(half(c) for c in (u, v)))])
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = space, 2 if full else 1
+        frame = av.VideoFrame.from_ndarray(pixels, format="yuv420p")
+        frame.colorspace, frame.color_range = space, 2 if full else 1
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    picture = next(media.decode_frames(path))
+    np.testing.assert_allclose(picture[16, 4::8], PAINTS, atol=3)
+
+
+def half(plane: np.ndarray) -> np.ndarray:
+    """A chroma plane of [32, 48] pixels at half size."""
+    return np.tile(plane, (4, 1))[::2, ::2]
