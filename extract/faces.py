@@ -23,6 +23,7 @@ SKIP = "skip"
 # second look at them smaller, in mirror image, and with their edges drawn out finds three in ten of those.
 SECOND_LOOKS = ("opencv",)
 SIDES = (96, 128, 192)  # the longer, in pixels
+LEAST = 0.4  # of the picture's shorter side: a face that fills it is not smaller
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def look_again(frame: np.ndarray, detector: Detector) -> Box | None:
                     (bottom - down) / scale,
                 )
                 inside = _grow(box, (0.0, 0.0), (0.0, 0.0, float(width), float(height)))
-                if min(inside[2] - inside[0], inside[3] - inside[1]) >= 1:
+                if min(inside[2] - inside[0], inside[3] - inside[1]) >= LEAST * min(height, width):
                     return inside
     return None
 

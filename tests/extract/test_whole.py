@@ -97,7 +97,8 @@ def test_the_records_know_language_attributes_and_provenance(dataset):
 def test_failures_have_their_reasons(dataset):
     assert (dataset / "failures.csv").read_text().splitlines() == [
         "clip,reason",
-        "id0/abc/faceless,no face in 5 frames",
+        'id0/abc/faceless,"no face in 5 frames; if the pictures are face crops already, use '
+        '--config.extract.detector=skip"',
         'id0/abc/torn,"damaged, or not a media file (Invalid data found when processing input)"',
     ]
 
