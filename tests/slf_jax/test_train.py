@@ -344,9 +344,7 @@ def test_a_run_directory_may_have_any_name(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = run.copy_and_resolve_references()
     config.update(stage="base", workdir="-sweep[width=32]/*?{a} 'b' %41 ü::c:d#")
-    for steps in (8, 16):
-        config.train.steps = (steps, steps)
-        assert train(config)
+    assert train(config) and train(config)  # the second time it is only read
     trained = state.load(config.workdir, stages=("base",))
     shutil.copytree(Path(config.workdir, "checkpoints"), "plain/checkpoints")  # and by any other
     assert state.load("plain", stages=("base",)).digests == trained.digests
