@@ -60,7 +60,7 @@ def ways(config: ml_collections.ConfigDict, people: int) -> dict[str, tuple[Call
     together, apart, programs = Sampler(trained, chunk=people), Sampler(trained, chunk=people), []
 
     def held(sampler: Sampler) -> int:
-        (program,) = (program for _, program in sampler._programs.values())
+        (program,) = (program for programs in sampler._programs.values() for program in programs.values())
         return _bytes(program)
 
     def prepare(sampler: Sampler, scales: tuple) -> int:
