@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 EVALUATE = ["scikit-image>=0.24,<1", "scikit-learn>=1.5,<2", "scipy>=1.11", "lancedb>=0.40,<1"]
 # Reads media and computes the features that need no weights.
-MEDIA = ["av>=12,<20", "librosa>=0.10.2,<0.12", "pyAudioAnalysis>=0.3.14,<0.4"]
+MEDIA = ["av>=17,<20", "librosa>=0.10.2,<0.12", "pyAudioAnalysis>=0.3.14,<0.4"]
 DEMO = EVALUATE + MEDIA
 # The pretrained models. These versions import together in one process; Python 3.11.
 EXTRACT = [
