@@ -41,7 +41,7 @@ def decode_audio(path: Path, seconds: float = CLIP_SECONDS, lost: list[str] | No
     wanted, lost = round(seconds * SAMPLE_RATE), [] if lost is None else lost
     before = len(lost)
     with _open(path) as media:
-        wave = _mono(_finite(media.frames(media.first("audio"), lost), lost), wanted)
+        wave = _mono(media.frames(media.first("audio"), lost), wanted, lost)
     if not len(wave):
         skipped = lost[before:]
         raise MediaError(f"no part of the sound can be used: {skipped[0]}" if skipped else "the sound has no samples")
@@ -52,29 +52,20 @@ def decode_audio(path: Path, seconds: float = CLIP_SECONDS, lost: list[str] | No
     return wave.astype(np.float32) / 32768
 
 
-def _finite(frames: Iterable[av.AudioFrame], lost: list[str]) -> Iterator[av.AudioFrame]:
-    """The frames whose samples are numbers."""
-    for frame in frames:
-        if frame.format.name.startswith(("flt", "dbl")) and not np.isfinite(frame.to_ndarray()).all():
-            lost.append("audio frame with NaN or infinite samples")
-        else:
-            yield frame
-
-
-def _mono(frames: Iterable[av.AudioFrame], wanted: int) -> np.ndarray:
+def _mono(frames: Iterable[av.AudioFrame], wanted: int, lost: list[str]) -> np.ndarray:
     """The first `wanted` samples of the frames as 16 kHz mono, int16."""
     runs, last, got = [], None, 0
-    for frame in frames:
-        if (form := (frame.format.name, frame.layout.name, frame.sample_rate)) != last:
+    for frame in chain(frames, [None]):  # None: what the resampler still holds
+        if frame and (form := (frame.format.name, frame.layout.name, frame.sample_rate)) != last:
             # A new resampler, as in FFmpeg, which gives up what the old one still holds: less than 2 ms.
             runs.append(_Run(frame.layout))
             last = form
-        got += runs[-1].add(frame)
+        try:
+            got += runs[-1].add(frame) if runs else 0
+        except MediaError as error:
+            lost.append(str(error))
         if got >= wanted:
             break
-    else:
-        if runs:
-            runs[-1].add(None)
     return np.concatenate([np.zeros(0, np.int16), *(run.mono() for run in runs)])[:wanted]
 
 
@@ -89,6 +80,12 @@ class _Run:
 
     def add(self, frame: av.AudioFrame | None) -> int:
         """Adds a frame or, for None, what the resamplers still hold; returns how many samples came out."""
+        with decoding(MediaError, "audio frame"):
+            infinite = (
+                frame and frame.format.name.startswith(("flt", "dbl")) and not np.isfinite(frame.to_ndarray()).all()
+            )
+        if infinite:
+            raise MediaError("audio frame with NaN or infinite samples")
         blocks = _resample(self._mixer, frame)
         self._average += blocks
         if self._splitter:
@@ -98,15 +95,15 @@ class _Run:
     def mono(self) -> np.ndarray:
         """int16 [samples]: FFmpeg's average of the channels, or the loudest one where they cancel."""
         average = np.concatenate(self._average, 1)[0]
-        if not self._channels:
+        channels = np.concatenate(self._channels, 1)[:, : len(average)] if self._channels else average[None, :0]
+        if channels.shape[1] < len(average) or not len(average):
             return average
-        channels = np.concatenate(self._channels, 1)[:, : len(average)]
         return _audible(average, np.delete(channels, _bass(self._layout), 0))
 
 
 def _resample(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> list[np.ndarray]:
     """Blocks int16 [channels, samples]."""
-    with decoding(MediaError, "the sound cannot be resampled"):
+    with decoding(MediaError, "audio frame that cannot be resampled"):
         return [part.to_ndarray() for part in resampler.resample(frame) if part is not None]
 
 
@@ -391,6 +388,6 @@ def _check_file(path: Path) -> None:
 def _unreadable(path: Path, error: OSError) -> UserError:
     """A fault of the machine, which may be gone at the next try, so that it must not count as the clip's."""
     return UserError(
-        f"{path}: cannot be read ({error.strerror or error}); once it can, the same command goes on, with the shards "
-        "that are finished"
+        f"{path}: cannot be read ({error.strerror or error}); this does not count as a failed clip: make it readable "
+        "and run the same command again, finished shards are kept"
     )
