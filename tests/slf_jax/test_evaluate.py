@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from slf_common.errors import UserError
-from slf_jax import evaluate, sample, sweep
+from slf_jax import evaluate, sample
 from slf_jax.evaluation import faces, protocol
 from tfrecords.reader import Clips
 
@@ -57,8 +57,6 @@ def test_people_of_a_dataset_without_a_training_split_are_sampled_and_evaluated(
     assert results["systems"]["scale 2"]["psnr"] == pytest.approx(own["systems"]["scale 2"]["psnr"])
     sample.main([*given, "--out", str(tmp_path / "faces"), "--people", "2"])
     assert len(list((tmp_path / "faces").glob("*.png"))) >= 2
-    sweep.main([*given, "--scales", "0,2", "--people", "2", "--out", str(tmp_path / "sweep")])
-    assert (tmp_path / "sweep" / "metrics.json").exists()
 
 
 def test_an_evaluation_can_be_read_and_looked_at(evaluated):
