@@ -41,7 +41,7 @@ setup(
         "jax>=0.8,<0.14",
         "flax>=0.12,<0.14",
         "optax>=0.2.5,<0.3",
-        "orbax-checkpoint>=0.11.20,<0.13",
+        "orbax-checkpoint>=0.11.22,<0.13",
         "grain>=0.2.12,<0.3",
         "tensorflow-datasets>=4.9.8,<5",
         "ml_collections>=1.0,<2",

@@ -14,6 +14,7 @@ from recordings import hurt, moving_frames, voice, write_clip, write_image, writ
 
 from extract import media
 from extract.media import MediaError
+from extract.run import run_chunks
 from slf_common.errors import UserError
 from tfrecords.reader import Clips
 
@@ -285,22 +286,33 @@ def test_a_file_that_is_gone_is_not_damaged(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_mount_that_goes_away_stops_the_run_and_the_next_goes_on(tmp_path, extract, people_folder, workers):
-    """One line and no failures; once it is back, the same command completes the dataset (fault 6)."""
+def test_a_mount_that_goes_away_stops_the_run_and_the_next_goes_on(
+    tmp_path, extract, people_folder, workers, monkeypatch
+):
+    """It goes after the clips were listed: one line and no failures; once it is back, the same command completes the
+    dataset (fault 6).
+    """
     videos, mount, out = tmp_path / "videos", tmp_path / "mount", tmp_path / "data"
     mount.mkdir()
     for source in sorted(people_folder.glob("*/*/*.mp4")):
         target = videos / source.relative_to(people_folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(source)
-    lost = videos / "id2" / "abc" / "00001.mp4"
+    lost, beyond = videos / "id2" / "abc" / "00001.mp4", mount / "1.mp4"
+    beyond.symlink_to(lost.readlink())
     lost.unlink()
-    lost.symlink_to(mount / "1.mp4")
+    lost.symlink_to(beyond)
     (videos / "people.csv").write_bytes((people_folder / "people.csv").read_bytes())
-    with pytest.raises(UserError, match="id2/abc/00001.mp4: cannot be read .No such file") as error:
+
+    def go_away_first(*arguments):
+        beyond.unlink()
+        return run_chunks(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="id2/abc/00001.mp4: cannot be read") as error:
+        patch.setattr("extract.run.run_chunks", go_away_first)
         extract("--videos", videos, "--out", out, QUICK, f"--config.extract.workers={workers}")
     assert "\n" not in str(error.value)
     assert not (out / "failures.csv").exists() and not (out / "metadata.json").exists()
-    (mount / "1.mp4").symlink_to(people_folder / "id2" / "abc" / "00001.mp4")
+    beyond.symlink_to(people_folder / "id2" / "abc" / "00001.mp4")
     extract("--videos", videos, "--out", out, QUICK)
     assert len(Clips(out)) == 6 and (out / "failures.csv").read_text() == "clip,reason\n"
