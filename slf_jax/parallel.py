@@ -12,6 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
 
 from slf_common import cli, interrupt
 from slf_common.errors import UserError
@@ -20,6 +21,7 @@ from slf_common.files import check_writable, local_path
 AXIS = "data"
 MODES = ("shard_map", "pmap")
 HEARTBEAT = 15  # seconds after which a process that says nothing counts as dead
+SLOWEST = 3600  # seconds that processes wait for one that compiles longer than they do
 
 
 @contextlib.contextmanager
@@ -74,6 +76,14 @@ def _explain(error: BaseException) -> str:
 def is_main() -> bool:
     """Whether this is the process that prints and writes for all."""
     return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Waits until every process gets here; `what` is unique in a run.
+
+    A collective waits half a minute for its peers and then fails; this waits for as long as they live.
+    """
+    multihost.sync_global_processes(what, timeout=SLOWEST, processes=set(range(jax.process_count())))
 
 
 def make_mesh() -> Mesh:

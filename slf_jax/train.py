@@ -136,6 +136,7 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
         # ---- compile
         step = make_step(run.system, name, optimizer, schedule, settings)
         step = _compile(parallel.compile_steps(step, run.mesh, config.parallel), state, batch, key, name)
+        parallel.wait_for_all(f"{name} compiled")
         preview = Preview(config, run.system, name, run.held_out or run.clips)
         profile = Profile(run.workdir, config.profile_steps, first)
         # ---- loop: metrics are read one dispatch late, while the devices work on the next
