@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
+from types import ModuleType
 from typing import BinaryIO
 
 import google_crc32c
@@ -18,6 +20,7 @@ from slf_common.errors import UserError
 from tfrecords.schema import FACE_SIZE, UNKNOWN, Schema
 
 HEADER, FOOTER = 12, 4
+_IMPORTING = threading.Lock()
 
 
 class CorruptShard(UserError):
@@ -65,6 +68,15 @@ def open_frame(data: bytes, name: str, record: int) -> bytes:
     return data
 
 
+def _proto() -> ModuleType:
+    """TFDS's `tf.train.Example`. Imported late, as that costs more than reading a thousand records, and by one thread
+    at a time: TFDS's lazy imports lock each other out for ever when the threads of a reader start them together.
+    """
+    with _IMPORTING:
+        from tensorflow_datasets.proto import tf_example_pb2
+    return tf_example_pb2
+
+
 def encode_clip(clip: dict, schema: Schema) -> bytes:
     """A clip as a serialised `tf.train.Example`.
 
@@ -72,10 +84,7 @@ def encode_clip(clip: dict, schema: Schema) -> bytes:
     language (indices) and each constituent as [rows, width] floats. What is missing is NaN or `UNKNOWN`.
     Raises `ValueError` where a shape is not the schema's.
     """
-    # Lazy: importing the package costs more than reading a thousand records.
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    example = tf_example_pb2.Example()
+    example = _proto().Example()
     feature = example.features.feature
     for name in ("clip_id", "speaker_id"):
         feature[name].bytes_list.value.append(clip[name].encode())
@@ -93,9 +102,7 @@ def encode_clip(clip: dict, schema: Schema) -> bytes:
 
 def decode_clip(data: bytes, schema: Schema) -> dict:
     """The inverse of `encode_clip`: text, face uint8, age float32, labels int32, constituents float16."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    feature = tf_example_pb2.Example.FromString(data).features.feature
+    feature = _proto().Example.FromString(data).features.feature
     clip: dict = {name: feature[name].bytes_list.value[0].decode() for name in ("clip_id", "speaker_id")}
     clip["face"] = np.asarray(Image.open(io.BytesIO(feature["face"].bytes_list.value[0])))
     clip["age"] = np.float32(feature["age"].float_list.value[0])
@@ -109,9 +116,7 @@ def decode_clip(data: bytes, schema: Schema) -> dict:
 
 def decode_names(data: bytes) -> tuple[str, str]:
     """The clip's and the speaker's id of a clip that `encode_clip` gave, without decoding the rest."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    feature = tf_example_pb2.Example.FromString(data).features.feature
+    feature = _proto().Example.FromString(data).features.feature
     clip_id, speaker_id = (feature[name].bytes_list.value[0].decode() for name in ("clip_id", "speaker_id"))
     return clip_id, speaker_id
 

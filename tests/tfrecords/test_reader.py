@@ -253,6 +253,17 @@ def test_reading_and_training_import_neither_tensorflow_nor_torch(dataset):
     assert found.stdout.strip() == "[]"
 
 
+def test_threads_that_decode_their_first_records_together_do_not_lock_each_other_out(dataset):
+    """TFDS, which they import for that, imports its parts lazily, under locks of its own."""
+    code = (
+        "import sys; from concurrent.futures import ThreadPoolExecutor; from tfrecords.reader import Clips;"
+        f"clips = Clips({str(dataset)!r}); sys.setswitchinterval(1e-5);"
+        "print(len(list(ThreadPoolExecutor(8).map(clips.__getitem__, range(24)))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "24\n", done.stderr
+
+
 def cut(path):
     """Takes the last bytes off a file."""
     path.write_bytes(path.read_bytes()[:-7])
