@@ -221,6 +221,9 @@ def _leads_to_folder(entry: os.DirEntry) -> bool:
             return stat.S_ISDIR(entry.stat().st_mode)
         return entry.is_dir()
     except OSError as error:
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if suffix and suffix not in VIDEO + SOUND + IMAGE:
+            return False  # neither a folder of clips nor a clip
         what = "a link that leads nowhere" if entry.is_symlink() else "cannot be read"
         raise UserError(f"{entry.path}: {what} ({error.strerror}); mend or remove it") from None
 

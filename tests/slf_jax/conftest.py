@@ -64,6 +64,6 @@ def run(fresh_config):
     """A finished training run of both stages: its config."""
     config = fresh_config("trained")
     process = start_training(config)
-    output = process.communicate(timeout=300)[0]
+    output = process.communicate(timeout=500)[0]
     assert process.returncode == 0, output
     return config

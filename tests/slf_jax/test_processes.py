@@ -81,10 +81,10 @@ def by_pmap(fresh_config, run):
     two = start_two(config)
     wait_for_checkpoint(config, 8, two[0], seconds=300)
     two[0].send_signal(signal.SIGTERM)
-    parts = [[(process.communicate(timeout=300)[0], process.returncode) for process in two]]
+    parts = [[(process.communicate(timeout=500)[0], process.returncode) for process in two]]
     step = weights(config)[0]
     two = start_two(config)
-    parts.append([(process.communicate(timeout=300)[0], process.returncode) for process in two])
+    parts.append([(process.communicate(timeout=500)[0], process.returncode) for process in two])
     return config, parts, step
 
 
