@@ -106,6 +106,6 @@ def write_image(path: Path, height: int = 60, width: int = 80) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All that extraction wrote: not the index, which a reader leaves there for the next."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".npz")
+    """All that extraction wrote: not the index and the ids, which a reader leaves there for the next."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith((".npz", ".ids.json")))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
