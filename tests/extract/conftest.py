@@ -60,7 +60,7 @@ def run_command(command):
     def run(*arguments: str | Path) -> subprocess.CompletedProcess:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         return subprocess.run(
-            [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+            [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
         )
 
     return run

@@ -29,13 +29,13 @@ def start(cache: Path) -> subprocess.Popen:
 def test_processes_that_start_together_compile_once_and_leave_a_sound_cache(tmp_path):
     """Three processes meet a cold cache; what they leave serves a fourth, which calls what was compiled (fault 1)."""
     together = [start(tmp_path) for _ in range(3)]
-    outputs = [(process.communicate(timeout=240)[0], process.returncode) for process in together]
+    outputs = [(process.communicate(timeout=400)[0], process.returncode) for process in together]
     assert {status for _, status in outputs} == {0} and len({text for text, _ in outputs}) == 1, outputs
     (shared,) = (path for path in tmp_path.iterdir() if path.is_dir())
     compiled = contents(shared)
     assert any(name.endswith(".nbc") for name in compiled)
     late = start(tmp_path)
-    assert (late.communicate(timeout=120)[0], late.returncode) == outputs[0]
+    assert (late.communicate(timeout=400)[0], late.returncode) == outputs[0]
     assert contents(shared) == compiled
 
 

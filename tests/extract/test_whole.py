@@ -135,7 +135,7 @@ def test_ray_with_a_worker_killed_makes_the_same_dataset(dataset, flags, tmp_pat
         busy = [pid for pid in members(session.pid) if b"ray::_work" in command_line(pid)]
         assert busy
         os.kill(busy[0], signal.SIGKILL)
-        _, errors = session.communicate(timeout=240)
+        _, errors = session.communicate(timeout=400)
     finally:
         session.kill()
     assert session.returncode == 0, errors
@@ -174,7 +174,7 @@ def test_other_weights_in_the_same_folder_are_refused(dataset, flags, tmp_path):
     next(out.glob("slf-train*")).unlink()
     other = [*flags, f"--config.extract.ecapa.weights={tmp_path / 'ecapa'}"]
     refused = run(other, out, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    _, errors = refused.communicate(timeout=120)
+    _, errors = refused.communicate(timeout=400)
     assert refused.returncode == 2
     problem = "holds a dataset made with other constituents (ecapa)"
     assert errors == f"error: {out} {problem}; give another --out, or remove that folder\n"

@@ -27,15 +27,15 @@ def story(fresh_config, run):
     two = start_two(config)
     wait_for_checkpoint(config, 8, two[0])
     two[1].kill()
-    told["survivor"] = two[0].communicate(timeout=120)[0], two[0].returncode
+    told["survivor"] = two[0].communicate(timeout=400)[0], two[0].returncode
     two[1].communicate()
     two = start_two(config)
     wait_for_checkpoint(config, 16, two[0])
     two[1].send_signal(signal.SIGTERM)  # either may be asked
-    told["stopped"] = [(process.communicate(timeout=120)[0], process.returncode) for process in two]
+    told["stopped"] = [(process.communicate(timeout=400)[0], process.returncode) for process in two]
     told["step"] = weights(config)[0]
     alone = start_training(config, devices=4)
-    told["alone"] = alone.communicate(timeout=120)[0], alone.returncode
+    told["alone"] = alone.communicate(timeout=400)[0], alone.returncode
     return config, told
 
 
@@ -103,8 +103,8 @@ def test_pmap_over_two_processes_stops_resumes_and_ends_with_shard_maps_numbers(
 def test_processes_that_do_not_find_each_other_say_so(fresh_config):
     config = fresh_config("lonely")
     process = start_training(config, "--config.distributed=true")
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=400)[0]
     assert process.returncode == 2
     assert output.startswith("error: config.distributed=true: these processes do not find each other")
     process = start_training(config, "--config.distributed=true", "--config.coordinator=127.0.0.1:1")
-    assert "config.process_id=-1" in process.communicate(timeout=60)[0] and process.returncode == 2
+    assert "config.process_id=-1" in process.communicate(timeout=400)[0] and process.returncode == 2
