@@ -1,7 +1,7 @@
 """The embedded default: synthetic talking people, a small cascade, two CPU cores.
 
     make demo
-    make demo SIZE=toy PEOPLE=24    # every step of it in two minutes: shows that it runs, learns nothing
+    make demo SIZE=toy PEOPLE=24    # every step of it in two minutes: shows that it runs, learns next to nothing
 
 10 to 18 minutes with set-up, six to ten of them training, on two cores of a shared AMD EPYC. On 64 people never trained
 on (synthetic ones), seed 0: PSNR 22.52 dB at scale 1, bicubic 19.49; SSIM 0.707, bicubic 0.509.
