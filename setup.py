@@ -45,7 +45,7 @@ setup(
         "grain>=0.2.12,<0.3",
         "tensorflow-datasets>=4.9.8,<5",
         "ml_collections>=1.0,<2",
-        "google-crc32c>=1.5,<2",
+        "google-crc32c>=1.6,<2",
         "fsspec>=2024.2",
         "numpy>=1.26,<3",
         "pillow>=10.1",
