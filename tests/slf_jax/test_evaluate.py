@@ -181,7 +181,8 @@ def test_no_face_in_any_real_face_is_one_line(run, tmp_path, weights):
 def test_missing_weights_are_one_line(run, tmp_path, weights):
     done = start(run, tmp_path / "out", tmp_path, "--embedder", "facenet512")
     assert done.returncode != 0 and "Traceback" not in done.stderr and not (tmp_path / "out").exists()
-    assert "--embedder facenet512 --detector opencv, DeepFace:" in done.stderr and "--embedder eigenfaces" in done.stderr
+    assert "--embedder facenet512 --detector opencv, DeepFace:" in done.stderr
+    assert "--embedder eigenfaces" in done.stderr
 
 
 def test_damaged_weights_are_not_done_without(run, tmp_path, weights):
