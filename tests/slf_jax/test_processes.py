@@ -17,6 +17,16 @@ def start_two(config, *overrides):
     return [start_training(config, *together, f"--config.process_id={i}", devices=2) for i in range(2)]
 
 
+def assert_same_numbers(config, run):
+    """Both runs ended at step 40 with the same weights and losses, to float tolerance."""
+    (last, found), (_, expected) = weights(config), weights(run)
+    assert last == 40
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+    mine, theirs = ([line["loss"] for line in lines(which) if "loss" in line][:40] for which in (config, run))
+    np.testing.assert_allclose(mine, theirs, rtol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def story(fresh_config, run):
     """A run of two processes of which one is killed, both are started again, one is asked to stop; and one that goes
@@ -63,12 +73,7 @@ def test_only_the_main_process_tells(story):
 def test_one_process_goes_on_to_the_same_numbers(story, run):
     config, told = story
     assert told["alone"][1] == 0, told["alone"][0]
-    (step, found), (_, expected) = weights(config), weights(run)
-    assert step == 40
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-3)
-    mine, theirs = ([line["loss"] for line in lines(which) if "loss" in line][:40] for which in (config, run))
-    np.testing.assert_allclose(mine, theirs, rtol=1e-3)
+    assert_same_numbers(config, run)
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +97,7 @@ def test_pmap_over_two_processes_stops_resumes_and_ends_with_shard_maps_numbers(
     for output, status in (ended for part in parts for ended in part):
         assert status == 0, output
     assert "4 x cpu by pmap, 2 process(es)" in parts[0][0][0] and 8 <= step < 40
-    (last, found), (_, expected) = weights(config), weights(run)
-    assert last == 40
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-3)
-    mine, theirs = ([line["loss"] for line in lines(which) if "loss" in line][:40] for which in (config, run))
-    np.testing.assert_allclose(mine, theirs, rtol=1e-3)
+    assert_same_numbers(config, run)
 
 
 def test_processes_that_do_not_find_each_other_say_so(fresh_config):
