@@ -21,9 +21,16 @@ from tqdm import tqdm
 
 from slf_common import cli
 from slf_common.config import load_config
-from slf_jax import cascade, features, parallel
-from slf_jax.state import Meta, Trained, init_state
-from slf_jax.step import make_optimizer, make_step
+from slf_jax import distributed, features
+from slf_jax.cascade.settings import SampleSettings, sample_settings
+from slf_jax.cascade.sizes import STAGES
+from slf_jax.cascade.stage import LowResCond, Stage
+from slf_jax.cascade.system import System, build_system
+from slf_jax.inference.trained import Trained
+from slf_jax.training.checkpoints import Meta
+from slf_jax.training.optimizer import make_optimizer
+from slf_jax.training.state import init_state
+from slf_jax.training.step import make_step
 from tfrecords.schema import FACE_SIZE, LABELS, MATRIX_ROWS, MATRIX_WIDTH, Schema
 
 # imagen-pytorch at SLF's sizes: millions of parameters, GFLOP an evaluation, which encodes the conditions anew.
@@ -57,11 +64,11 @@ SIZES = {  # what `configs/base.py` was weighed against
 }  # fmt: skip
 
 
-def make_system(config: ml_collections.ConfigDict) -> cascade.System:
+def make_system(config: ml_collections.ConfigDict) -> System:
     """A config's system with the paper's whole matrix, its features taken as they are: no data set is needed."""
     layout = features.make_layout(Schema(()))
     plain = {block.name: {"mean": np.zeros(block.width), "std": np.ones(block.width)} for block in layout.blocks}
-    return cascade.build(config, layout, plain)
+    return build_system(config, layout, plain)
 
 
 def make_trained(config: ml_collections.ConfigDict) -> Trained:
@@ -82,18 +89,18 @@ def make_clips(layout: features.Layout, count: int) -> dict[str, np.ndarray]:
 
 
 def make_training(
-    config: ml_collections.ConfigDict, system: cascade.System, name: str, records: Mapping[str, np.ndarray],
+    config: ml_collections.ConfigDict, system: System, name: str, records: Mapping[str, np.ndarray],
     mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[], dict[str, jax.Array]]:  # fmt: skip
     """A call makes one training step over `records`, always the same, and returns its metrics; it holds the state."""
-    mesh, count = mesh or parallel.make_mesh(), len(records["face"])
+    mesh, count = mesh or distributed.make_mesh(), len(records["face"])
     optimizer, schedule = make_optimizer(config.train, name)
     key = jax.random.key(0)
-    state, key = parallel.replicate(mesh, (init_state(system.stages[name], optimizer, key), key))
+    state, key = distributed.replicate(mesh, (init_state(system.stages[name], optimizer, key), key))
     batch = {**records, "place": np.arange(count, dtype=np.int32), "stop": np.zeros(count, bool)}
-    batch = parallel.split_steps(mesh, config.parallel, jax.tree.map(lambda x: x[None], batch))
+    batch = distributed.split_steps(mesh, config.parallel, jax.tree.map(lambda x: x[None], batch))
     step = make_step(system, name, optimizer, schedule, config.train)
-    step, holder = parallel.compile_steps(step, mesh, config.parallel), [state]
+    step, holder = distributed.compile_steps(step, mesh, config.parallel), [state]
 
     def once() -> dict[str, jax.Array]:
         holder[0], metrics = step(holder[0], batch, key)  # the state is donated
@@ -107,18 +114,18 @@ def gflop(function: Callable, *arguments: object) -> float:
     return jax.jit(function).lower(*arguments).cost_analysis()["flops"] / 1e9
 
 
-def evaluation(stage: cascade.Stage) -> tuple[Callable, tuple]:
+def evaluation(stage: Stage) -> tuple[Callable, tuple]:
     """The stage's denoiser as a function, and the shapes of its arguments for one image."""
     shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)  # noqa: E731
     params = jax.eval_shape(stage.init, jax.random.key(0))
     matrix, mask = shape(1, MATRIX_ROWS, MATRIX_WIDTH), shape(1, MATRIX_ROWS, dtype=bool)
     cond = jax.eval_shape(stage.condition, params, matrix, mask)
     image = shape(1, stage.size, stage.size, 3)
-    start = cascade.Start(image, shape(1), shape(1))
+    start = LowResCond(image, shape(1), shape(1))
     return lambda p, x, sigma, c, start: stage.denoiser(p, start)(x, sigma, c), (params, image, shape(1), cond, start)
 
 
-def stage_cost(stage: cascade.Stage) -> dict[str, float]:
+def stage_cost(stage: Stage) -> dict[str, float]:
     """Millions of parameters, GFLOP of an evaluation and of encoding a person's conditions."""
     function, arguments = evaluation(stage)
     params = arguments[0]
@@ -130,13 +137,13 @@ def stage_cost(stage: cascade.Stage) -> dict[str, float]:
     }
 
 
-def face_cost(costs: Mapping[str, Mapping[str, float]], settings: cascade.SampleSettings) -> float:
+def face_cost(costs: Mapping[str, Mapping[str, float]], settings: SampleSettings) -> float:
     """TFLOP of one face by both stages, with guidance at all levels."""
     each = [2 * settings.evaluations * cost["evaluation"] + cost["conditions"] for cost in costs.values()]
     return sum(each) / 1000
 
 
-def seconds(stage: cascade.Stage, rounds: int) -> float:
+def seconds(stage: Stage, rounds: int) -> float:
     """Median seconds of an evaluation of one image, compiled, after a first one."""
     function, arguments = evaluation(stage)
     rng = np.random.default_rng(0)
@@ -154,8 +161,8 @@ def presets(paths: list[str]) -> None:
     print(f"{'':26}{'stage':12}{'M parameters':>13}{'GFLOP/eval':>12}{'conditions':>12}{'NFE':>6}{'TFLOP a face':>14}")
     for path in paths:
         config = load_config(path)
-        system, settings = make_system(config), cascade.sample_settings(config)
-        costs = {name: stage_cost(system.stages[name]) for name in cascade.STAGES}
+        system, settings = make_system(config), sample_settings(config)
+        costs = {name: stage_cost(system.stages[name]) for name in STAGES}
         face = f"{face_cost(costs, settings):.2f}"
         for name, cost in costs.items():
             print(

@@ -15,11 +15,15 @@ import time
 import cost
 import jax
 import numpy as np
+from slf_jax.settings import for_stage
 
 from slf_common.config import load_config
-from slf_jax import cascade, features
+from slf_jax import features
+from slf_jax.cascade.images import to_float
+from slf_jax.cascade.settings import SampleSettings, sample_settings
+from slf_jax.cascade.sizes import STAGES
+from slf_jax.cascade.system import System, build_system, person_noise
 from slf_jax.diffusion.guidance import area_average
-from slf_jax.settings import for_stage
 from tfrecords.reader import Clips, batches, stack
 
 
@@ -54,19 +58,19 @@ def reading(clips: Clips) -> dict[str, float]:
     return {"by index": by_index, "batches": count // 32 * 32 / (time.perf_counter() - start)}
 
 
-def training(config, system: cascade.System, clips: Clips, name: str, repeats: int) -> float:
+def training(config, system: System, clips: Clips, name: str, repeats: int) -> float:
     """Images/s of the compiled training step."""
     size = for_stage(config.train.batch_size, name)
     return size / seconds(cost.make_training(config, system, name, next(batches(clips, size, seed=0))), repeats)
 
 
-def sampling(system: cascade.System, clips: Clips, name: str, settings: cascade.SampleSettings, repeats: int) -> float:
+def sampling(system: System, clips: Clips, name: str, settings: SampleSettings, repeats: int) -> float:
     """Milliseconds of one network evaluation for one image, guidance's two branches counted as two."""
     people = 16
     batch = stack([clips[i % len(clips)] for i in range(people)])
     params = jax.jit(system.stages[name].init)(jax.random.key(0))
-    noise = cascade.person_noise(0, np.arange(people))
-    low = area_average(cascade.to_float(batch["face"]), system.stages[name].low)
+    noise = person_noise(0, np.arange(people))
+    low = area_average(to_float(batch["face"]), system.stages[name].low)
     program = jax.jit(
         lambda scales: system.sample({name: params}, batch, low, np.ones(people), noise, scales, settings, (name,))
     )
@@ -82,15 +86,15 @@ def main() -> None:
     args = arguments.parse_args()
     config = load_config(args.config)
     clips = Clips(args.data or config.data.dir)
-    system = cascade.build(config, features.make_layout(clips.schema), clips.statistics)
-    settings = cascade.sample_settings(config)
+    system = build_system(config, features.make_layout(clips.schema), clips.statistics)
+    settings = sample_settings(config)
     print(f"device                     {jax.devices()[0].device_kind}")
     print(f"import slf_jax.train       {import_time():.2f} s")
     for kind, rate in reading(clips).items():
         print(f"reader, {kind:18} {rate:.0f} records/s")
-    for name in cascade.STAGES:
+    for name in STAGES:
         print(f"train {name:20} {training(config, system, clips, name, args.repeats):.1f} images/s")
-    for name in cascade.STAGES:
+    for name in STAGES:
         print(f"sample {name:19} {sampling(system, clips, name, settings, 3):.2f} ms per evaluation and image")
 
 

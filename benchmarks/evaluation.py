@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from slf_common import cli
-from slf_jax.evaluation import faces, metrics
+from slf_jax.evaluation import metrics
+from slf_jax.evaluation.embedders import EMBEDDERS, make_embedder
 from slf_jax.evaluation.gallery import Gallery
 from tfrecords.reader import Clips
 
@@ -31,13 +32,13 @@ def main() -> None:
         "benchmarks.evaluation", __doc__, ["python benchmarks/evaluation.py --data data/demo/records"]
     )
     arguments.add_argument("--data", required=True, help="dataset folder")
-    arguments.add_argument("--embedder", default="eigenfaces", choices=list(faces.EMBEDDERS))
+    arguments.add_argument("--embedder", default="eigenfaces", choices=list(EMBEDDERS))
     arguments.add_argument("--detector", default="opencv", help="of DeepFace (default: opencv)")
     arguments.add_argument("--faces", type=int, default=1000, help="default: 1000")
     args = arguments.parse_args()
     train, count = Clips(args.data, "train"), args.faces
     embedder = timed(
-        "fitting or loading the embedder", count, lambda: faces.make(args.embedder, "", args.detector, train)
+        "fitting or loading the embedder", count, lambda: make_embedder(args.embedder, "", args.detector, train)
     )
     images = np.stack([train[i % len(train)]["face"] for i in range(count)])
     seen = timed("embedding and attributes", count, lambda: embedder(images))

@@ -19,14 +19,17 @@ from tqdm import tqdm
 
 from slf_common import cli
 from slf_common.files import write_atomically
-from slf_jax import sampling
 from slf_jax.diffusion.samplers import SAMPLERS
 from slf_jax.evaluation import controls, metrics
-from slf_jax.state import Trained
 from tfrecords.reader import stack
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from slf_jax.inference.arguments import open_clips
+from slf_jax.inference.people import choose_people, person_number
+from slf_jax.inference.sampler import Sampler
+from slf_jax.inference.trained import Trained
 
 EVALUATIONS = (4, 8, 16, 24, 32, 64, 256)
 END = ("heun", 256)  # what "in the end" is
@@ -39,7 +42,7 @@ def draw(trained: Trained, batch: dict, numbers: np.ndarray, scale: float, seed:
     # Heun takes two a step, but for the last.
     steps = math.ceil(wanted / 2) if sampler == "heun" else wanted
     trained.meta.config.sample.update(sampler=sampler, steps=steps)
-    program = sampling.Sampler(trained, chunk=len(numbers))
+    program = Sampler(trained, chunk=len(numbers))
     return program.settings.evaluations, program(batch, numbers, ((scale, scale),), seed)[0, :, 0]
 
 
@@ -74,8 +77,8 @@ def main() -> None:
     arguments.add_argument("--samplers", default=",".join(SAMPLERS), help="default: all")
     args, trained = sampling.parse(arguments, None, "quality", "quality.json", "quality.png")
     out = args.out
-    chosen = sampling.choose_people(sampling.open_clips(trained, args, ()), args.people)
-    batch, numbers = stack(chosen), np.array([sampling.person_number(clip["clip_id"]) for clip in chosen])
+    chosen = choose_people(open_clips(trained, args, ()), args.people)
+    batch, numbers = stack(chosen), np.array([person_number(clip["clip_id"]) for clip in chosen])
     real, rows = batch["face"], []
     bicubic = {name: float(getattr(metrics, name)(controls.bicubic(real), real).mean()) for name in ("psnr", "ssim")}
     cases = [

@@ -22,8 +22,11 @@ from tqdm import tqdm
 
 from slf_common import cli
 from slf_common.config import load_config
-from slf_jax import cascade
-from slf_jax.sampling import Sampler, Scale
+from slf_jax.cascade.images import make_thumbnail, to_float, to_uint8
+from slf_jax.cascade.settings import sample_settings
+from slf_jax.cascade.system import person_noise
+from slf_jax.inference.sampler import Sampler
+from slf_jax.inference.scales import Scale
 
 SCALES = tuple((float(s), float(s)) for s in range(9))
 
@@ -41,14 +44,14 @@ class Compilations:
 
 def built_in(trained, clips: dict, numbers: np.ndarray, scale: Scale) -> jax.stages.Compiled:
     """A program of its own for one scale."""
-    settings = cascade.sample_settings(trained.meta.config)
+    settings = sample_settings(trained.meta.config)
 
     def run(params: dict, clips: dict, numbers: jax.Array) -> jax.Array:
-        guides = cascade.make_guide(cascade.to_float(clips["face"]))
-        noise = cascade.person_noise(0, numbers)
-        ones = jnp.ones(len(guides))
-        images = trained.system.sample(params, clips, guides, ones, noise, jnp.array([scale]), settings)
-        return cascade.to_uint8(images)
+        thumbnails = make_thumbnail(to_float(clips["face"]))
+        noise = person_noise(0, numbers)
+        ones = jnp.ones(len(thumbnails))
+        images = trained.system.sample(params, clips, thumbnails, ones, noise, jnp.array([scale]), settings)
+        return to_uint8(images)
 
     return jax.jit(run).lower(trained.params, clips, numbers).compile()
 

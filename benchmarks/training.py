@@ -25,14 +25,18 @@ from pathlib import Path
 import cost
 import jax
 import numpy as np
+from slf_jax.settings import for_stage
 
 from slf_common import cli
 from slf_common.config import load_config
-from slf_jax import cascade, features, parallel
-from slf_jax.feed import Feed
-from slf_jax.settings import for_stage
-from slf_jax.state import Checkpoints, Meta, init_state
-from slf_jax.step import make_optimizer, make_step
+from slf_jax import distributed, features
+from slf_jax.cascade.sizes import STAGES
+from slf_jax.cascade.system import build_system
+from slf_jax.training.checkpoints import Checkpoints, Meta
+from slf_jax.training.input_pipeline import InputPipeline
+from slf_jax.training.optimizer import make_optimizer
+from slf_jax.training.state import init_state
+from slf_jax.training.step import make_step
 from tfrecords.reader import Clips, batches
 
 STEPS = 30
@@ -41,18 +45,18 @@ STEPS = 30
 def split(config, name: str) -> None:
     """A stage's training loop, its parts timed apart."""
     clips = Clips(config.data.dir)
-    system = cascade.build(config, features.make_layout(clips.schema), clips.statistics)
-    size, mesh = for_stage(config.train.batch_size, name), parallel.make_mesh()
+    system = build_system(config, features.make_layout(clips.schema), clips.statistics)
+    size, mesh = for_stage(config.train.batch_size, name), distributed.make_mesh()
     optimizer, schedule = make_optimizer(config.train, name)
-    state, key = parallel.replicate(
+    state, key = distributed.replicate(
         mesh, (init_state(system.stages[name], optimizer, jax.random.key(0)), jax.random.key(1))
     )
-    feed = Feed(
+    feed = InputPipeline(
         clips, size, 1, seed=0, first=0, threads=config.data.threads, mesh=mesh, mode=config.parallel,
         stop=lambda: False, seen=system.seen,
     )  # fmt: skip
     step = make_step(system, name, optimizer, schedule, config.train)
-    step = parallel.compile_steps(step, mesh, config.parallel)
+    step = distributed.compile_steps(step, mesh, config.parallel)
     state, pending = step(state, next(feed), key)
     jax.block_until_ready(pending)
     spent, start = dict.fromkeys(("dispatch", "data", "device"), 0.0), time.perf_counter()
@@ -124,19 +128,19 @@ def scaling() -> None:
 
 
 def dispatch(config) -> None:
-    system, mesh = cost.make_system(config), parallel.make_mesh()
+    system, mesh = cost.make_system(config), distributed.make_mesh()
     optimizer, _ = make_optimizer(config.train, "base")
     like = jax.eval_shape(lambda: init_state(system.stages["base"], optimizer, jax.random.key(0)))
     small = jax.tree.map(lambda x: np.zeros(x.shape[:1] and (1,), x.dtype), like)
     clips = {key: value[None] for key, value in cost.make_clips(system.layout, 8).items()}
 
     def nothing(state, batch, key):
-        return jax.tree.map(lambda x: x + 1, state), {"loss": jax.lax.pmean(batch["age"].sum(), parallel.AXIS)}
+        return jax.tree.map(lambda x: x + 1, state), {"loss": jax.lax.pmean(batch["age"].sum(), distributed.AXIS)}
 
     for mode in ("shard_map", "pmap"):
-        state, key = parallel.replicate(mesh, (small, jax.random.key(0)))
-        batch = parallel.split_steps(mesh, mode, clips)
-        step = parallel.compile_steps(nothing, mesh, mode).lower(state, batch, key).compile()
+        state, key = distributed.replicate(mesh, (small, jax.random.key(0)))
+        batch = distributed.split_steps(mesh, mode, clips)
+        step = distributed.compile_steps(nothing, mesh, mode).lower(state, batch, key).compile()
         seconds = []
         for _ in range(300):
             start = time.perf_counter()
@@ -170,13 +174,13 @@ def save() -> None:
     config = load_config("configs/base.py")
     system = cost.make_system(config)
     trained = cost.make_trained(config)
-    for name in cascade.STAGES:
+    for name in STAGES:
         optimizer, _ = make_optimizer(config.train, name)
         state = init_state(system.stages[name], optimizer, jax.random.key(0))
         meta = Meta(config, trained.meta.schema, system.statistics)
         with tempfile.TemporaryDirectory() as folder:
             begun = time.perf_counter()
-            with Checkpoints(folder, name, keep=1) as checkpoints:
+            with Checkpoints(folder, name, max_to_keep=1) as checkpoints:
                 checkpoints.save(state, meta)
                 blocked = time.perf_counter() - begun
             saved = time.perf_counter() - begun
@@ -202,7 +206,7 @@ def main() -> None:
     config = load_config(args.config, {"data.dir": args.data} if args.data else {})
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     calls = {
-        "split": lambda: [split(config, name) for name in cascade.STAGES],
+        "split": lambda: [split(config, name) for name in STAGES],
         "reader": lambda: reader(config),
         "scaling": scaling,
         "dispatch": lambda: dispatch(config),

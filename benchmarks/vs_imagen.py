@@ -36,7 +36,11 @@ from tqdm import tqdm
 from configs import base, paper
 from slf_common import cli
 from slf_common.errors import UserError
-from slf_jax import cascade
+from slf_jax.cascade.images import make_thumbnail, to_float
+from slf_jax.cascade.settings import sample_settings
+from slf_jax.cascade.sizes import STAGES
+from slf_jax.cascade.stage import LowResCond
+from slf_jax.cascade.system import person_noise
 from slf_jax.diffusion import guidance
 
 WIDTH, BATCHES = 64, {"base": 8, "upsampler": 1}
@@ -103,7 +107,7 @@ def our_calls(name: str, dtype: str) -> tuple[dict[str, float], Callable[[], obj
     cond = condition(params, matrix, mask)
     null = condition(params, jnp.zeros_like(matrix[:1]), jnp.zeros_like(mask[:1]))
     images = jax.random.normal(key, (count, stage.size, stage.size, 3))
-    start = cascade.Start(images, jnp.ones(count), jnp.zeros(count))
+    start = LowResCond(images, jnp.ones(count), jnp.zeros(count))
 
     @jax.jit
     def guided(params: dict, *conds: object) -> jax.Array:
@@ -169,11 +173,11 @@ def our_face(rounds: int, dtype: str) -> dict:
     config.model.dtype = dtype
     system = cost.make_system(config)
     records = cost.make_clips(system.layout, 1)
-    settings = cascade.sample_settings(config)
+    settings = sample_settings(config)
     params = {name: jax.jit(stage.init)(jax.random.key(0)) for name, stage in system.stages.items()}
-    guide = cascade.make_guide(cascade.to_float(records["face"]))
-    scales = jnp.full((1, len(cascade.STAGES)), FACE_SCALE)
-    arguments = (params, records, guide, jnp.ones(1), cascade.person_noise(0, jnp.arange(1)), scales)
+    thumbnail = make_thumbnail(to_float(records["face"]))
+    scales = jnp.full((1, len(STAGES)), FACE_SCALE)
+    arguments = (params, records, thumbnail, jnp.ones(1), person_noise(0, jnp.arange(1)), scales)
     program = jax.jit(lambda *arguments: system.sample(*arguments, settings))
     times = [seconds(lambda: program(*arguments)) for _ in tqdm(range(rounds + 1), "ours", leave=False)]
     costs = {name: cost.stage_cost(stage) for name, stage in system.stages.items()}
@@ -215,13 +219,13 @@ def main() -> None:
     arguments.add_argument("--face", action="store_true", help="a whole face instead, both stages")
     arguments.add_argument("--rounds", type=int, default=5, help="timed calls of each kind (default: 5)")
     arguments.add_argument("--threads", type=int, help="cores that each side may use (default: all)")
-    arguments.add_argument("--stages", default=",".join(cascade.STAGES), help="default: base,upsampler")
+    arguments.add_argument("--stages", default=",".join(STAGES), help="default: base,upsampler")
     arguments.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     arguments.add_argument("--json", type=Path, metavar="FILE", help="write the figures, with all times, here too")
     args = arguments.parse_args()
     stages, cores = args.stages.split(","), sorted(os.sched_getaffinity(0))
-    if not set(stages) <= set(cascade.STAGES):
-        raise UserError(f"--stages {args.stages}: choose of {', '.join(cascade.STAGES)}")
+    if not set(stages) <= set(STAGES):
+        raise UserError(f"--stages {args.stages}: choose of {', '.join(STAGES)}")
     if args.rounds < 1 or (args.threads is not None and not 1 <= args.threads <= len(cores)):
         raise UserError(f"--rounds is at least 1, --threads lies between 1 and {len(cores)}, the cores there are")
     # Before JAX starts its threads. The other side inherits the cores and the GPU, most of whose memory JAX would take.

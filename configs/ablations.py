@@ -1,13 +1,13 @@
-"""The paper's eight systems (Table 5), each trained and swept over guidance scales, and all read off one system.
+"""The paper's eight systems (Table 5), each trained and swept over guidance scales, and all emulated by one system.
 
     python -m slf_jax.ablate --config configs/ablations.py          # on the data of configs/base.py
     python -m slf_jax.ablate --config configs/ablations.py:demo     # on the synthetic talkers, after `make demo`
 
-Not yet run on people: no figure is claimed. On the talkers both ways took 25 minutes on two cores of a shared AMD EPYC
-(128 test people: R@1 53.9 % with all inputs, 29.7 % with the guide alone, each trained by itself; 57.8 and 30.5 % by
-masking one system; of voice and attributes without a guide R@10 39.1 and 56.2 %). The talkers have no speaker
-embeddings, for want of pretrained models: there pyAudioAnalysis' features stand in their place, and the mel spectrogram
-is the rest of the audio.
+Not yet run on people: no figure is claimed. On the synthetic talkers both ways took 25 minutes on two cores of a shared
+AMD EPYC (128 test people: R@1 53.9 % with all inputs and 29.7 % with the thumbnail alone, each trained separately; 57.8
+and 30.5 % by masking one system; R@10 of voice and attributes without a thumbnail 39.1 and 56.2 %). The talkers have no
+speaker embeddings, since these need pretrained models: pyAudioAnalysis' features take their place there, and the mel
+spectrogram is the rest of the audio.
 """
 
 import ml_collections
@@ -26,13 +26,12 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
     else:
         _add(config, ("pyaudioanalysis",), ("mel",), ("age", "gender", "ethnicity"))
         config.ablations.embedder = "eigenfaces"
-        # Many without a guide: the voice is learnt where the guide does not tell already.
-        config.train.update(
-            steps=(500, 80), guide_drop=0.5, validate_every=2000, preview_every=2000, checkpoint_every=500
-        )
-        config.ablations.any_subset_steps = (1000, 80)
-        # Nine trainings and sixteen sweeps: half the blocks; who it is shows in 32x32 pixels, so that the upsampler may
-        # be a rough one; and on validation people two evaluations recall no worse than four.
+        # Half of the samples without a thumbnail: the voice is learnt where the thumbnail does not help.
+        config.train.update(thumbnail_drop=0.5, validate_every=2000, preview_every=2000, checkpoint_every=500)
+        config.train.base.steps, config.train.upsampler.steps = 500, 80
+        config.ablations.any_subset_steps.update(base=1000, upsampler=80)
+        # Small, for nine trainings and sixteen sweeps: half the blocks; a rough upsampler, since identity is visible at
+        # 32x32; two evaluations, with which recall on validation people is no worse than with four.
         config.model.base.blocks = (1,)
         config.model.upsampler.update(blocks=(1,), patch=16, width=64)
         config.sample.steps = 2
@@ -40,12 +39,12 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
 
 
 def _add(config: ml_collections.ConfigDict, speaker: tuple, audio: tuple, attributes: tuple) -> None:
-    """What is compared. The authors' "no audio" keeps the spoken language; their attributes include it."""
+    """Adds what is compared. The authors' "no audio" keeps the spoken language; their attributes include it."""
     everything = (*speaker, *audio, *attributes)
-    systems = {  # name: (guide, inputs)
-        "only image guide": (True, ()),
+    systems = {  # name: (thumbnail, inputs)
+        "thumbnail only": (True, ()),
         "full input": (True, everything),
-        "no image guide": (False, everything),
+        "no thumbnail": (False, everything),
         "no speaker embedding": (True, (*audio, *attributes)),
         "no audio": (True, attributes),
         "only audio": (False, (*speaker, *audio)),
@@ -55,15 +54,17 @@ def _add(config: ml_collections.ConfigDict, speaker: tuple, audio: tuple, attrib
     config.ablations = ml_collections.ConfigDict(
         dict(
             scales=(0.0, 2.0, 4.0, 6.0, 8.0),
-            modes=("trained", "masked"),  # a system each; one system with inputs masked
-            any_subset_steps=(),  # of that one, which has more to learn; (): as many as the others
+            modes=("trained", "masked"),  # one system per row; one system with inputs masked
+            any_subset_steps=dict(base=0, upsampler=0),  # of that one, which has more to learn; 0: as the others
             people=0,  # of the test split; 0: all
             samples=1,  # of each person
-            chunk=16,  # most faces at once at each scale
-            embedder="auto",  # vgg-face, or eigenfaces where it has no weights
+            chunk=16,  # maximum number of faces at once at each scale
+            embedder="auto",  # vgg-face, or eigenfaces if it has no weights
             metric="",  # "l2", "cosine"; "": the embedder's own
             detector="opencv",
-            same_clip=False,  # the gallery holds the guide's own clip, as in the paper
+            same_clip=False,  # the gallery holds the thumbnail's own clip, as in the paper
         )
     )
-    config.ablations.systems = {name: dict(guide=guide, inputs=inputs) for name, (guide, inputs) in systems.items()}
+    config.ablations.systems = {
+        name: dict(thumbnail=thumbnail, inputs=inputs) for name, (thumbnail, inputs) in systems.items()
+    }

@@ -165,7 +165,7 @@ def _fill(clips: Mapping, block: Block, statistics: Mapping, count: int) -> tupl
     return jnp.where(mask[..., None], jnp.clip(value, -LIMIT, LIMIT), 0.0), mask
 
 
-def withhold(clips: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+def mask_constituents(clips: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
     """Records in which the constituents `names` are unknown: masked, by whatever program reads them."""
     return {
         key: np.full_like(value, np.nan if value.dtype.kind == "f" else -1) if key in names else value
@@ -190,7 +190,7 @@ def drop(keys: jax.Array, mask: jax.Array, layout: Layout, rates: Mapping[str, f
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from slf_jax import figures
+    from slf_jax.plots import matrix as plots
     from tfrecords.reader import Clips, first_split, stack
     from tfrecords.writer import clip_statistics
 
@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clip = clips.find(args.clip)
     layout = make_layout(clips.schema)
     matrix, mask = assemble(stack([clip]), layout, clips.statistics or clip_statistics(clips.schema, clip))
-    figures.feature_matrix(np.asarray(matrix[0]), np.asarray(mask[0]), layout.to_json(), clip["clip_id"], args.out)
+    plots.feature_matrix(np.asarray(matrix[0]), np.asarray(mask[0]), layout.to_json(), clip["clip_id"], args.out)
     print(f"{args.out}: {int(mask.sum())} of {MATRIX_ROWS} rows known in clip {clip['clip_id']}")
     if not clips.statistics:
         print("standardised with the clip's own mean and deviation: the dataset has no training split")

@@ -1,5 +1,5 @@
 """Diffusion in sigma space. Knows nothing of faces or voices.
 
-Data are standardised (unit standard deviation), so sigma is the noise in units of the data's own spread and
+Data are standardised (unit standard deviation), so sigma is the noise in units of the data's standard deviation and
 log-SNR = -2 ln sigma.
 """

@@ -23,23 +23,23 @@ def expand(values: jax.Array, like: jax.Array) -> jax.Array:
 def coefficients(kind: str, sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """c_skip, c_out, c_in, c_noise for data of unit standard deviation.
 
-    "edm": Karras et al. 2022, Table 1. "v": Salimans & Ho 2022; for data of unit spread it is edm's with the
-    network's sign turned. "eps": the network predicts the noise (Ho et al. 2020). "x0": the network predicts the
-    clean data itself; better where training is short or the network narrower than its patch, which then need not
+    "edm": Karras et al. 2022, Table 1. "v": Salimans & Ho 2022; for data of unit variance it is edm's with the
+    network's sign flipped. "eps": the network predicts the noise (Ho et al. 2020). "x0": the network predicts the
+    clean data itself; better where training is short, or where the network is narrower than its patch and could not
     carry the noise through.
     """
-    spread = jnp.sqrt(sigma**2 + 1)
-    # All see x / sqrt(sigma^2 + 1), the variance-preserving process' own x.
-    c_in, c_noise = 1 / spread, jnp.log(sigma) / 4
+    std = jnp.sqrt(sigma**2 + 1)
+    # All see x / sqrt(sigma^2 + 1), the x of the variance-preserving process.
+    c_in, c_noise = 1 / std, jnp.log(sigma) / 4
     if kind == "edm":
-        return 1 / spread**2, sigma / spread, c_in, c_noise
+        return 1 / std**2, sigma / std, c_in, c_noise
     if kind == "v":
-        return 1 / spread**2, -sigma / spread, c_in, c_noise
+        return 1 / std**2, -sigma / std, c_in, c_noise
     if kind == "eps":
         return jnp.ones_like(sigma), -sigma, c_in, c_noise
     if kind == "x0":
         return jnp.zeros_like(sigma), jnp.ones_like(sigma), c_in, c_noise
-    raise ValueError(f"preconditioning {kind!r} is none of {', '.join(PRECONDITIONINGS)}")
+    raise ValueError(f"preconditioning {kind!r} must be one of {', '.join(PRECONDITIONINGS)}")
 
 
 def make_denoiser(network: Callable, kind: str) -> Denoiser:
@@ -54,16 +54,17 @@ def make_denoiser(network: Callable, kind: str) -> Denoiser:
 
 
 def loss_weight(kind: str, sigma: jax.Array, most: float) -> jax.Array:
-    """Weight [B] of the squared error of x0, cut at `most`, which takes capacity from the nearly clean levels.
+    """Weight [B] of the squared error of x0, clipped at `most`, which moves capacity away from nearly clean images.
 
-    "edm": (sigma^2 + 1) / sigma^2, at which every noise level starts with the same loss. "snr": 1 / sigma^2, the
-    plain error of the noise; cut at gamma it is min-SNR-gamma (Hang et al. 2023), whatever the network predicts.
+    "edm": (sigma^2 + 1) / sigma^2, with which every noise level starts at the same loss (Karras et al. 2022). "snr":
+    1 / sigma^2, the unweighted error of the noise; clipped at gamma it is min-SNR-gamma (Hang et al. 2023), whatever
+    the network predicts.
     """
     if kind == "edm":
         return jnp.minimum((sigma**2 + 1) / sigma**2, most)
     if kind == "snr":
         return jnp.minimum(1 / sigma**2, most)
-    raise ValueError(f"weight {kind!r} is none of {', '.join(WEIGHTS)}")
+    raise ValueError(f"weight {kind!r} must be one of {', '.join(WEIGHTS)}")
 
 
 def denoising_loss(

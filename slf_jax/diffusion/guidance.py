@@ -1,4 +1,4 @@
-"""Classifier-free guidance as a combinator of two denoisers, and corrections of the x0 estimate."""
+"""Classifier-free guidance as a combinator of denoisers, and corrections of the x0 estimate."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from slf_jax.diffusion.denoiser import expand
 
 THRESHOLDS = ("static", "dynamic", "none")
 
-# (x [B, H, W, C], sigma [B]) -> x0 estimate: a denoiser whose conditions are bound
-Bound = Callable[[jax.Array, jax.Array], jax.Array]
+# (x [B, H, W, C], sigma [B]) -> x0 estimate
+ConditionedDenoiser = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def classifier_free(conditional: Bound, null: Bound, scale: jax.Array) -> Bound:
-    """`null + scale * (conditional - null)`; `scale` is a traced scalar or one per item [B].
+def classifier_free(cond: ConditionedDenoiser, uncond: ConditionedDenoiser, scale: jax.Array) -> ConditionedDenoiser:
+    """`uncond + scale * (cond - uncond)`; `scale` is a traced scalar or one per item [B].
 
     0 ignores the conditions, 1 is plain conditional sampling (Ho & Salimans 2022).
     """
 
     def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:
-        without = null(x, sigma)
-        return without + expand(jnp.asarray(scale), x) * (conditional(x, sigma) - without)
+        unconditional = uncond(x, sigma)
+        return unconditional + expand(jnp.asarray(scale), x) * (cond(x, sigma) - unconditional)
 
     return denoise
 
 
-def within(interval: Sequence[float], inside: Bound, outside: Bound) -> Bound:
+def guidance_interval(
+    interval: Sequence[float], inside: ConditionedDenoiser, outside: ConditionedDenoiser
+) -> ConditionedDenoiser:
     """`inside` where sigma lies in `interval` (low, high], `outside` elsewhere; only one of them is computed.
 
-    For a guidance interval (Kynkaanniemi et al. 2024). All items have the same sigma, as they have in a sampler.
+    Kynkaanniemi et al. 2024. All items must have the same sigma, as in a sampler.
     """
     low, high = interval
 
@@ -41,54 +43,54 @@ def within(interval: Sequence[float], inside: Bound, outside: Bound) -> Bound:
     return denoise
 
 
-def corrected(denoise: Bound, correct: Callable[[jax.Array], jax.Array]) -> Bound:
+def with_x0_correction(denoise: ConditionedDenoiser, correct: Callable[[jax.Array], jax.Array]) -> ConditionedDenoiser:
     """Applies `correct` to each x0 estimate."""
     return lambda x, sigma: correct(denoise(x, sigma))
 
 
-def threshold(images: jax.Array, kind: str, quantile: float) -> jax.Array:
+def threshold(images: jax.Array, kind: str, percentile: float) -> jax.Array:
     """Brings x0 estimates [B, H, W, C] back to [-1, 1].
 
-    "static" clips. "dynamic" clips at the `quantile` of each image's absolute values, where that is above 1, and
-    divides by it (Saharia et al. 2022). "none" leaves them.
+    "static" clips. "dynamic" clips at the `percentile` (a share, in (0, 1]) of each image's absolute values, where that
+    is above 1, and divides by it (Saharia et al. 2022). "none" leaves them unchanged.
     """
     if kind == "dynamic":
-        most = jnp.quantile(jnp.abs(images).reshape(len(images), -1), quantile, axis=-1)
+        most = jnp.quantile(jnp.abs(images).reshape(len(images), -1), percentile, axis=-1)
         most = expand(jnp.maximum(most, 1.0), images)
         return jnp.clip(images, -most, most) / most
     return jnp.clip(images, -1, 1) if kind == "static" else images
 
 
 def area_average(images: jax.Array, size: int) -> jax.Array:
-    """[B, H, W, C] to [B, size, size, C], each pixel the mean of its square; H a multiple of `size`."""
+    """[B, H, W, C] to [B, size, size, C], each pixel the mean of its block; H a multiple of `size`."""
     count, height, width, channels = images.shape
     blocks = images.reshape(count, size, height // size, size, width // size, channels)
     return blocks.mean((2, 4))
 
 
-def match_average(images: jax.Array, guide: jax.Array) -> jax.Array:
-    """The nearest images whose area average is `guide` [B, h, w, C] (the null-space projection of x0)."""
-    return _move(images, guide - area_average(images, guide.shape[1]))
+def match_average(images: jax.Array, thumbnail: jax.Array) -> jax.Array:
+    """The nearest images whose area average is `thumbnail` [B, h, w, C] (null-space projection, Wang et al. 2023)."""
+    return _shift(images, thumbnail - area_average(images, thumbnail.shape[1]))
 
 
-def match_average_in_range(images: jax.Array, guide: jax.Array) -> jax.Array:
-    """The same for images in [-1, 1], which stay there: each square is moved by one number and cut.
+def match_average_in_range(images: jax.Array, thumbnail: jax.Array) -> jax.Array:
+    """The same for images in [-1, 1] that must stay there: each block is shifted by one number and clipped.
 
-    That number is found by halving: the average rises with it.
+    The shift is found by bisection, since the average increases with it.
     """
     images = jnp.clip(images, -1, 1)
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = (low + high) / 2
-        short = area_average(jnp.clip(_move(images, middle), -1, 1), guide.shape[1]) < guide
+        short = area_average(jnp.clip(_shift(images, middle), -1, 1), thumbnail.shape[1]) < thumbnail
         return jnp.where(short, middle, low), jnp.where(short, high, middle)
 
-    low, high = jax.lax.fori_loop(0, 20, halve, (jnp.full_like(guide, -2), jnp.full_like(guide, 2)))
-    return jnp.clip(_move(images, (low + high) / 2), -1, 1)
+    low, high = jax.lax.fori_loop(0, 20, halve, (jnp.full_like(thumbnail, -2), jnp.full_like(thumbnail, 2)))
+    return jnp.clip(_shift(images, (low + high) / 2), -1, 1)
 
 
-def _move(images: jax.Array, squares: jax.Array) -> jax.Array:
-    """Adds to every pixel the number [B, h, w, C] of its square."""
-    times = images.shape[1] // squares.shape[1]
-    return images + squares.repeat(times, 1).repeat(times, 2)
+def _shift(images: jax.Array, offsets: jax.Array) -> jax.Array:
+    """Adds to every pixel the offset [B, h, w, C] of its block."""
+    times = images.shape[1] // offsets.shape[1]
+    return images + offsets.repeat(times, 1).repeat(times, 2)

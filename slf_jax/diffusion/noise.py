@@ -1,4 +1,4 @@
-"""How much noise: the levels a sampler visits and the levels training draws."""
+"""Noise levels: those a sampler visits, and the distribution that training draws from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 SIGMA_RANGE = (2e-3, 200.0)  # bounds log-SNR to about +-12
 DISTRIBUTIONS = ("lognormal", "cosine", "linear")
-SPACINGS = ("karras", "training")  # of a sampler's levels: `karras_sigmas`, or `Levels.sigmas`
+SCHEDULES = ("karras", "training")  # of a sampler: `karras_sigmas`, or `SigmaDistribution.sigmas`
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> np.ndarray:
@@ -22,32 +22,32 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
 
 
 @dataclasses.dataclass(frozen=True)
-class Levels:
-    """The noise levels of training: a distribution of sigma, by its quantiles.
+class SigmaDistribution:
+    """The distribution of sigma in training, given by its quantile function.
 
-    "lognormal": ln sigma ~ N(mean, std^2); a larger image wants a larger mean, as its pixels repeat each other
-    (Hoogeboom et al. 2023). "cosine" (Nichol & Dhariwal 2021) and "linear" (Ho et al. 2020, continuous as in
-    imagen-pytorch): the levels of a variance-preserving process whose time is uniform.
+    "lognormal": ln sigma ~ N(p_mean, p_std^2) (Karras et al. 2022); larger images need a larger mean, since
+    neighbouring pixels are redundant (Hoogeboom et al. 2023). "cosine" (Nichol & Dhariwal 2021) and "linear" (Ho et
+    al. 2020, continuous as in imagen-pytorch): a variance-preserving process at uniformly distributed times.
     """
 
-    distribution: str
-    mean: float
-    std: float
+    kind: str
+    p_mean: float
+    p_std: float
 
-    def __call__(self, share: jax.Array) -> jax.Array:
-        """The sigma below which a `share` in [0, 1] of training's levels lies, within `SIGMA_RANGE`."""
-        if self.distribution == "lognormal":
-            sigma = jnp.exp(self.mean + self.std * jax.scipy.special.ndtri(share))
-        elif self.distribution == "cosine":
-            sigma = jnp.tan(jnp.pi / 2 * jnp.minimum((share + 0.008) / 1.008, 1 - 1e-6))
-        elif self.distribution == "linear":
-            sigma = jnp.sqrt(jnp.expm1(1e-4 + 10 * share**2))
+    def __call__(self, quantile: jax.Array) -> jax.Array:
+        """The sigma at a `quantile` in [0, 1] of the distribution, clipped to `SIGMA_RANGE`."""
+        if self.kind == "lognormal":
+            sigma = jnp.exp(self.p_mean + self.p_std * jax.scipy.special.ndtri(quantile))
+        elif self.kind == "cosine":
+            sigma = jnp.tan(jnp.pi / 2 * jnp.minimum((quantile + 0.008) / 1.008, 1 - 1e-6))
+        elif self.kind == "linear":
+            sigma = jnp.sqrt(jnp.expm1(1e-4 + 10 * quantile**2))
         else:
-            raise ValueError(f"noise {self.distribution!r} is none of {', '.join(DISTRIBUTIONS)}")
+            raise ValueError(f"sigma distribution {self.kind!r} must be one of {', '.join(DISTRIBUTIONS)}")
         return jnp.clip(sigma, *SIGMA_RANGE)
 
     def sigmas(self, steps: int) -> np.ndarray:
-        """Noise levels [steps + 1] for a sampler, evenly through the distribution from the top, then 0."""
+        """Noise levels [steps + 1] for a sampler: evenly spaced quantiles from the highest, then 0."""
         _check(steps)
         with jax.ensure_compile_time_eval():
             levels = np.asarray(self(jnp.linspace(1, 0, steps + 1)))
@@ -56,12 +56,12 @@ class Levels:
 
 def _check(steps: int) -> None:
     if steps < 1:
-        raise ValueError(f"a sampler takes at least one step, not {steps}")
+        raise ValueError(f"a sampler needs at least one step, not {steps}")
 
 
-def stratified(uniform: jax.Array, place: jax.Array, count: int) -> jax.Array:
-    """Spreads uniform numbers evenly: item `place` of `count` draws from its own 1/count of (0, 1).
+def stratified(uniform: jax.Array, batch_index: jax.Array, count: int) -> jax.Array:
+    """Stratifies uniform numbers [B]: item `batch_index` of `count` draws from its own interval of length 1/count.
 
-    The batch then covers all noise levels, which lowers the gradient's variance for free.
+    The batch then covers all noise levels, which lowers the gradient's variance at no cost.
     """
-    return jnp.clip((place + uniform) / count, 1e-6, 1 - 1e-6)
+    return jnp.clip((batch_index + uniform) / count, 1e-6, 1 - 1e-6)

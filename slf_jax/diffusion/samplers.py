@@ -1,8 +1,8 @@
 """Samplers: free functions from noise and an array of noise levels to data, each one `lax.scan`.
 
-They take x = sigma_0 * noise, sigmas [steps + 1] that fall to 0, and a key for each item, from which those that add
-noise on the way draw it: what an item gets does not depend on its neighbours. All but `ancestral` integrate the
-probability flow dx/dsigma = (x - denoise(x, sigma)) / sigma (Karras et al. 2022, Eq. 1).
+They take x = sigma_0 * noise, sigmas [steps + 1] that decrease to 0, and one key per item, used by the samplers that
+add noise: an item's result does not depend on the rest of its batch. All but `ancestral` integrate the probability
+flow dx/dsigma = (x - denoise(x, sigma)) / sigma (Karras et al. 2022, Eq. 1).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from slf_jax.diffusion.guidance import Bound
+from slf_jax.diffusion.guidance import ConditionedDenoiser
 from slf_jax.streams import stream
 
-Sampler = Callable[[Bound, jax.Array, jax.Array, jax.Array], jax.Array]
+Sampler = Callable[[ConditionedDenoiser, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def _scan(step: Callable, x: jax.Array, carry: jax.Array, *levels: jax.Array) -> jax.Array:
@@ -23,7 +23,7 @@ def _scan(step: Callable, x: jax.Array, carry: jax.Array, *levels: jax.Array) ->
     return x
 
 
-def _at(denoise: Bound, x: jax.Array, sigma: jax.Array) -> jax.Array:
+def _at(denoise: ConditionedDenoiser, x: jax.Array, sigma: jax.Array) -> jax.Array:
     return denoise(x, jnp.full(x.shape[:1], sigma))
 
 
@@ -33,7 +33,7 @@ def _fresh(keys: jax.Array, number: jax.Array, x: jax.Array) -> jax.Array:
     return jax.vmap(draw)(stream(keys, "step", number))
 
 
-def ancestral(denoise: Bound, x: jax.Array, sigmas: jax.Array, keys: jax.Array) -> jax.Array:
+def ancestral(denoise: ConditionedDenoiser, x: jax.Array, sigmas: jax.Array, keys: jax.Array) -> jax.Array:
     """DDPM's posterior q(x_s | x_t, x0) at each step (Ho et al. 2020, Eq. 6-7), in sigma space."""
     sigmas = jnp.asarray(sigmas)
 
@@ -45,8 +45,8 @@ def ancestral(denoise: Bound, x: jax.Array, sigmas: jax.Array, keys: jax.Array) 
     return _scan(step, x, jnp.zeros(()), jnp.arange(len(sigmas) - 1), sigmas[:-1], sigmas[1:])
 
 
-def ddim(denoise: Bound, x: jax.Array, sigmas: jax.Array, keys: jax.Array) -> jax.Array:  # noqa: ARG001
-    """DDIM without noise (Song et al. 2021), which in sigma space is Euler's method: first order."""
+def ddim(denoise: ConditionedDenoiser, x: jax.Array, sigmas: jax.Array, keys: jax.Array) -> jax.Array:  # noqa: ARG001
+    """Deterministic DDIM (Song et al. 2021), which in sigma space is Euler's method: first order."""
     sigmas = jnp.asarray(sigmas)
 
     def step(x: jax.Array, unused: jax.Array, sigma: jax.Array, following: jax.Array) -> tuple:
@@ -56,10 +56,12 @@ def ddim(denoise: Bound, x: jax.Array, sigmas: jax.Array, keys: jax.Array) -> ja
     return _scan(step, x, jnp.zeros(()), sigmas[:-1], sigmas[1:])
 
 
-def heun(denoise: Bound, x: jax.Array, sigmas: jax.Array, keys: jax.Array, churn: float = 0.0) -> jax.Array:
+def heun(
+    denoise: ConditionedDenoiser, x: jax.Array, sigmas: jax.Array, keys: jax.Array, churn: float = 0.0
+) -> jax.Array:
     """Second-order Heun (Karras et al. 2022, Alg. 2): 2 * steps - 1 evaluations.
 
-    `churn` > 0 adds noise before each step and takes it out again (S_churn, at all levels, with S_noise 1).
+    `churn` > 0 adds noise before each step (S_churn, at all noise levels, with S_noise 1).
     """
     sigmas = jnp.asarray(sigmas)
     growth = min(churn / (len(sigmas) - 1), 2**0.5 - 1)
@@ -81,17 +83,17 @@ def heun(denoise: Bound, x: jax.Array, sigmas: jax.Array, keys: jax.Array, churn
 
     last = len(sigmas) - 2
     x = _scan(step, x, jnp.zeros(()), jnp.arange(last), sigmas[:-2], sigmas[1:-1])
-    # The last step, to 0, is Euler's: the slope has no value there. It lands on the x0 estimate.
+    # The last step, to 0, is an Euler step, since the slope is undefined there. It ends on the x0 estimate.
     return _at(denoise, *stir(x, last, sigmas[-2]))
 
 
-def dpmpp_2m(denoise: Bound, x: jax.Array, sigmas: jax.Array, keys: jax.Array) -> jax.Array:  # noqa: ARG001
-    """DPM-Solver++(2M) (Lu et al. 2022): second order, one evaluation a step."""
+def dpmpp_2m(denoise: ConditionedDenoiser, x: jax.Array, sigmas: jax.Array, keys: jax.Array) -> jax.Array:  # noqa: ARG001
+    """DPM-Solver++(2M) (Lu et al. 2022): second order, one evaluation per step."""
     sigmas = jnp.asarray(sigmas)
 
     def step(x: jax.Array, last: jax.Array, before: jax.Array, sigma: jax.Array, following: jax.Array) -> tuple:
         estimate = _at(denoise, x, sigma)
-        # Extrapolate x0 over lambda = -ln sigma; the first step has no past, the last one (to 0) wants none.
+        # Extrapolate x0 over lambda = -ln sigma; the first step has no history, the last one (to 0) needs none.
         h_last, h = jnp.log(before / sigma), jnp.log(sigma / following)
         usable = (before > sigma) & (following > 0)
         slant = jnp.where(usable, h / (2 * jnp.where(usable, h_last, 1.0)), 0.0)

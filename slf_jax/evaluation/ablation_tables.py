@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from slf_jax.evaluation import metrics, paper
-from slf_jax.evaluation.metrics import spell_rate
+from slf_jax.evaluation.metrics import format_rate
 from slf_jax.evaluation.tables import ATTRIBUTES, COLUMNS, FIDELITY, RECALL, begin, cells, p_value, points
 
 MODES = {"trained": "a system trained on these inputs alone", "masked": "one any-subset system, the others masked"}
 SWEPT = ("full input", "speaker embedding only")  # of Table 8
-FULL, GUIDE_ONLY, NO_GUIDE = "full input", "only image guide", "no image guide"
+FULL, THUMBNAIL_ONLY, NO_THUMBNAIL = "full input", "thumbnail only", "no thumbnail"
 NO_AUDIO, NO_ATTRIBUTES, NO_SPEAKER = "no audio", "no additional attributes", "no speaker embedding"
 
 
@@ -50,7 +50,7 @@ def _how(report: Mapping) -> str:
     other, sampler = report["gallery_of_another_clip"], report["sampler"]
     return (
         f"{report['people']} people of `{report['data']}`, gallery of {report['gallery']} real faces (another clip "
-        f"than the guide's for {other}), compared by `{report['embedder']}` ({report['metric']}); "
+        f"than the thumbnail's for {other}), compared by `{report['embedder']}` ({report['metric']}); "
         f"{report['samples']} sample(s) of each, seed {report['seed']}, {sampler['sampler']} with {sampler['steps']} "
         f"steps a stage; training steps {report['steps']}, of the system that is masked {report['any_subset_steps']}. "
         f"Scales were chosen by {report['chosen_by']}; the paper chose on the test people. Rates in percent, R@k with "
@@ -62,9 +62,9 @@ def _how(report: Mapping) -> str:
 def _inputs(modes: Mapping) -> str:
     systems = next(iter(modes.values()))
     parts = systems[FULL]["inputs"] if FULL in systems else sorted({p for s in systems.values() for p in s["inputs"]})
-    lines = begin(("system", "8x8 guide", *parts))
+    lines = begin(("system", "8x8 thumbnail", *parts))
     for name, found in systems.items():
-        seen = [found["made_from"]["guided"], *(part in found["inputs"] for part in parts)]
+        seen = [found["made_from"]["thumbnail"], *(part in found["inputs"] for part in parts)]
         lines.append(f"| {name} | " + " | ".join("x" if yes else "" for yes in seen) + " |")
     return "\n".join([*lines, "", *(f"- {mode}: {text}" for mode, text in MODES.items() if mode in modes)])
 
@@ -151,12 +151,12 @@ def claims(systems: Mapping) -> dict[str, dict]:
         return scale in systems.get(name, {"hits": {}})["hits"]
 
     found, have = {}, set(systems)
-    if {FULL, GUIDE_ONLY} <= have:
-        found["full input over the guide alone"] = "r@1", hits(FULL, "r@1"), hits(GUIDE_ONLY, "r@1")
+    if {FULL, THUMBNAIL_ONLY} <= have:
+        found["full input over the thumbnail alone"] = "r@1", hits(FULL, "r@1"), hits(THUMBNAIL_ONLY, "r@1")
         if measured(FULL, "0"):
-            pair = hits(FULL, "r@1", "0"), hits(GUIDE_ONLY, "r@1")
-            found["full input at scale 0 over the guide alone (equal, says the paper)"] = "r@1", *pair
-    for name in (NO_GUIDE, "only audio"):
+            pair = hits(FULL, "r@1", "0"), hits(THUMBNAIL_ONLY, "r@1")
+            found["full input at scale 0 over the thumbnail alone (equal, says the paper)"] = "r@1", *pair
+    for name in (NO_THUMBNAIL, "only audio"):
         if name in have:
             own, people = hits(name, "r@10"), len(hits(name, "r@10"))
             found[f"{name} over a random order"] = "r@10", own, np.full(people, metrics.random_recall(10, people))
@@ -178,7 +178,7 @@ def _claims(modes: Mapping) -> str:
     lines = begin(("claim", "", "measure", "first", "second", "difference", "p"))
     for mode, systems in modes.items():
         for what, found in claims(systems).items():
-            texts = [what, mode, found["rate"].upper(), spell_rate(found["first"]), spell_rate(found["second"])]
+            texts = [what, mode, found["rate"].upper(), format_rate(found["first"]), format_rate(found["second"])]
             lines.append("| " + " | ".join([*texts, points(found), p_value(found)]) + " |")
     return "\n".join(lines) + (
         "\n\nDifferences in percentage points over the same people, with 95 % intervals (Bonett & Price 2012); p by "
@@ -194,7 +194,7 @@ def _agreement(modes: Mapping) -> str:
         texts = []
         for rate in ("r@1", "r@10"):
             found = metrics.paired(*(np.array(each[name]["hits"][each[name]["chosen"]][rate]) for each in (a, b)))
-            texts += [spell_rate(found["first"]), spell_rate(found["second"]), points(found)]
+            texts += [format_rate(found["first"]), format_rate(found["second"]), points(found)]
             gaps.append(abs(found["difference"]))
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
     ranks = [np.argsort(np.argsort([_recalls(each[name])[10] for name in a])) for each in (a, b)]

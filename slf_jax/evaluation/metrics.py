@@ -27,7 +27,7 @@ def ssim(images: np.ndarray, real: np.ndarray) -> np.ndarray:
     return np.array([similarity(r, i, channel_axis=-1) for i, r in zip(images, real, strict=True)])
 
 
-def guide_error(images: np.ndarray, real: np.ndarray, size: int = 8) -> np.ndarray:
+def thumbnail_error(images: np.ndarray, real: np.ndarray, size: int = 8) -> np.ndarray:
     """Mean absolute difference [B] of the `size` x `size` area averages, in 1/255, of uint8 images [B, H, W, 3]."""
 
     def average(x: np.ndarray) -> np.ndarray:
@@ -35,6 +35,20 @@ def guide_error(images: np.ndarray, real: np.ndarray, size: int = 8) -> np.ndarr
         return x.reshape(b, size, h // size, size, w // size, c).astype(np.float64).mean((2, 4))
 
     return np.abs(average(images) - average(real)).mean((1, 2, 3))
+
+
+def fidelity(images: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """Means over people and samples of PSNR (dB), SSIM and thumbnail error (of 255), of images [B, samples, H, W, 3].
+
+    With several samples also the standard deviation of each sample's mean over people.
+    """
+    found = {}
+    for name, measure in {"psnr": psnr, "ssim": ssim, "thumbnail_error": thumbnail_error}.items():
+        each = [float(measure(images[:, i], real).mean()) for i in range(images.shape[1])]
+        found[name] = float(np.mean(each))
+        if len(each) > 1:
+            found[f"{name}_sd"] = float(np.std(each, ddof=1))
+    return found
 
 
 def recall(ranks: np.ndarray, k: int) -> float:
@@ -150,7 +164,7 @@ def paired(a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
     }  # fmt: skip
 
 
-def spell_rate(rate: float) -> str:
+def format_rate(rate: float) -> str:
     """A rate in percent as the paper prints it: rounded to tenths, with a zero after them (8 of 118: `6.80`)."""
     return f"{100 * rate:.1f}0"
 

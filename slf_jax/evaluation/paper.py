@@ -9,9 +9,9 @@ RANDOM = {1: 0.85, 3: 2.5, 5: 4.2, 10: 8.5}  # R@k of random selection, percent
 # years; PSNR in dB; SSIM.
 COLUMNS = ("scale", "r@1", "r@3", "r@5", "r@10", "gender", "ethnicity", "age_group", "age_rmse", "psnr", "ssim")
 SYSTEMS = {
-    "only image guide": (None, 6.8, 11.1, 16.9, 22.9, 78.8, 37.3, 44.1, 7.54, 16.74, 0.40),
+    "thumbnail only": (None, 6.8, 11.1, 16.9, 22.9, 78.8, 37.3, 44.1, 7.54, 16.74, 0.40),
     "full input": (8, 16.9, 30.5, 33.9, 45.8, 90.7, 65.3, 57.6, 5.62, 14.37, 0.27),
-    "no image guide": (2, 9.3, 16.1, 23.7, 34.7, 88.1, 58.5, 72.9, 5.11, 10.46, 0.22),
+    "no thumbnail": (2, 9.3, 16.1, 23.7, 34.7, 88.1, 58.5, 72.9, 5.11, 10.46, 0.22),
     "no speaker embedding": (8, 9.3, 13.6, 16.1, 24.6, 74.6, 77.1, 51.7, 5.80, 16.29, 0.37),
     "no audio": (4, 9.3, 15.25, 25.4, 31.4, 73.7, 78.8, 55.1, 5.21, 16.50, 0.39),
     "only audio": (2, 7.6, 14.4, 17.8, 28.0, 87.3, 51.7, 49.2, 6.99, 10.57, 0.22),
@@ -37,7 +37,7 @@ SCALES = {
 }
 # The input whose significance S compares the full input with that system, and the S published.
 SIGNIFICANCE = {
-    "guide": ("no image guide", 75),
+    "thumbnail": ("no thumbnail", 75),
     "audio": ("no audio", 77),
     "speaker embeddings": ("no speaker embedding", 98),
     "attributes": ("no additional attributes", 31),

@@ -11,12 +11,12 @@ import numpy as np
 
 from slf_common.errors import UserError
 from slf_jax.evaluation import metrics
-from slf_jax.evaluation.faces import ATTRIBUTES, Described, Embedder
+from slf_jax.evaluation.embedders import ATTRIBUTES, FaceEmbedder, FaceFeatures
 from slf_jax.evaluation.gallery import Gallery, ranks
 from tfrecords.reader import Clips, stack
 
-DEEPEST = 100  # ranks are known up to here
-LEAST_GROUP = 5  # people, below which a group's recall is not compared
+MAX_RANK = 100  # ranks are known up to here
+MIN_GROUP = 5  # people, below which a group's recall is not compared
 
 
 class TooFew(UserError):
@@ -24,7 +24,7 @@ class TooFew(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class People:
+class EvaluationSet:
     """One probe of each of P speakers, and the real faces of G speakers that they are looked for among.
 
     Attributes:
@@ -48,12 +48,12 @@ class People:
         return len(self.speakers)
 
 
-def choose(clips: Clips, count: int = 0, *, same_clip: bool = False, gallery: Clips | None = None) -> People:
+def choose(clips: Clips, count: int = 0, *, same_clip: bool = False, gallery: Clips | None = None) -> EvaluationSet:
     """The first clip of each of the first `count` speakers (0: of all) as probe; their second ones as gallery.
 
-    `same_clip`: the gallery holds the probe's own face, as in the paper: with a guide this is easier. `gallery`: all
-    speakers of this split are the gallery, people of whom it has no face are misses. Raises `UserError` where nobody
-    can be looked for, `TooFew` if the gallery has fewer than 2.
+    `same_clip`: the gallery holds the probe's own face, as in the paper, which is easier with a thumbnail. `gallery`:
+    all speakers of this split are the gallery; people without a face in it are misses. Raises `UserError` if nobody
+    is in the gallery, `TooFew` if it has fewer than 2 speakers.
     """
     mine = _first_two(clips, count)
     theirs = mine if gallery is None else _first_two(gallery)
@@ -67,7 +67,7 @@ def choose(clips: Clips, count: int = 0, *, same_clip: bool = False, gallery: Cl
     real = {name: _pick(both, ids.get(name), same_clip) for name, both in theirs.items()}
     held = {speaker: real[speaker]["clip_id"] if speaker in real else None for speaker in mine}
     second = [_pick(both, held[speaker], False)["face"] for speaker, both in mine.items()]
-    return People(
+    return EvaluationSet(
         list(ids.values()), list(mine), stack([both[0] for both in mine.values()]), list(real),
         np.stack([clip["face"] for clip in real.values()]), np.array([i is not None for i in held.values()]),
         np.array([held[speaker] not in (None, i) for speaker, i in ids.items()]), np.stack(second), clips.schema.labels,
@@ -95,7 +95,7 @@ def _first_two(clips: Clips, count: int = 0) -> dict[str, list[dict]]:
 class Scores:
     """What was measured on the faces of P people, a few samples of each: arrays [P, samples].
 
-    rank: of the person in the gallery, 0 where not among the first `DEEPEST` or where no face was found. age: years as
+    rank: of the person in the gallery, 0 where not among the first `MAX_RANK` or where no face was found. age: years as
     guessed from the face, NaN where no face was found. labels: guesses, -1 where no face was found. What the embedder
     cannot guess is not there.
     """
@@ -109,10 +109,10 @@ class Scores:
     nearest: list[list[str]]  # speakers of the nearest gallery faces of each person's first sample
 
 
-class Judge:
+class FaceScorer:
     """Scores faces of the same people against one gallery."""
 
-    def __init__(self, people: People, embedder: Embedder, folder: Path) -> None:
+    def __init__(self, people: EvaluationSet, embedder: FaceEmbedder, folder: Path) -> None:
         self.people, self.embedder = people, embedder
         self.gallery = Gallery(folder, embedder.metric)
         self._open_gallery()
@@ -153,9 +153,9 @@ class Judge:
             [names[:3] for names in neighbours[::samples]],
         )  # fmt: skip
 
-    def _search(self, seen: Described) -> list[list[str]]:
+    def _search(self, seen: FaceFeatures) -> list[list[str]]:
         """The gallery's speakers by distance for each face, none where no face was found."""
-        neighbours = iter(self.gallery.search(seen.vectors[seen.found], min(DEEPEST, len(self.gallery))))
+        neighbours = iter(self.gallery.search(seen.vectors[seen.found], min(MAX_RANK, len(self.gallery))))
         return [next(neighbours) if found else [] for found in seen.found]
 
 
@@ -164,7 +164,7 @@ def hits(scores: Scores, k: int) -> np.ndarray:
     return ((scores.rank >= 1) & (scores.rank <= k)).mean(1)
 
 
-def summary(scores: Scores, people: People) -> dict:
+def summary(scores: Scores, people: EvaluationSet) -> dict:
     """All figures of one system: rates with N and 95 % interval, means, sd over samples where there are several."""
     out: dict = {f"r@{k}": _rate(hits(scores, k), scores.rank.shape[1]) for k in metrics.KS}
     samples = scores.rank.shape[1]
@@ -187,7 +187,7 @@ def summary(scores: Scores, people: People) -> dict:
     return out
 
 
-def _ages(scores: Scores, people: People) -> tuple[dict | None, float | None]:
+def _ages(scores: Scores, people: EvaluationSet) -> tuple[dict | None, float | None]:
     """Recall of the age group, and the root mean square error in years."""
     if scores.age is None:
         return None, None
@@ -217,7 +217,7 @@ def compare(a: Scores, b: Scores) -> dict:
     return {f"r@{k}": metrics.paired(hits(a, k), hits(b, k)) for k in metrics.KS}
 
 
-def by_group(scores: Scores, people: People) -> dict:
+def by_group(scores: Scores, people: EvaluationSet) -> dict:
     """R@k of each gender, age group and ethnicity with N, and the largest gap in R@10 within one kind."""
     kinds = {name: {text: people.probe[name] == i for i, text in enumerate(people.labels[name])} for name in ATTRIBUTES}
     decade = np.where(np.isfinite(people.probe["age"]), people.probe["age"], -1000) // metrics.DECADE
@@ -237,14 +237,14 @@ def by_group(scores: Scores, people: People) -> dict:
 def _largest_gap(tables: Mapping[str, Mapping[str, Mapping]]) -> dict | None:
     gaps = []
     for kind, groups in tables.items():
-        rates = {text: group["r@10"]["rate"] for text, group in groups.items() if group["r@10"]["n"] >= LEAST_GROUP}
+        rates = {text: group["r@10"]["rate"] for text, group in groups.items() if group["r@10"]["n"] >= MIN_GROUP}
         if len(rates) > 1:
             most, least = max(rates, key=rates.get), min(rates, key=rates.get)
             gaps.append({"kind": kind, "most": most, "least": least, "gap": rates[most] - rates[least]})
     return max(gaps, key=lambda each: each["gap"], default=None)
 
 
-def confusions(scores: Scores, people: People) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+def confusions(scores: Scores, people: EvaluationSet) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """For each attribute that is known of anybody: class names, and counts of guesses from first samples."""
     tables = {}
     for name in ATTRIBUTES:

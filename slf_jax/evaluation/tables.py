@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from slf_jax.evaluation import metrics, paper
-from slf_jax.evaluation.metrics import spell_rate
+from slf_jax.evaluation.metrics import format_rate
 
 RATES = tuple(f"r@{k}" for k in metrics.KS)
 # The columns of the paper's Tables 5, 6 and 7.
@@ -58,14 +58,14 @@ def _how(results: Mapping) -> str:
     people, absent, settings = results["people"], results["not_in_gallery"], results["sampler"]
     other = results["gallery_of_another_clip"]
     own = people - absent - other
-    frames = f"another clip than the guide's for {other} people"
-    frames += f", the guide's own for {own}: that is easier" if own else ""
+    frames = f"another clip than the thumbnail's for {other} people"
+    frames += f", the thumbnail's own for {own}: that is easier" if own else ""
     frames += f", none for {absent}, who count as misses" if absent else ""
     lines = [
         f"Gallery: {results['gallery']} real faces in LanceDB, {frames}. Faces are compared by `{results['embedder']}` "
         f"({results['metric']}). A face in which none is found counts as a miss: all rates are of {people} people.",
         LABELLED.get(results["embedder"], ""),
-        f"Inputs: {', '.join(results['inputs']) or 'none'}; {'with' if results['guided'] else 'without'} the guide. "
+        f"Inputs: {', '.join(results['inputs']) or 'none'}; {'with' if results['thumbnail'] else 'without'} thumbnail. "
         f"{settings['sampler']}, {settings['evaluations']} evaluations a stage, seed {results['seed']}, "
         f"{results['samples']} sample(s) of each person. Checkpoints: "
         + ", ".join(f"{stage} {digest[:12]}" for stage, digest in results["checkpoints"].items())
@@ -131,7 +131,7 @@ def _mean(value: Mapping | None, form: str) -> str:
 def _rate(value: Mapping | None, interval: bool = False) -> str:
     if value is None:
         return "-"
-    text = spell_rate(value["rate"])
+    text = format_rate(value["rate"])
     return f"{text} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]" if interval else text
 
 
@@ -146,7 +146,7 @@ def _choice(results: Mapping) -> str:
         best = results["systems"][results["best_on_test"]]["r@1"]
         lines.append(
             f"For comparison only, the paper's way, which looks at the test people: best is {results['best_on_test']} "
-            f"with R@1 {spell_rate(best['rate'])}."
+            f"with R@1 {format_rate(best['rate'])}."
         )
     return " ".join(lines)
 

@@ -72,9 +72,9 @@ class Conditioner(nn.Module):
 
     def _encode(self, block: Block, rows: jax.Array, known: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One constituent's tokens [B, rows, D], and its summary [B, 2 D]: mean and spread over known rows."""
-        place = self.param(f"{block.name}_place", nn.initializers.normal(0.02), (block.rows, self.width))
+        pos_embed = self.param(f"{block.name}_pos_embed", nn.initializers.normal(0.02), (block.rows, self.width))
         null = self.param(f"{block.name}_null", nn.initializers.normal(0.02), (block.rows, self.width))
-        hidden = nn.Dense(self.width, dtype=self.dtype, name=f"{block.name}_in")(rows) + place.astype(self.dtype)
+        hidden = nn.Dense(self.width, dtype=self.dtype, name=f"{block.name}_in")(rows) + pos_embed.astype(self.dtype)
         hidden = nn.Dense(self.width, dtype=self.dtype, name=f"{block.name}_out")(nn.silu(hidden))
         hidden = jnp.where(known[..., None], hidden, null.astype(self.dtype))
         # Statistics over the known rows; over the null rows where none is known, so that "unknown" is learned.

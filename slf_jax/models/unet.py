@@ -25,7 +25,7 @@ from slf_jax.models.conditioning import Cond
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Sizes of one U-Net, as `slf_jax.settings` checks them. Tuples have one entry per level, highest resolution first.
+    """Sizes of one U-Net, as checked in `cascade/settings.py`. Tuples have one entry per level, highest resolution first.
 
     patch: side of the squares folded into channels before the first level.
     blocks: residual blocks on the way down, and as many on the way up.
@@ -77,8 +77,8 @@ class UNet(nn.Module):
         embedding = self._embed(c_noise, extras, cond)
         cross = iter(zip(cond.keys, cond.values, strict=True))
         x = nn.Dense(config.widths[0], **EXACT, name="stem")(space_to_depth(images, config.patch))
-        place = self.param("place", nn.initializers.normal(0.02), x.shape[1:])
-        x = (x + place).astype(self.dtype)
+        pos_embed = self.param("pos_embed", nn.initializers.normal(0.02), x.shape[1:])
+        x = (x + pos_embed).astype(self.dtype)
 
         def block(x: jax.Array, level: int, name: str) -> jax.Array:
             keys_values = next(cross) if config.cross_attention[level] else None

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from tiny import start_training, tiny_config
 
-from slf_jax import cascade, features, parallel
+from slf_jax import distributed, features
+from slf_jax.cascade.sizes import STAGES
+from slf_jax.cascade.system import build_system
 from tfrecords.reader import Clips, stack
 
 jax.config.update("jax_disable_most_optimizations", True)
-parallel.use_compilation_cache(str(XLA_CACHE))
+distributed.use_compilation_cache(str(XLA_CACHE))
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +33,7 @@ def config(dataset, tmp_path_factory):
 @pytest.fixture(scope="session")
 def system(config, dataset):
     clips = Clips(dataset)
-    return cascade.build(config, features.make_layout(clips.schema), clips.statistics)
+    return build_system(config, features.make_layout(clips.schema), clips.statistics)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +46,7 @@ def params(system):
         moved = [x + 0.1 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
         return jax.tree.unflatten(tree, moved)
 
-    return {name: stir(name) for name in cascade.STAGES}
+    return {name: stir(name) for name in STAGES}
 
 
 @pytest.fixture(scope="session")

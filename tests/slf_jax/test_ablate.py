@@ -18,10 +18,10 @@ def tiny(fresh_config):
     config.train.update(steps=(8, 8), preview_every=100)
     wanted = load_config("configs/ablations.py:demo").ablations
     wanted.update(scales=(0.0, 2.0), chunk=6, any_subset_steps=(12, 8))
-    systems = {"only image guide": (), "full input": config.data.inputs, "no audio": ("age", "gender")}
+    systems = {"thumbnail only": (), "full input": config.data.inputs, "no audio": ("age", "gender")}
     with config.unlocked():
         config.ablations = wanted
-        config.ablations.systems = {name: dict(guide=True, inputs=inputs) for name, inputs in systems.items()}
+        config.ablations.systems = {name: dict(thumbnail=True, inputs=inputs) for name, inputs in systems.items()}
     return config
 
 
@@ -33,7 +33,7 @@ def ablated(tiny):
 def test_each_system_is_trained_and_read_off_one(ablated):
     report, workdir = ablated
     assert {mode: list(systems) for mode, systems in report["modes"].items()} == {
-        mode: ["only image guide", "full input", "no audio"] for mode in ("trained", "masked")
+        mode: ["thumbnail only", "full input", "no audio"] for mode in ("trained", "masked")
     }
     assert {path.name for path in workdir.glob("*/checkpoints")} == {"checkpoints"}
     assert {path.parent.name for path in workdir.glob("*/checkpoints")} == {
@@ -43,13 +43,13 @@ def test_each_system_is_trained_and_read_off_one(ablated):
     masked = report["modes"]["masked"]
     assert masked["no audio"]["made_from"]["without"] == ["mel"] and masked["full input"]["made_from"]["without"] == []
     for systems in report["modes"].values():
-        assert list(systems["only image guide"]["scales"]) == ["0"]  # nothing to be guided by
+        assert list(systems["thumbnail only"]["scales"]) == ["0"]  # nothing to be guided by
         for found in (systems["full input"], systems["no audio"]):
             assert list(found["scales"]) == ["0", "2"] and found["chosen"] in found["scales"]
     # At scale 0 the conditions cannot be seen, so neither can it be seen which of them are there.
     at_zero = [masked[name]["scales"]["0"]["psnr"]["mean"] for name in masked]
     assert at_zero == pytest.approx([at_zero[0]] * 3, abs=1e-4)
-    claim = ablation_tables.claims(masked)["full input at scale 0 over the guide alone (equal, says the paper)"]
+    claim = ablation_tables.claims(masked)["full input at scale 0 over the thumbnail alone (equal, says the paper)"]
     assert claim["difference"] == 0 and claim["p_mcnemar"] == 1
 
 

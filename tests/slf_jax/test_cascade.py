@@ -8,7 +8,11 @@ import pytest
 
 from slf_common.config import load_config
 from slf_common.errors import UserError
-from slf_jax import cascade, features
+from slf_jax import features
+from slf_jax.cascade.images import make_thumbnail, to_float, to_uint8, upsample
+from slf_jax.cascade.settings import sample_settings
+from slf_jax.cascade.sizes import STAGES
+from slf_jax.cascade.system import build_system, person_noise
 from slf_jax.diffusion import guidance, noise, samplers
 from slf_jax.models.blocks import depth_to_space, space_to_depth
 from tfrecords.schema import Schema
@@ -16,18 +20,18 @@ from tfrecords.schema import Schema
 
 @pytest.fixture(scope="module")
 def sample(system, params, config):
-    """Samples people at two scales: sample(batch, scales, guided=True, people=None) -> [2, B, 128, 128, 3]."""
-    settings = cascade.sample_settings(config)
-    assert settings.guide_consistency
+    """Samples people at two scales: sample(batch, scales, use_thumbnail=True, people=None) -> [2, B, 128, 128, 3]."""
+    settings = sample_settings(config)
+    assert settings.thumbnail_consistency
 
     @jax.jit
     def program(batch, people, scales, guided):
-        guides = cascade.make_guide(cascade.to_float(batch["face"]))
-        present = jnp.full(len(guides), guided)
+        thumbnails = make_thumbnail(to_float(batch["face"]))
+        present = jnp.full(len(thumbnails), guided)
         pairs = jnp.stack([scales, scales], -1)
-        return system.sample(params, batch, guides, present, cascade.person_noise(0, people), pairs, settings)
+        return system.sample(params, batch, thumbnails, present, person_noise(0, people), pairs, settings)
 
-    def run(batch, scales, guided=True, people=None):
+    def run(batch, scales, use_thumbnail=True, people=None):
         people = jnp.arange(len(batch["face"])) if people is None else people
         return np.asarray(program(batch, people, jnp.array(scales, jnp.float32), float(guided)))
 
@@ -56,32 +60,32 @@ def test_scale_zero_still_follows_the_guide(sample, batch):
 
 
 def test_scale_one_is_plain_conditional_sampling(system, params, config, batch, sample):
-    """By hand: both stages with the conditional denoiser alone, its estimate clipped and matched to the guide."""
-    settings = cascade.sample_settings(config)
+    """By hand: both stages with the conditional denoiser alone, its estimate clipped and matched to the thumbnail."""
+    settings = sample_settings(config)
     sigmas = noise.karras_sigmas(settings.steps, settings.sigma_min, settings.sigma_max, settings.rho)
     matrix, mask = system.features(batch)
-    image = guides = cascade.make_guide(cascade.to_float(batch["face"]))
-    count, drawn = len(image), cascade.person_noise(0, jnp.arange(len(image)))
-    for name in cascade.STAGES:
+    image = thumbnails = make_thumbnail(to_float(batch["face"]))
+    count, drawn = len(image), person_noise(0, jnp.arange(len(image)))
+    for name in STAGES:
         stage = system.stages[name]
         start = stage.start(image, jnp.ones(count), jnp.zeros(count))
         cond, denoise = stage.condition(params[name], matrix, mask), stage.denoiser(params[name], start)
 
         def estimate(x, sigma, stage=stage, start=start, cond=cond, denoise=denoise):
-            clipped = jnp.clip(start.image + stage.spread * denoise(x, sigma, cond), -1, 1)
-            return (guidance.match_average(clipped, guides) - start.image) / stage.spread
+            clipped = jnp.clip(start.image + stage.sigma_data * denoise(x, sigma, cond), -1, 1)
+            return (guidance.match_average(clipped, thumbnails) - start.image) / stage.sigma_data
 
-        x = sigmas[0] * settings.temperature * drawn[name].first
+        x = sigmas[0] * settings.init_noise_scale * drawn[name].first
         data = samplers.SAMPLERS[settings.sampler](estimate, x, sigmas, drawn[name].keys)
-        image = guidance.match_average_in_range(start.image + stage.spread * data, guides)
+        image = guidance.match_average_in_range(start.image + stage.sigma_data * data, thumbnails)
     np.testing.assert_allclose(sample(batch, [0.0, 1.0])[1], image, atol=2e-3)
 
 
 def test_conditions_computed_once_equal_conditions_computed_each_step(system, params, batch):
     stage, p = system.stages["base"], params["base"]
     matrix, mask = system.features(batch)
-    guides = cascade.make_guide(cascade.to_float(batch["face"]))
-    start = stage.start(guides, jnp.ones(6), jnp.zeros(6))
+    thumbnails = make_thumbnail(to_float(batch["face"]))
+    start = stage.start(thumbnails, jnp.ones(6), jnp.zeros(6))
     x, sigmas = jax.random.normal(jax.random.key(0), (6, 32, 32, 3)), noise.karras_sigmas(3, 0.2, 5.0)
     cached = stage.condition(p, matrix, mask)
     denoise = stage.denoiser(p, start)
@@ -109,15 +113,15 @@ def matmul_flops(jaxpr):
 
 def test_more_steps_cost_no_more_conditioning(system, params, config, batch):
     count, stage = len(batch["face"]), system.stages["base"]
-    noises, scales = cascade.person_noise(0, jnp.arange(count)), jnp.ones((1, 2))
-    faces = cascade.to_float(batch["face"])
+    noises, scales = person_noise(0, jnp.arange(count)), jnp.ones((1, 2))
+    faces = to_float(batch["face"])
 
     def sampling(steps):
-        settings = dataclasses.replace(cascade.sample_settings(config), steps=steps)
+        settings = dataclasses.replace(sample_settings(config), steps=steps)
 
         def base(p):
             return system.sample(
-                {"base": p}, batch, cascade.make_guide(faces), jnp.ones(count), noises, scales, settings, ("base",)
+                {"base": p}, batch, make_thumbnail(faces), jnp.ones(count), noises, scales, settings, ("base",)
             )
 
         return jax.make_jaxpr(base)(params["base"]).jaxpr
@@ -127,7 +131,7 @@ def test_more_steps_cost_no_more_conditioning(system, params, config, batch):
         matmul_flops(jax.make_jaxpr(function)(params["base"]).jaxpr)
         for function in (
             lambda p: stage.condition(p, matrix, mask),
-            lambda p: stage.denoiser(p, stage.start(cascade.make_guide(faces), jnp.ones(count), jnp.zeros(count)))(
+            lambda p: stage.denoiser(p, stage.start(make_thumbnail(faces), jnp.ones(count), jnp.zeros(count)))(
                 noises["base"].first, jnp.ones(count), stage.condition(p, matrix, mask)
             ),
         )
@@ -135,7 +139,7 @@ def test_more_steps_cost_no_more_conditioning(system, params, config, batch):
     three, six, twelve = (matmul_flops(sampling(steps)) for steps in (3, 6, 12))
     assert twelve - six == 2 * (six - three) > 0
     # A step is two evaluations, with the conditions and without, and nothing else.
-    upsampling = matmul_flops(jax.make_jaxpr(lambda x: cascade.upsample(x, 32))(cascade.make_guide(faces)).jaxpr)
+    upsampling = matmul_flops(jax.make_jaxpr(lambda x: upsample(x, 32))(make_thumbnail(faces)).jaxpr)
     assert six - three == 3 * 2 * (evaluation - conditioning - upsampling)
 
 
@@ -144,7 +148,7 @@ def test_shared_conditions_equal_repeated_ones(system, params, batch):
     stage, p = system.stages["base"], params["base"]
     matrix, mask = system.features(batch)
     one, six = (stage.condition(p, 0 * matrix[:n], 0 * mask[:n] > 0) for n in (1, 6))
-    start = stage.start(cascade.make_guide(cascade.to_float(batch["face"])), jnp.ones(6), jnp.zeros(6))
+    start = stage.start(make_thumbnail(to_float(batch["face"])), jnp.ones(6), jnp.zeros(6))
     x = jax.random.normal(jax.random.key(0), (6, 32, 32, 3))
     denoise = stage.denoiser(p, start)
     np.testing.assert_allclose(denoise(x, jnp.ones(6), one), denoise(x, jnp.ones(6), six), atol=1e-5)
@@ -174,8 +178,8 @@ def test_people_and_scales_do_not_touch_each_other(sample, batch):
 
 
 def test_noise_belongs_to_the_person():
-    whole, one = cascade.person_noise(3, jnp.arange(5)), cascade.person_noise(3, jnp.array([4]))
-    for name in cascade.STAGES:
+    whole, one = person_noise(3, jnp.arange(5)), person_noise(3, jnp.array([4]))
+    for name in STAGES:
         np.testing.assert_allclose(whole[name].first[4], one[name].first[0], atol=1e-5)
         assert whole[name].keys[4] == one[name].keys[0] != whole[name].keys[3]
         assert not np.array_equal(whole[name].first[4], whole[name].first[3])
@@ -183,26 +187,29 @@ def test_noise_belongs_to_the_person():
 
 def test_without_a_guide_the_thumbnail_cannot_reach_the_output(sample, batch):
     faces = {**batch, "face": np.roll(batch["face"], 1, 0)}
-    np.testing.assert_array_equal(sample(batch, [0, 1], guided=False), sample(faces, [0, 1], guided=False))
-    others = sample(other_conditions(batch), [0, 1], guided=False)
-    assert np.abs(sample(batch, [0, 1], guided=False)[1] - others[1]).mean() > 1e-3
+    np.testing.assert_array_equal(
+        sample(batch, [0, 1], use_thumbnail=False), sample(faces, [0, 1], use_thumbnail=False)
+    )
+    others = sample(other_conditions(batch), [0, 1], use_thumbnail=False)
+    assert np.abs(sample(batch, [0, 1], use_thumbnail=False)[1] - others[1]).mean() > 1e-3
 
 
 def test_guide_consistency_makes_the_thumbnail_exact(sample, batch):
-    guides = cascade.make_guide(cascade.to_float(batch["face"]))
+    thumbnails = make_thumbnail(to_float(batch["face"]))
     for image in sample(batch, [0, 4]):
-        assert np.abs(cascade.make_guide(image) - guides).max() < 1e-4
-        rounded = cascade.to_float(cascade.to_uint8(image))
-        assert np.abs(cascade.make_guide(rounded) - guides).max() < 1 / 127.5
+        assert np.abs(make_thumbnail(image) - thumbnails).max() < 1e-4
+        rounded = to_float(to_uint8(image))
+        assert np.abs(make_thumbnail(rounded) - thumbnails).max() < 1 / 127.5
 
 
-@pytest.mark.parametrize("name", cascade.STAGES)
+@pytest.mark.parametrize("name", STAGES)
 def test_the_loss_sees_guide_dropout_only_in_the_base_stage(system, params, batch, name):
     stage, keys = system.stages[name], jax.random.split(jax.random.key(0), 6)
     matrix, mask = system.features(batch)
-    faces = cascade.to_float(batch["face"])
+    faces = to_float(batch["face"])
     losses = [
-        stage.loss(params[name], faces, matrix, mask, keys, jnp.arange(6), 6, guide_drop=drop)[0] for drop in (0.0, 1.0)
+        stage.loss(params[name], faces, matrix, mask, keys, jnp.arange(6), 6, thumbnail_drop=drop)[0]
+        for drop in (0.0, 1.0)
     ]
     assert np.isfinite(losses).all()
     assert np.array_equal(*losses) == (name == "upsampler")
@@ -214,18 +221,18 @@ def test_the_loss_sees_guide_dropout_only_in_the_base_stage(system, params, batc
         ("model.base.mults", (1, 2, 3), "one entry per level"),
         ("model.base.head_width", 7, "multiple of head_width=7"),
         ("data.inputs", ("mel", "melody"), "unknown constituent 'melody'"),
-        ("model.inputs", ("mel", "gender"), "'age', which config.model.inputs leaves no room for"),
+        ("model.supported_inputs", ("mel", "gender"), "'age', which config.model.supported_inputs leaves no room for"),
         ("diffusion.base.preconditioning", "x1", "edm, v, eps, x0"),
-        ("diffusion.base.noise", "normal", "lognormal, cosine, linear"),
+        ("diffusion.base.sigma_distribution", "normal", "lognormal, cosine, linear"),
         ("diffusion.upsampler.weight", "p2", "weight='p2': must be one of: edm, snr"),
         ("sample.sampler", "euler", "ancestral, ddim, heun, dpmpp_2m"),
-        ("sample.levels", "even", "karras, training"),
-        ("sample.threshold", "soft", "static, dynamic, none"),
+        ("sample.sigma_schedule", "even", "karras, training"),
+        ("sample.x0_threshold", "soft", "static, dynamic, none"),
         ("sample.sigma_min", 50.0, "must be below config.sample.sigma_max=20"),
         ("sample.churn", 40.0, "only heun"),
-        ("sample.interval", (3.0, 1.0), "low and high"),
-        ("sample.interval", ("low", "high"), "low and high"),
-        ("sample.quantile", 0.0, "above 0"),
+        ("sample.guidance_interval", (3.0, 1.0), "low and high"),
+        ("sample.guidance_interval", ("low", "high"), "low and high"),
+        ("sample.dynamic_threshold_percentile", 0.0, "above 0"),
         ("sample.steps", 0, "steps=0: must be a whole number from 1"),
     ],
 )
@@ -233,24 +240,24 @@ def test_settings_that_do_not_fit_are_refused(config, system, key, value, messag
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=message):
-        cascade.build(changed, system.layout, system.statistics)
-        cascade.sample_settings(changed)
+        build_system(changed, system.layout, system.statistics)
+        sample_settings(changed)
 
 
 def test_systems_with_like_networks_are_one_program_whatever_they_see(config, system, params, batch):
     def build(*inputs):
         changed = config.copy_and_resolve_references()
-        changed.model.inputs, changed.data.inputs = config.data.inputs, inputs
-        return cascade.build(changed, system.layout, system.statistics)
+        changed.model.supported_inputs, changed.data.inputs = config.data.inputs, inputs
+        return build_system(changed, system.layout, system.statistics)
 
     def compiled(system, records):
         return jax.jit(lambda p, b: system.stages["base"].condition(p, *system.features(b))).lower(
-            params["base"], system.seen(records)
+            params["base"], system.mask_unused_inputs(records)
         )
 
     whole, deaf, other = build("mel", "age", "gender"), build("age", "gender"), {**batch, "mel": batch["mel"][::-1]}
     assert compiled(whole, batch).as_text() == compiled(deaf, batch).as_text()
-    conds = [compiled(each, batch).compile()(params["base"], each.seen(records)).pooled
+    conds = [compiled(each, batch).compile()(params["base"], each.mask_unused_inputs(records)).pooled
              for each in (whole, deaf) for records in (batch, other)]  # fmt: skip
     assert np.abs(conds[0] - conds[1]).max() > 1e-2
     np.testing.assert_array_equal(conds[2], conds[3])
@@ -260,18 +267,18 @@ def test_the_papers_settings_train_and_sample(config, system, params, batch):
     """Noise prediction, cosine and linear levels, min-SNR, ancestral steps, dynamic thresholds: settings only."""
     paper = load_config("configs/paper.py")
     paper.model, paper.data.inputs, paper.sample.steps = config.model, config.data.inputs, 3
-    rebuilt = cascade.build(paper, system.layout, system.statistics)
-    keys, faces = jax.random.split(jax.random.key(0), 6), cascade.to_float(batch["face"])
+    rebuilt = build_system(paper, system.layout, system.statistics)
+    keys, faces = jax.random.split(jax.random.key(0), 6), to_float(batch["face"])
     for name, stage in rebuilt.stages.items():
 
         def loss(p, stage=stage):
-            return stage.loss(p, faces, *rebuilt.features(batch), keys, jnp.arange(6), 6, guide_drop=0.0)[0].mean()
+            return stage.loss(p, faces, *rebuilt.features(batch), keys, jnp.arange(6), 6, thumbnail_drop=0.0)[0].mean()
 
         mean, grads = jax.jit(jax.value_and_grad(loss))(params[name])
         assert np.isfinite(mean) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     images = jax.jit(rebuilt.sample, static_argnames="settings")(
-        params, {k: v for k, v in batch.items() if k != "face"}, cascade.make_guide(faces), jnp.ones(6),
-        cascade.person_noise(0, jnp.arange(6)), jnp.ones((2, 2)), settings=cascade.sample_settings(paper),
+        params, {k: v for k, v in batch.items() if k != "face"}, make_thumbnail(faces), jnp.ones(6),
+        person_noise(0, jnp.arange(6)), jnp.ones((2, 2)), settings=sample_settings(paper),
     )  # fmt: skip
     assert images.shape == (2, 6, 128, 128, 3) and np.isfinite(images).all()
 
@@ -286,7 +293,7 @@ def test_the_papers_settings_train_and_sample(config, system, params, batch):
     ],
 )
 def test_presets_have_about_the_millions_of_parameters_they_should(path, base, upsampler):
-    system = cascade.build(load_config(path), features.make_layout(Schema(())), {})
+    system = build_system(load_config(path), features.make_layout(Schema(())), {})
     for name, (least, most) in (("base", base), ("upsampler", upsampler)):
         shapes = jax.eval_shape(system.stages[name].init, jax.random.key(0))
         assert least < sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 < most
@@ -303,12 +310,12 @@ def shapes(jaxpr):
 @pytest.fixture(scope="module")
 def sweep(system, params, config, batch):
     """Sweeps the base stage: sweep(batch, scales, interval) -> images [S, 6, 32, 32, 3]."""
-    noises, stages = cascade.person_noise(0, jnp.arange(6)), ("base",)
+    noises, stages = person_noise(0, jnp.arange(6)), ("base",)
 
     def run(batch, scales, interval):
-        settings = dataclasses.replace(cascade.sample_settings(config), interval=interval)
-        guides, pairs = cascade.make_guide(cascade.to_float(batch["face"])), jnp.stack([scales, scales], -1)
-        return system.sample({"base": params["base"]}, batch, guides, jnp.ones(6), noises, pairs, settings, stages)
+        settings = dataclasses.replace(sample_settings(config), interval=interval)
+        thumbnails, pairs = make_thumbnail(to_float(batch["face"])), jnp.stack([scales, scales], -1)
+        return system.sample({"base": params["base"]}, batch, thumbnails, jnp.ones(6), noises, pairs, settings, stages)
 
     return run
 

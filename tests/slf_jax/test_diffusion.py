@@ -113,9 +113,9 @@ def test_training_levels_are_lognormal_spread_and_bounded():
     uniform = jax.random.uniform(jax.random.key(0), (4096,))
     spread = noise.stratified(uniform, jnp.arange(4096), 4096)
     assert (np.floor(np.asarray(spread) * 4096 + 1e-3).astype(int) >= np.arange(4096) - 1).all()
-    logs = np.log(np.asarray(noise.Levels("lognormal", -0.4, 1.2)(spread)))
+    logs = np.log(np.asarray(noise.SigmaDistribution("lognormal", -0.4, 1.2)(spread)))
     assert abs(logs.mean() + 0.4) < 0.01 and abs(logs.std() - 1.2) < 0.02
-    extreme = np.asarray(noise.Levels("lognormal", 0.0, 50.0)(jnp.array([1e-6, 1 - 1e-6])))
+    extreme = np.asarray(noise.SigmaDistribution("lognormal", 0.0, 50.0)(jnp.array([1e-6, 1 - 1e-6])))
     np.testing.assert_allclose(extreme, noise.SIGMA_RANGE, rtol=1e-6)
 
 
@@ -128,13 +128,13 @@ def test_training_levels_are_lognormal_spread_and_bounded():
 )
 def test_log_snr_of_the_variance_preserving_schedules(kind, log_snr):
     """imagen-pytorch's values in float64, but for cosine's end, which is bounded here."""
-    found = -2 * np.log(np.asarray(noise.Levels(kind, 0, 1)(jnp.array(list(log_snr)))))
+    found = -2 * np.log(np.asarray(noise.SigmaDistribution(kind, 0, 1)(jnp.array(list(log_snr)))))
     np.testing.assert_allclose(found, list(log_snr.values()), atol=0.006)
 
 
 @pytest.mark.parametrize("kind", noise.DISTRIBUTIONS)
 def test_a_samplers_levels_fall_through_trainings(kind):
-    levels = noise.Levels(kind, -0.4, 1.2)
+    levels = noise.SigmaDistribution(kind, -0.4, 1.2)
     sigmas = levels.sigmas(50)
     assert len(sigmas) == 51 and sigmas[-1] == 0 and (np.diff(sigmas) < 0).all()
     np.testing.assert_allclose(sigmas[25], levels(jnp.array(0.5)), rtol=1e-5)
@@ -212,22 +212,24 @@ def test_guidance_scales():
 
 def test_matching_the_average_is_the_nearest_image_that_does():
     image = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-    guide = jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
-    matched = guidance.match_average(image, guide)
-    np.testing.assert_allclose(guidance.area_average(matched, 4), guide, atol=1e-5)
+    thumbnail = jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
+    matched = guidance.match_average(image, thumbnail)
+    np.testing.assert_allclose(guidance.area_average(matched, 4), thumbnail, atol=1e-5)
     # A projection: what was added is constant on each square, and doing it twice adds nothing.
     added = matched - image
     np.testing.assert_allclose(added, guidance.area_average(added, 4).repeat(4, 1).repeat(4, 2), atol=1e-5)
-    np.testing.assert_allclose(guidance.match_average(matched, guide), matched, atol=1e-5)
+    np.testing.assert_allclose(guidance.match_average(matched, thumbnail), matched, atol=1e-5)
 
 
 def test_matching_the_average_in_range():
     """Even where it takes every pixel of a square to black or white."""
     rng = np.random.default_rng(0)
     images = jnp.asarray(1.5 * rng.normal(size=(2, 16, 16, 3)).astype(np.float32))
-    guide = jnp.asarray(rng.uniform(-1, 1, (2, 4, 4, 3)).astype(np.float32)).at[0, 0, 0].set(1.0).at[1, 1, 1].set(-1.0)
-    matched = guidance.match_average_in_range(images, guide)
-    np.testing.assert_allclose(guidance.area_average(matched, 4), guide, atol=1e-5)
+    thumbnail = (
+        jnp.asarray(rng.uniform(-1, 1, (2, 4, 4, 3)).astype(np.float32)).at[0, 0, 0].set(1.0).at[1, 1, 1].set(-1.0)
+    )
+    matched = guidance.match_average_in_range(images, thumbnail)
+    np.testing.assert_allclose(guidance.area_average(matched, 4), thumbnail, atol=1e-5)
     assert np.abs(matched).max() <= 1
     # The nearest: pixels that were not cut all moved by the same amount.
     moved = np.asarray(matched - jnp.clip(images, -1, 1))[0, 4:8, 4:8, 0]
@@ -264,7 +266,7 @@ def test_outside_the_interval_the_null_branch_is_not_computed():
     def sample(scales):
         def at(scale):
             both = guidance.classifier_free(conditional, null, scale)
-            guided = guidance.within((0.5, 5.0), both, conditional)
+            guided = guidance.guidance_interval((0.5, 5.0), both, conditional)
             x = jnp.ones((2, 1, 1, 1))
             return samplers.ddim(guided, sigmas[0] * x, sigmas, keys_for(x))
 

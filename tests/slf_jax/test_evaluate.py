@@ -11,7 +11,8 @@ from PIL import Image
 
 from slf_common.errors import UserError
 from slf_jax import evaluate, sample
-from slf_jax.evaluation import faces, protocol
+from slf_jax.evaluation import protocol
+from slf_jax.evaluation.embedders import make_embedder
 from tfrecords.reader import Clips
 
 EIGENFACES = ("--embedder", "eigenfaces")
@@ -28,10 +29,10 @@ def test_an_evaluation_tells_how_it_came_about_and_how_sure_it_is(evaluated):
     assert results["people"] == results["gallery"] == 6 and results["gallery_of_another_clip"] == 0
     assert results["embedder"] == "eigenfaces" and set(results["checkpoints"]) == {"base", "upsampler"}
     assert set(results["systems"]) == {"scale 0", "scale 2"} and results["chosen_by"] == "validation people"
-    assert set(results["masked"]) == {"without guide", "without audio", "without attributes"}
-    assert set(results["significance"]) == {"guide", "audio", "attributes"}
+    assert set(results["masked"]) == {"without thumbnail", "without audio", "without attributes"}
+    assert set(results["significance"]) == {"thumbnail", "audio", "attributes"}
     assert set(results["controls"]) == {
-        "another person's voice", "another person's voice and attributes", "guide, bicubic", "mean training face",
+        "another person's voice", "another person's voice and attributes", "thumbnail, bicubic", "mean training face",
         "training face of the same gender",
     }  # fmt: skip
     weighted = results["validation_weighted_recall"]
@@ -62,7 +63,7 @@ def test_people_of_a_dataset_without_a_training_split_are_sampled_and_evaluated(
 def test_an_evaluation_can_be_read_and_looked_at(evaluated):
     text = (evaluated / "report.md").read_text()
     assert "| system | R@1 | R@3 | R@5 | R@10 |" in text and "Eigenfaces" in text and "Wilson" in text
-    assert "the guide's own for 6: that is easier" in text and "the paper's way" in text
+    assert "the thumbnail's own for 6: that is easier" in text and "the paper's way" in text
     for name in ("faces", "rank_curve", "confusion", "scales"):
         assert min(Image.open(evaluated / f"{name}.png").size) > 200
 
@@ -70,23 +71,23 @@ def test_an_evaluation_can_be_read_and_looked_at(evaluated):
 def test_the_best_scale_is_chosen_where_scales_repeat(dataset, tmp_path):
     """(fault 18)"""
     people = protocol.choose(Clips(dataset, "test"))
-    judge = protocol.Judge(people, faces.make("eigenfaces", "", "", Clips(dataset)), tmp_path)
+    judge = protocol.FaceScorer(people, make_embedder("eigenfaces", "", "", Clips(dataset)), tmp_path)
     real = people.probe["face"]
 
-    class Subject:  # whose faces are the next person's at scale 0, and the person's own at 8
+    class EvaluatedSystem:  # whose faces are the next person's at scale 0, and the person's own at 8
         def draw(self, people, scales, progress):
             return np.stack([real if scale[0] == 8 else np.roll(real, 1, 0) for scale in scales])[:, :, None]
 
-    chosen, weighted = evaluate.choose_scale(Subject(), ((0.0, 0.0), (0.0, 0.0), (8.0, 8.0)), judge)
+    chosen, weighted = evaluate.choose_scale(EvaluatedSystem(), ((0.0, 0.0), (0.0, 0.0), (8.0, 8.0)), judge)
     assert chosen == 2 and weighted["8"] > weighted["0"]
 
 
 def test_generation_and_several_samples(run, tmp_path, capsys):
-    flags = ["--no-guide", "--samples", "2", "--people", "3", "--without", "gender", "--out", str(tmp_path)]
+    flags = ["--no-thumbnail", "--samples", "2", "--people", "3", "--without", "gender", "--out", str(tmp_path)]
     evaluate.main(["--workdir", run.workdir, *EIGENFACES, *flags])
     results = json.loads((tmp_path / "results.json").read_text())
-    assert set(results["masked"]) == {"without audio", "without attributes"} and not results["guided"]
-    assert "guide, bicubic" not in results["controls"] and results["best_on_test"] is None
+    assert set(results["masked"]) == {"without audio", "without attributes"} and not results["thumbnail"]
+    assert "thumbnail, bicubic" not in results["controls"] and results["best_on_test"] is None
     assert results["systems"]["scale 1"]["sd_over_samples"]["psnr"] > 0
     assert results["inputs"] == ["mel", "age"] and "scales.png" not in (tmp_path / "report.md").read_text()
     assert "3 people, gallery of 3, eigenfaces" in capsys.readouterr().out
@@ -131,14 +132,13 @@ def start(run, out, home, *flags):
 CROPPED = """
 import numpy as np, skimage.data
 from PIL import Image
-from slf_jax.evaluation import faces
 picture = Image.fromarray(skimage.data.astronaut())
 crops = [picture.crop((185, 65, 263, 143)), picture.crop((300, 300, 400, 400))]
 crops = np.stack([np.asarray(crop.resize((128, 128), Image.Resampling.BICUBIC)) for crop in crops])
-embedder = faces.make("vgg-face", "", "opencv", None)
+embedder = make_embedder("vgg-face", "", "opencv", None)
 first = [embedder._represent(crop, "opencv") is not None for crop in crops]
 print(first, embedder(crops).found.tolist(), embedder.fingerprint)
-faces.make("vgg-face", "", "magic", None)
+make_embedder("vgg-face", "", "magic", None)
 """
 
 

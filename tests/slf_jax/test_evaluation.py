@@ -7,15 +7,21 @@ from records import make_clip
 
 from slf_common.errors import UserError
 from slf_jax import evaluate
-from slf_jax.evaluation import faces, gallery, metrics, paper, protocol, tables
+from slf_jax.evaluation import gallery, metrics, paper, protocol, tables
+from slf_jax.evaluation.embedders import ATTRIBUTES, make_embedder
 from slf_jax.evaluation.gallery import Gallery, ranks
 from tfrecords import writer
 from tfrecords.reader import Clips
 
 
 def test_significance_of_the_papers_table_is_the_papers():
-    exact = {"guide": 75.03, "audio": 77.02, "speaker embeddings": 97.70, "attributes": 31.46}
-    bands = {"guide": "significant", "audio": "significant", "speaker embeddings": "profound", "attributes": "moderate"}
+    exact = {"thumbnail": 75.03, "audio": 77.02, "speaker embeddings": 97.70, "attributes": 31.46}
+    bands = {
+        "thumbnail": "significant",
+        "audio": "significant",
+        "speaker embeddings": "profound",
+        "attributes": "moderate",
+    }
     for name, (without, published) in paper.SIGNIFICANCE.items():
         s = metrics.significance(paper.recalls("full input"), paper.recalls(without))
         assert s == pytest.approx(exact[name], abs=0.005) and round(s) == published and metrics.band(s) == bands[name]
@@ -34,10 +40,10 @@ def test_rates_print_as_in_the_paper():
     random = [f"{100 * metrics.random_recall(k, paper.PEOPLE):.2f}" for k in metrics.KS]
     assert random == ["0.85", "2.54", "4.24", "8.47"]
     rates = {f"{row[i]:.2f}" for row in paper.SYSTEMS.values() for i in range(1, 5)}
-    printed = {metrics.spell_rate(hits / paper.PEOPLE) for hits in range(paper.PEOPLE + 1)}
+    printed = {metrics.format_rate(hits / paper.PEOPLE) for hits in range(paper.PEOPLE + 1)}
     # One was printed with two decimals, two are of 117 people or were rounded otherwise: no whole number of 118.
     assert rates - printed == {"15.25", "11.10", "29.60"}
-    assert metrics.spell_rate(8 / 118) == "6.80" and metrics.spell_rate(18 / 118) == "15.30"
+    assert metrics.format_rate(8 / 118) == "6.80" and metrics.format_rate(18 / 118) == "15.30"
 
 
 @pytest.mark.parametrize("hits, low, high", [(20, 11.2, 24.7), (11, 5.3, 15.9), (54, 37.0, 54.7)])
@@ -94,7 +100,7 @@ def test_the_interval_of_a_rate_is_wilsons_and_narrower_the_more_samples_tell_ap
 
 @pytest.mark.parametrize("rate, spread", [(0.02, 1.0), (0.3, 1.0), (0.3, 8.0)])
 def test_the_interval_of_a_rate_covers_it_with_several_samples(rate, spread):
-    """People differ (a beta distribution), samples of a person are alike: at least nine of ten intervals hold it."""
+    """EvaluationSet differ (a beta distribution), samples of a person are alike: at least nine of ten intervals hold it."""
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(400):
@@ -228,7 +234,7 @@ def scores(people, rank, found=True):
     count = len(people)
     rank = np.broadcast_to(np.asarray(rank), (count,))[:, None]
     seen = np.full((count, 1), found)
-    labels = {name: np.where(seen, people.probe[name][:, None], -1) for name in faces.ATTRIBUTES}
+    labels = {name: np.where(seen, people.probe[name][:, None], -1) for name in ATTRIBUTES}
     age = np.where(seen, people.probe["age"][:, None], np.nan)
     return protocol.Scores(rank, seen, age, labels, np.full((count, 1), 20.0), np.full((count, 1), 0.5), [[]] * count)
 
@@ -307,7 +313,7 @@ def test_the_largest_gap_between_groups_is_named(people, monkeypatch):
 
 
 def test_people_of_whom_nothing_is_known_are_measured_without_attributes(people):
-    unknown = {**people.probe, **{name: np.full(len(people), -1) for name in faces.ATTRIBUTES}}
+    unknown = {**people.probe, **{name: np.full(len(people), -1) for name in ATTRIBUTES}}
     unknown["age"] = np.full(len(people), np.nan)
     nameless = protocol.dataclasses.replace(people, probe=unknown)
     summed = protocol.summary(scores(nameless, 1), nameless)
@@ -321,11 +327,11 @@ def test_people_of_whom_nothing_is_known_are_measured_without_attributes(people)
 
 def test_eigenfaces_know_a_face_again_and_what_they_were_fitted_on(dataset):
     train = Clips(dataset, "train")
-    embedder = faces.make("eigenfaces", "", "", train)
+    embedder = make_embedder("eigenfaces", "", "", train)
     shown = np.stack([make_clip(i, "train")["face"] for i in range(6)])
     noisy = np.clip(shown + np.random.default_rng(0).normal(0, 8, shown.shape), 0, 255).astype(np.uint8)
     a, b = (embedder(x).vectors for x in (shown, noisy))
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
     assert ((a @ b.T).argmax(1) == np.arange(6)).all() and embedder.metric == "cosine"
-    assert embedder.fingerprint == faces.make("eigenfaces", "", "", train).fingerprint
-    assert embedder.fingerprint != faces.make("eigenfaces", "", "", Clips(dataset, "test")).fingerprint
+    assert embedder.fingerprint == make_embedder("eigenfaces", "", "", train).fingerprint
+    assert embedder.fingerprint != make_embedder("eigenfaces", "", "", Clips(dataset, "test")).fingerprint

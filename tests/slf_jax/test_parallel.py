@@ -15,29 +15,32 @@ import numpy as np, optax
 from jax.sharding import AxisType
 sys.path[:0] = {path!r}
 from tiny import tiny_config
-from slf_jax import cascade, features, parallel, step as steps
-from slf_jax.feed import Feed
-from slf_jax.state import start_state
+from slf_jax import features, distributed
 from tfrecords.reader import Clips
+from slf_jax.cascade.system import build_system
+from slf_jax.training.input_pipeline import InputPipeline
+from slf_jax.training.optimizer import make_optimizer
+from slf_jax.training.state import start_state
+from slf_jax.training.step import make_step
 
 config = tiny_config({dataset!r}, {workdir!r})
 clips = Clips(config.data.dir)
-system = cascade.build(config, features.make_layout(clips.schema), clips.statistics)
-whole = parallel.make_mesh()
+system = build_system(config, features.make_layout(clips.schema), clips.statistics)
+whole = distributed.make_mesh()
 alone = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 optimizers = dict(
     sgd=(optax.sgd(0.1), lambda step: 0.1),  # Adam would hide a gradient that is eight times too large
-    adamw=steps.make_optimizer(config.train, "base"),
+    adamw=make_optimizer(config.train, "base"),
 )
 
 def run(mesh, mode, optimizer, accumulate=1, stride=1):
     config.train.accumulate = (accumulate,)
     optimizer, schedule = optimizers[optimizer]
-    state = parallel.replicate(mesh, start_state(start, optimizer))
-    key = parallel.replicate(mesh, jax.random.key(1))
-    step = steps.make_step(system, "base", optimizer, schedule, config.train)
-    step = parallel.compile_steps(step, mesh, mode)
-    feed = Feed(
+    state = distributed.replicate(mesh, start_state(start, optimizer))
+    key = distributed.replicate(mesh, jax.random.key(1))
+    step = make_step(system, "base", optimizer, schedule, config.train)
+    step = distributed.compile_steps(step, mesh, mode)
+    feed = InputPipeline(
         clips, 16, stride, seed=0, first=0, threads=1, mesh=mesh, mode=mode, stop=lambda: False, seen=system.seen
     )
     batches = [next(feed) for _ in range(4 // stride)]

@@ -7,13 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-from slf_jax import cascade, parallel
-from slf_jax import step as steps
+from slf_jax.cascade.system import build_system
 from slf_jax.diffusion import denoiser
 from slf_jax.models.blocks import depth_to_space
 from slf_jax.models.conditioning import Cond
 from slf_jax.models.unet import UNet, UNetConfig
-from slf_jax.state import start_state
+from slf_jax.training.state import start_state
+from slf_jax.training.step import make_step
 
 CONFIG = UNetConfig(
     patch=1, width=32, mults=(1,), blocks=(1,), self_attention=(False,), cross_attention=(False,), head_width=16,
@@ -120,17 +120,17 @@ def test_bfloat16_changes_the_estimate_at_a_high_noise_level_little(networks, fi
 
 def test_a_step_in_bfloat16_is_nearly_float32s(config, system, params, batch):
     """Finite loss and gradients that point the same way, by way of a whole training step (fault 20)."""
-    changed, mesh = config.copy_and_resolve_references(), parallel.make_mesh()
+    changed, mesh = config.copy_and_resolve_references(), distributed.make_mesh()
     records = {key: value[None] for key, value in batch.items()}
     records |= {"place": np.arange(6, dtype=np.int32)[None], "stop": np.zeros((1, 6), bool)}
     losses, moves = [], []
     for dtype in ("float32", "bfloat16"):
         changed.model.dtype = dtype
-        rebuilt = cascade.build(changed, system.layout, system.statistics)
-        step = steps.make_step(rebuilt, "base", optax.sgd(1.0), lambda count: 1.0, changed.train)
-        state, key = parallel.replicate(mesh, (start_state(params["base"], optax.sgd(1.0)), jax.random.key(1)))
-        records_there = parallel.split_steps(mesh, "shard_map", records)
-        state, metrics = parallel.compile_steps(step, mesh, "shard_map")(state, records_there, key)
+        rebuilt = build_system(changed, system.layout, system.statistics)
+        step = make_step(rebuilt, "base", optax.sgd(1.0), lambda count: 1.0, changed.train)
+        state, key = distributed.replicate(mesh, (start_state(params["base"], optax.sgd(1.0)), jax.random.key(1)))
+        records_there = distributed.split_steps(mesh, "shard_map", records)
+        state, metrics = distributed.compile_steps(step, mesh, "shard_map")(state, records_there, key)
         assert metrics["finite"].all() and not metrics["skipped"].any()
         losses.append(float(metrics["loss"][0]))
         moves.append(jnp.concatenate([(a - b).ravel() for a, b in _pairs(state.params, params["base"])]))
@@ -156,7 +156,7 @@ def test_norm_statistics_softmax_and_summaries_stay_in_float32(config, system, p
     """In both networks, whatever they compute in (fault 20)."""
     changed = config.copy_and_resolve_references()
     changed.model.dtype = "bfloat16"
-    stage = cascade.build(changed, system.layout, system.statistics).stages["base"]
+    stage = build_system(changed, system.layout, system.statistics).stages["base"]
 
     def both(p, matrix, mask):
         start = stage.start(jnp.zeros((6, 8, 8, 3)), jnp.ones(6), jnp.zeros(6))

@@ -9,6 +9,8 @@ from PIL import Image
 
 from slf_common.errors import UserError
 from slf_jax import report
+from slf_jax.training.metrics import read_metrics, series
+from slf_jax.training.report import find_previews
 
 
 def line(step, stage="base", **numbers):
@@ -50,8 +52,8 @@ def test_the_page_needs_nothing_else(folder):
 def test_of_lines_for_one_step_the_later_counts_and_a_last_line_may_be_cut(folder):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(training(5, loss=7.5) + training(6)[:20])
-    (stage,) = report.read_metrics(folder / "metrics.jsonl")
-    steps, losses = report.series(stage.training, "loss")
+    (stage,) = read_metrics(folder / "metrics.jsonl")
+    steps, losses = series(stage.training, "loss")
     assert steps.tolist() == [1, 2, 3, 4, 5] and losses[-1] == 7.5
     draw(folder)
 
@@ -71,7 +73,7 @@ def test_only_some_previews_are_shown_the_newest_among_them(folder):
     (folder / "samples").mkdir()
     for step in range(1, 31):
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "samples" / f"base_{step:07d}.png")
-    shown = [step for step, _ in report.previews(folder, "base")]
+    shown = [step for step, _ in find_previews(folder, "base")]
     assert len(shown) == 8 and shown[-1] == 30 and shown == sorted(shown)
 
 

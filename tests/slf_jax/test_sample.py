@@ -4,8 +4,11 @@ from PIL import Image
 
 from slf_common.errors import UserError
 from slf_common.pictures import GROUND, read_picture
-from slf_jax import cascade, features, sample
+from slf_jax import features, sample
+from slf_jax.cascade.images import make_thumbnail, to_float, to_uint8
 from slf_jax.evaluation import metrics
+from slf_jax.inference.metadata import unique_names
+from slf_jax.inference.people import read_thumbnail
 from tfrecords.reader import Clips
 from tfrecords.schema import Constituent, Schema
 
@@ -24,13 +27,13 @@ def draw(run, tmp_path_factory):
 
 
 def error_of(picture, face):
-    return metrics.guide_error(np.asarray(picture)[None], face[None])[0]
+    return metrics.thumbnail_error(np.asarray(picture)[None], face[None])[0]
 
 
 def test_every_face_tells_how_it_came_about(run, draw):
     faces = draw("--samples", "2", "--scale", "2:1", "--seed", "5", "--without", "mel")
     clips = Clips(run.data.dir, "test")
-    name = sample.unique_names([clips[0]["clip_id"]])[0]
+    name = unique_names([clips[0]["clip_id"]])[0]
     assert list(faces)[:2] == [f"{name}_00", f"{name}_01"] and len(faces) == 4
     first = faces[f"{name}_00"]
     assert first.size == (128, 128)
@@ -38,20 +41,20 @@ def test_every_face_tells_how_it_came_about(run, draw):
     assert notes["synthetic"].startswith("yes") and notes["clip"] == clips[0]["clip_id"]
     assert (notes["seed"], notes["sample"], notes["scale"], notes["without"]) == ("5", "0", "2:1", "mel")
     assert notes["sampler"] == "dpmpp_2m" and notes["NFE"] == "3 a stage"
-    assert notes["guide"] == "of the clip's face" and "base " in notes["checkpoints"]
+    assert notes["thumbnail"] == "of the clip's face" and "base " in notes["checkpoints"]
     assert not np.array_equal(first, faces[f"{name}_01"])
 
 
 def test_the_thumbnail_holds_where_there_is_one(run, draw, tmp_path):
     clip = Clips(run.data.dir, "test")[0]
-    name = sample.unique_names([clip["clip_id"]])[0]
+    name = unique_names([clip["clip_id"]])[0]
     other = np.random.default_rng(0).integers(60, 190, (8, 8, 3)).astype(np.uint8)
     Image.fromarray(other).save(tmp_path / "thumbnail.png")
-    guided, free = draw()[name], draw("--no-guide")[name]
-    foreign = draw("--guide", str(tmp_path / "thumbnail.png"))[name]
+    guided, free = draw()[name], draw("--no-thumbnail")[name]
+    foreign = draw("--thumbnail", str(tmp_path / "thumbnail.png"))[name]
     assert error_of(guided, clip["face"]) < 1 < error_of(free, clip["face"])
     assert error_of(foreign, other.repeat(16, 0).repeat(16, 1)) < 1 < error_of(foreign, clip["face"])
-    assert free.text["guide"] == "none" and foreign.text["guide"] == "thumbnail.png"
+    assert free.text["thumbnail"] == "none" and foreign.text["thumbnail"] == "thumbnail.png"
 
 
 def test_any_stage_alone(draw):
@@ -64,11 +67,11 @@ def test_any_stage_alone(draw):
 def test_chosen_clips_come_in_their_order(run, draw):
     clips = Clips(run.data.dir, "test")
     ids = [clips[3]["clip_id"], clips[1]["clip_id"]]
-    assert set(draw("--clips", ids[0], "--clips", ids[1])) == set(sample.unique_names(ids))
+    assert set(draw("--clips", ids[0], "--clips", ids[1])) == set(unique_names(ids))
 
 
 def test_names_that_read_the_same_are_told_apart():
-    names = sample.unique_names(["a/b", "a_b", "c"])
+    names = unique_names(["a/b", "a_b", "c"])
     assert len(set(names)) == 3 and names[2] == "c"
 
 
@@ -78,9 +81,9 @@ def test_names_that_read_the_same_are_told_apart():
         (["--scale", "nan"], "--scale nan: a guidance scale is a finite"),
         (["--scale", "1,2"], "give one"),
         (["--stages", "third"], "--stages third"),
-        (["--no-guide", "--stages", "upsampler"], "--no-guide"),
-        (["--guide", "README.md"], "--guide README.md: the image cannot be read"),
-        (["--guide", "none.png"], "--guide none.png: cannot be read .No such file"),
+        (["--no-thumbnail", "--stages", "upsampler"], "--no-thumbnail"),
+        (["--thumbnail", "README.md"], "--thumbnail README.md: the image cannot be read"),
+        (["--thumbnail", "none.png"], "--thumbnail none.png: cannot be read .No such file"),
         (["--clips", "nobody"], "no clip 'nobody'"),
         (["--clips", "a,b"], "no clip 'a,b' .* several ids with spaces between them, --clips ID ID"),
         (["--clips", "a", "b", "a"], "--clips: a is given twice"),
@@ -136,9 +139,9 @@ def test_features_other_than_those_of_training_are_refused(schema, given, messag
 def test_a_thumbnail_of_8x8_pixels_is_taken_as_it_is(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "8.png")
-    face = sample.read_guide(tmp_path / "8.png")
+    face = read_thumbnail(tmp_path / "8.png")
     assert face.shape == (128, 128, 3)
-    np.testing.assert_array_equal(cascade.to_uint8(cascade.make_guide(cascade.to_float(face[None])))[0], pixels)
+    np.testing.assert_array_equal(to_uint8(make_thumbnail(to_float(face[None])))[0], pixels)
 
 
 def test_a_guide_is_read_as_extraction_reads_pictures(tmp_path):
@@ -147,10 +150,10 @@ def test_a_guide_is_read_as_extraction_reads_pictures(tmp_path):
     Image.fromarray(grey).save(tmp_path / "16.png")
     Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "clear.png")
     for name in ("16.png", "clear.png"):
-        eighths = sample.read_guide(tmp_path / name)[8::16, 8::16]
+        eighths = read_thumbnail(tmp_path / name)[8::16, 8::16]
         np.testing.assert_array_equal(eighths, read_picture(tmp_path / name))
-    assert 100 < sample.read_guide(tmp_path / "16.png").mean() < 150
-    assert (sample.read_guide(tmp_path / "clear.png") == GROUND).all()
+    assert 100 < read_thumbnail(tmp_path / "16.png").mean() < 150
+    assert (read_thumbnail(tmp_path / "clear.png") == GROUND).all()
 
 
 def test_a_guide_that_cannot_be_read_is_one_line(tmp_path):
@@ -168,6 +171,6 @@ def test_a_guide_that_cannot_be_read_is_one_line(tmp_path):
         ("none.png", "No such file"),
         (".", "Is a directory"),
     ]:
-        with pytest.raises(UserError, match=f"--guide {tmp_path / name}: .*{reason}") as error:
-            sample.read_guide(tmp_path / name)
+        with pytest.raises(UserError, match=f"--thumbnail {tmp_path / name}: .*{reason}") as error:
+            read_thumbnail(tmp_path / name)
         assert "\n" not in str(error.value)

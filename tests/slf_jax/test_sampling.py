@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 
 from slf_common.errors import UserError
-from slf_jax import cascade, sampling
-from slf_jax.state import load
+from slf_jax.cascade.sizes import STAGES
+from slf_jax.cascade.system import person_noise
+from slf_jax.inference.metadata import _file_name
+from slf_jax.inference.people import choose_people, person_number
+from slf_jax.inference.sampler import Sampler
+from slf_jax.inference.scales import parse_scales
+from slf_jax.inference.trained import load
 from tfrecords.reader import Clips, stack
 
 SCALES = ((0, 0), (2, 2))
@@ -25,13 +30,13 @@ def trained(run):
 def people(run):
     clips = Clips(run.data.dir, "test")
     chosen = [clips[i] for i in range(5)]
-    return stack(chosen), np.array([sampling.person_number(clip["clip_id"]) for clip in chosen])
+    return stack(chosen), np.array([person_number(clip["clip_id"]) for clip in chosen])
 
 
 @pytest.fixture(scope="module")
 def whole(trained, people):
     """All five people in one chunk, two samples of each: the sampler and its images [2, 5, 2, 128, 128, 3]."""
-    sampler = sampling.Sampler(trained, chunk=10)
+    sampler = Sampler(trained, chunk=10)
     return sampler, sampler(*people, SCALES, 7, samples=2)
 
 
@@ -46,7 +51,7 @@ def compilations(function):
 
 
 def test_images_do_not_depend_on_chunks(trained, people, whole):
-    parts = sampling.Sampler(trained, chunk=4)(*people, SCALES, 7, samples=2)
+    parts = Sampler(trained, chunk=4)(*people, SCALES, 7, samples=2)
     assert whole[1].shape == parts.shape == (2, 5, 2, 128, 128, 3)
     assert np.abs(whole[1].astype(int) - parts.astype(int)).max() <= 1
 
@@ -65,15 +70,15 @@ def test_a_rerun_is_the_same_bit_by_bit_and_a_new_list_of_scales_compiles_nothin
 def test_samples_differ_and_the_first_is_what_one_sample_gives(trained, people, whole):
     images = whole[1].astype(int)
     assert np.abs(images[:, :, 0] - images[:, :, 1]).mean() > 0.1
-    one = sampling.Sampler(trained)(*people, SCALES, 7)
+    one = Sampler(trained)(*people, SCALES, 7)
     assert np.abs(images[:, :, :1] - one).max() <= 1
 
 
 def test_noise_is_the_same_in_any_order_and_number(whole):
     four, two = (np.array([9, 4, 7, 4]), np.array([0, 0, 1, 1])), (np.array([4, 7]), np.array([1, 1]))
     many, few = whole[0].first_noise(3, *four), whole[0].first_noise(3, *two)
-    keys = [cascade.person_noise(3, *who) for who in (four, two)]
-    for name in cascade.STAGES:
+    keys = [person_noise(3, *who) for who in (four, two)]
+    for name in STAGES:
         np.testing.assert_array_equal(many[name][[3, 2]], few[name])
         assert not np.array_equal(many[name][1], many[name][3])
         all_keys, few_keys = (np.asarray(jax.random.key_data(each[name].keys)) for each in keys)
@@ -83,7 +88,7 @@ def test_noise_is_the_same_in_any_order_and_number(whole):
 def test_chunks_shrink_to_the_memory_there_is(trained, people, whole):
     ((chunk, program),) = whole[0]._programs[2].items()
     need = program.memory_analysis().temp_size_in_bytes
-    small = sampling.Sampler(trained, chunk=10, memory=0.6 * need / 1e9)
+    small = Sampler(trained, chunk=10, memory=0.6 * need / 1e9)
     images = small(*people, SCALES, 7, samples=2)
     ((fewer, smaller),) = small._programs[2].items()
     assert 1 <= fewer < chunk == 10
@@ -93,7 +98,7 @@ def test_chunks_shrink_to_the_memory_there_is(trained, people, whole):
 
 def test_a_small_first_call_does_not_fix_the_chunks_of_later_ones(trained, people):
     """Five people after one are one chunk of four and one of one filled up, not five of one (fault 23)."""
-    sampler = sampling.Sampler(trained, stages=("base",), chunk=4)
+    sampler = Sampler(trained, stages=("base",), chunk=4)
     batch, numbers = people
     first = {key: value[:1] for key, value in batch.items()}
     one = sampler(first, numbers[:1], SCALES[1:], 7)
@@ -111,13 +116,11 @@ import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
-from slf_jax import cascade, sampling
-from slf_jax.state import load
 from tfrecords.reader import Clips, stack
 clips = Clips({dataset!r}, "test")
 chosen = [clips[i] for i in range(5)]
-numbers = np.array([sampling.person_number(clip["clip_id"]) for clip in chosen])
-sampler = sampling.Sampler(load({workdir!r}), chunk=10)
+numbers = np.array([person_number(clip["clip_id"]) for clip in chosen])
+sampler = Sampler(load({workdir!r}), chunk=10)
 images = sampler(stack(chosen), numbers, ((0, 0), (2, 2)), 7, samples=2)
 noise = sampler.first_noise(7, numbers, np.arange(5))
 np.savez({out!r}, images=images, devices=sampler._mesh.size, **noise)
@@ -139,7 +142,7 @@ def test_a_masked_input_cannot_reach_the_output_and_the_others_can(trained, peop
     batch, numbers = people
     louder = {**batch, "mel": batch["mel"] + 3}
     older = {**batch, "age": batch["age"] + 30}
-    sampler = sampling.Sampler(trained)
+    sampler = Sampler(trained)
     images = sampler(batch, numbers, SCALES, 7, without=("mel",))
     np.testing.assert_array_equal(sampler(louder, numbers, SCALES, 7, without=("mel",)), images)
     assert np.abs(sampler(older, numbers, SCALES, 7, without=("mel",))[1].astype(int) - images[1]).mean() > 0
@@ -166,18 +169,18 @@ def test_a_masked_input_cannot_reach_the_output_and_the_others_can(trained, peop
 )
 def test_wrong_scales_are_refused(text, message):
     with pytest.raises(UserError, match=message):
-        sampling.parse_scales(text)
+        parse_scales(text)
 
 
 def test_scales_read_as_they_are_spelt():
-    scales = sampling.parse_scales("0, 2.5,4:1")
-    assert scales == ((0, 0), (2.5, 2.5), (4, 1)) and [sampling.spell(s) for s in scales] == ["0", "2.5", "4:1"]
+    scales = parse_scales("0, 2.5,4:1")
+    assert scales == ((0, 0), (2.5, 2.5), (4, 1)) and [scales.format_scale(s) for s in scales] == ["0", "2.5", "4:1"]
 
 
 def test_people_are_the_first_clip_of_each_speaker(dataset):
     clips = Clips(dataset, "test")
-    assert [clip["speaker_id"] for clip in sampling.choose_people(clips, 3)] == ["test0", "test1", "test2"]
-    assert len(sampling.choose_people(clips, 100)) == 6
+    assert [clip["speaker_id"] for clip in choose_people(clips, 3)] == ["test0", "test1", "test2"]
+    assert len(choose_people(clips, 100)) == 6
 
 
 @pytest.mark.parametrize(
@@ -185,6 +188,6 @@ def test_people_are_the_first_clip_of_each_speaker(dataset):
     [("p1/00001/2", "p1_00001_2"), ("../../etc/passwd", "_.._etc_passwd"), (".hidden", "hidden"), ("a b\0c", "a_b_c")],
 )
 def test_a_clips_name_stays_in_its_folder(clip_id, name):
-    assert sampling.file_name(clip_id) == name
-    assert sampling.file_name(".") and len(sampling.file_name("x" * 999)) < 200
-    assert json.dumps(sampling.file_name("é" * 3)).isascii()
+    assert _file_name(clip_id) == name
+    assert _file_name(".") and len(_file_name("x" * 999)) < 200
+    assert json.dumps(_file_name("é" * 3)).isascii()

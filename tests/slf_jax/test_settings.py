@@ -9,9 +9,12 @@ from records import make_clip
 from slf_common.config import load_config
 from slf_common.errors import UserError
 from slf_common.rules import find_leaves, find_rule
-from slf_jax import ablate, cascade, features, train
+from slf_jax import ablate, features, train
+from slf_jax.cascade.settings import PER_LEVEL, sample_settings
+from slf_jax.cascade.system import build_system
 from slf_jax.models.blocks import group_norm
-from slf_jax.settings import PER_LEVEL, RULES, check_config
+from slf_jax.training.loop import train
+from slf_jax.training.settings import RULES, check_config
 from tfrecords import writer
 from tfrecords.schema import Constituent, Schema
 
@@ -73,20 +76,20 @@ BAD = [
     ("train.batch_size", (0, 8)),
     ("train.accumulate", 0),
     ("train.steps_per_dispatch", 0),
-    ("train.warmup", -1),
-    ("train.warmup", (100, 200)),
-    ("train.final_rate", 1.5),
+    ("train.warmup_steps", -1),
+    ("train.warmup_steps", (100, 200)),
+    ("train.final_lr_fraction", 1.5),
     ("train.weight_decay", -0.1),
-    ("train.clip", 0),
-    ("train.clip", INF),
-    ("train.ema", NAN),
-    ("train.ema", 1.0),
+    ("train.grad_clip_norm", 0),
+    ("train.grad_clip_norm", INF),
+    ("train.ema_decay", NAN),
+    ("train.ema_decay", 1.0),
     ("train.cond_drop", 1.1),
-    ("train.guide_drop", -0.1),
+    ("train.thumbnail_drop", -0.1),
     ("train.constituent_drop.mel", 1.5),
     ("train.constituent_drop.mel", "often"),
     ("train.flip", 1),
-    ("train.keep", 0),
+    ("train.max_to_keep", 0),
     ("train.keep_best", -1),
     ("train.skip_spikes", 0.5),
     ("train.skip_spikes", NAN),
@@ -119,28 +122,28 @@ BAD = [
     ("model.upsampler.dropout", -0.1),
     ("model.upsampler.remat", None),
     ("diffusion.base.preconditioning", "x1"),
-    ("diffusion.base.noise", "normal"),
-    ("diffusion.base.noise_mean", NAN),
-    ("diffusion.base.noise_std", 0),
+    ("diffusion.base.sigma_distribution", "normal"),
+    ("diffusion.base.p_mean", NAN),
+    ("diffusion.base.p_std", 0),
     ("diffusion.base.weight", "p2"),
     ("diffusion.base.max_weight", 0),
-    ("diffusion.upsampler.spread", 0),
-    ("diffusion.upsampler.spread_alone", 1e-45),
-    ("diffusion.upsampler.low_noise", -0.1),
+    ("diffusion.upsampler.sigma_data", 0),
+    ("diffusion.upsampler.sigma_data_no_lowres", 1e-45),
+    ("diffusion.upsampler.lowres_aug_max", -0.1),
     ("sample.sampler", "euler"),
     ("sample.steps", 0),
-    ("sample.levels", "even"),
+    ("sample.sigma_schedule", "even"),
     ("sample.sigma_min", 0),
     ("sample.sigma_max", 1e30),
     ("sample.rho", 0),
     ("sample.rho", 0.5),
     ("sample.churn", -1),
-    ("sample.temperature", NAN),
-    ("sample.interval", (3.0, 1.0)),
-    ("sample.interval", (1.0,)),
-    ("sample.interval", ("low", "high")),
-    ("sample.threshold", "soft"),
-    ("sample.quantile", 0),
+    ("sample.init_noise_scale", NAN),
+    ("sample.guidance_interval", (3.0, 1.0)),
+    ("sample.guidance_interval", (1.0,)),
+    ("sample.guidance_interval", ("low", "high")),
+    ("sample.x0_threshold", "soft"),
+    ("sample.dynamic_threshold_percentile", 0),
     ("ablations.scales", (0, NAN)),
     ("ablations.scales", (0, 2, 2.0)),
     ("ablations.scales", ()),
@@ -152,7 +155,7 @@ BAD = [
     ("ablations.chunk", 0),
     ("ablations.embedder", "eigenface"),
     ("ablations.metric", "l1"),
-    ("ablations.systems.no audio.guide", "yes"),
+    ("ablations.systems.no audio.thumbnail", "yes"),
     ("ablations.systems.no audio.inputs", "age"),
 ]
 
@@ -179,7 +182,7 @@ def test_a_value_that_does_not_fit_is_told_in_one_line(demo, key, value):
         ({"model.base.head_width": 7}, "base.width=128: must be a multiple of head_width=7"),
         ({"model.base.width": 56, "model.base.head_width": 8}, "width=56: level 0 has 56 channels, which its 3 norm"),
         ({"model.base.attention": "cudnn", "model.base.head_width": 4}, "head_width=4: with attention='cudnn'"),
-        ({"model.inputs": ("mel",)}, "data.inputs: has 'pyaudioanalysis', which config.model.inputs leaves no room"),
+        ({"model.supported_inputs": ("mel",)}, "data.inputs: has 'pyaudioanalysis', which config.model.supported_inputs leaves no room"),
         ({"sample.sigma_min": 50.0}, "sigma_min=50: must be below config.sample.sigma_max=20"),
         ({"sample.churn": 40.0}, "churn=40: must be 0 with config.sample.sampler='dpmpp_2m'"),
         ({"train.steps_per_dispatch": 3}, "must be a multiple of config.train.steps_per_dispatch=3"),
@@ -205,7 +208,14 @@ def test_settings_that_do_not_fit_together_are_told_in_one_line(demo, values, me
 
 @pytest.mark.parametrize(
     "key",
-    ["seed", "train", "train.keep", "train.constituent_drop", "model.base.remat", "ablations.systems.no audio.guide"],
+    [
+        "seed",
+        "train",
+        "train.max_to_keep",
+        "train.constituent_drop",
+        "model.base.remat",
+        "ablations.systems.no audio.thumbnail",
+    ],
 )
 def test_a_setting_that_is_missing_is_named(demo, key):
     """(fault 16)"""
@@ -222,15 +232,18 @@ def test_a_setting_that_is_missing_is_named(demo, key):
 def test_numbers_come_in_their_own_type(demo):
     """(fault 16)"""
     values = {
-        "train.steps": 1e5, "train.batch_size": [16.0, 8], "train.learning_rate": 1, "train.warmup": np.int64(7),
-        "train.ema": np.float32(0.5), "sample.interval": [0, 3], "train.constituent_drop.mel": 0, "train.log_every": 0,
+        "train.steps": 1e5, "train.batch_size": [16.0, 8], "train.learning_rate": 1, "train.warmup_steps": np.int64(7),
+        "train.ema_decay": np.float32(0.5), "sample.guidance_interval": [0, 3], "train.constituent_drop.mel": 0, "train.log_every": 0,
         "train.skip_spikes": 0, "ablations.scales": (0, 2),
     }  # fmt: skip
     config = changed(demo, values)
     check_config(config)
-    found = [repr(config.train[key]) for key in ("steps", "learning_rate", "warmup", "ema", "skip_spikes")]
+    found = [repr(config.train[key]) for key in ("steps", "learning_rate", "warmup_steps", "ema", "skip_spikes")]
     assert found == ["100000", "1.0", "7", "0.5", "0.0"]
-    assert repr(tuple(config.train.batch_size)) == "(16, 8)" and repr(tuple(config.sample.interval)) == "(0.0, 3.0)"
+    assert (
+        repr(tuple(config.train.batch_size)) == "(16, 8)"
+        and repr(tuple(config.sample.guidance_interval)) == "(0.0, 3.0)"
+    )
     assert repr(config.train.constituent_drop.mel) == "0.0" and tuple(config.ablations.scales) == (0.0, 2.0)
 
 
@@ -246,7 +259,7 @@ def test_numbers_come_in_their_own_type(demo):
             "model.upsampler.cross_attention": (False,) * 6 + (True,),
         },
         {"model.base.dropout": 0.999, "model.base.remat": True, "model.dtype": "bfloat16"},
-        {"data.inputs": (), "diffusion.base.spread": 1e-3, "diffusion.base.noise_std": 10},
+        {"data.inputs": (), "diffusion.base.sigma_data": 1e-3, "diffusion.base.p_std": 10},
         {"model.base.width": 2**16, "model.base.head_width": 2**16},
     ],
 )  # fmt: skip
@@ -254,7 +267,7 @@ def test_what_passes_can_be_built(config, values):
     """(fault 16)"""
     config = changed(config, values)
     check_config(config)
-    system = cascade.build(config, features.make_layout(Schema(())), {})
+    system = build_system(config, features.make_layout(Schema(())), {})
     for stage in system.stages.values():
         jax.eval_shape(stage.init, jax.random.key(0))
 
@@ -279,18 +292,18 @@ def test_levels_that_pass_are_finite_and_fall(demo, sample):
     """(fault 16)"""
     extremes = {"sigma_min": 1e-6, "sigma_max": 1e6, **sample}
     config = changed(demo, {f"sample.{key}": value for key, value in extremes.items()})
-    sigmas = cascade.sample_settings(config).sigmas(None)
+    sigmas = sample_settings(config).sigmas(None)
     assert np.isfinite(sigmas).all() and (np.diff(sigmas) < 0).all()
 
 
-@pytest.mark.parametrize("entry", [train.train, ablate.ablate], ids=["train", "ablate"])
+@pytest.mark.parametrize("entry", [train, ablate.ablate], ids=["train", "ablate"])
 def test_the_entry_points_check_before_any_data_are_opened(demo, tmp_path, entry):
     """(fault 16)"""
     config = changed(demo, {"workdir": str(tmp_path / "run"), "data.dir": str(tmp_path / "nowhere")})
-    config.train.ema = NAN
-    with pytest.raises(UserError, match="config.train.ema=nan"):
+    config.train.ema_decay = NAN
+    with pytest.raises(UserError, match="config.train.ema_decay=nan"):
         entry(config)
-    config.train.ema = 0.5
+    config.train.ema_decay = 0.5
     with pytest.raises(UserError, match="nowhere"):
         entry(config)
     assert not list(tmp_path.iterdir())
@@ -304,14 +317,14 @@ def test_the_entry_points_check_before_any_data_are_opened(demo, tmp_path, entry
         (["--config.train.batch_size=(16"], r"batch_size=\(16: must be a tuple"),
         (["--config.train.batch_size=(16,x)"], r"batch_size=\(16,x\): must be a tuple"),
         (["--config.train.steps=2.5"], r"train.steps=\(2.5,\): must be a whole number"),
-        (["--config.train.warmup=2.5"], r"train.warmup=2.5: must be a whole number"),
-        (["--config.train.warmup=inf"], r"train.warmup=inf: must be a whole number"),
-        (["--config.train.ema=nan"], "train.ema=nan: must be"),
+        (["--config.train.warmup_steps=2.5"], r"train.warmup_steps=2.5: must be a whole number"),
+        (["--config.train.warmup_steps=inf"], r"train.warmup_steps=inf: must be a whole number"),
+        (["--config.train.ema_decay=nan"], "train.ema_decay=nan: must be"),
         (["--config.model.base.self_attention=maybe"], "self_attention=maybe: must be a tuple"),
         (["--config.train.constituent_drop.voice=often"], "constituent_drop.voice='often': must be a finite number"),
         (["--config.train.constituent_drop.voice.x=1"], "no such key"),
-        (["--config.train.keep"], "--config.train.keep: an override needs a value"),
-        (["--config.train.keep", "--config.seed=1"], "--config.train.keep: an override needs a value"),
+        (["--config.train.max_to_keep"], "--config.train.max_to_keep: an override needs a value"),
+        (["--config.train.max_to_keep", "--config.seed=1"], "--config.train.max_to_keep: an override needs a value"),
     ],
 )
 def test_an_override_that_does_not_fit_ends_the_command(tmp_path, flags, message):
@@ -333,4 +346,4 @@ def test_any_input_that_the_dataset_has_can_be_dropped_and_no_other(tmp_path):
     run = train._prepare(config, False)
     assert run.config.train.constituent_drop.wavlm == 0.2 and run.system.inputs == ("wavlm", "age")
     with pytest.raises(UserError, match="unknown constituent 'voice'; this dataset's are: .*wavlm"):
-        train.train(load_config("configs/demo.py", {**overrides, f"{drop}voice": "0.2"}, RULES))
+        train(load_config("configs/demo.py", {**overrides, f"{drop}voice": "0.2"}, RULES))

@@ -11,10 +11,13 @@ import optax
 import pytest
 
 import slf_jax
-from slf_jax import cascade, monitor, step, train
+from slf_jax.cascade.system import person_noise
 from slf_jax.diffusion import noise, samplers
-from slf_jax.state import start_state
 from slf_jax.streams import generator, stream
+from slf_jax.training.loop import root_key
+from slf_jax.training.preview import Preview
+from slf_jax.training.state import start_state
+from slf_jax.training.step import make_step
 from tfrecords.reader import Clips
 
 DRAWS = ("uniform", "normal", "bernoulli", "permutation")
@@ -52,20 +55,20 @@ def draw_all(config, system, params, batch, people):
     spread = {key: np.stack([value, value]) for key, value in spread.items()}
     spread["place"] = np.stack([2 * place, 2 * place + 1])
     for name, stage in system.stages.items():
-        root = train.root_key(0, name)
+        root = root_key(0, name)
         stage.init(stream(root, "init"))
-        one = step.make_step(system, name, optax.sgd(0.1), lambda count: 0.1, config.train)
+        one = make_step(system, name, optax.sgd(0.1), lambda count: 0.1, config.train)
         state = start_state(params[name], optax.sgd(0.1))
         # Two devices: an axis of that name is all that the step sees of them.
         several = jax.vmap(one, in_axes=(None, 0, None), axis_name="data")
         for number in range(2):
             several(state.replace(step=jnp.array(number)), spread, root)
-        preview = monitor.Preview(config, system, name, people)
+        preview = Preview(config, system, name, people)
         preview._losses(params[name], records)
         if name == "base":  # the noise of both stages is drawn there
             preview._images(params[name], records)
     # Clips whose numbers are small: as the preview's, and as the numbers of steps and items.
-    ways = [each.keys for each in cascade.person_noise(0, jnp.arange(4), jnp.arange(4) % 2).values()]
+    ways = [each.keys for each in person_noise(0, jnp.arange(4), jnp.arange(4) % 2).values()]
     sigmas = noise.karras_sigmas(3, 0.1, 5.0)
     for keys in ways:
         samplers.ancestral(lambda x, sigma: x, jnp.ones((4, 2, 2, 3)), sigmas, keys)

@@ -64,6 +64,6 @@ def test_measures():
     real = rng.integers(50, 200, (2, 128, 128, 3)).astype(np.uint8)
     brighter = real + 5
     np.testing.assert_allclose(metrics.psnr(brighter, real), 20 * np.log10(255 / 5))
-    np.testing.assert_allclose(metrics.guide_error(brighter, real), 5)
+    np.testing.assert_allclose(metrics.thumbnail_error(brighter, real), 5)
     assert (metrics.ssim(real, real) == 1).all() and (metrics.ssim(brighter, real) < 1).all()
-    assert sweep.measure(np.stack([brighter, real + 10], 1), real)["guide_error_sd"] == pytest.approx(5 / 2**0.5)
+    assert sweep.measure(np.stack([brighter, real + 10], 1), real)["thumbnail_error_sd"] == pytest.approx(5 / 2**0.5)

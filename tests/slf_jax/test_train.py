@@ -9,13 +9,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from slf_jax.settings import for_stage
 from tiny import lines, start_training, wait_for_checkpoint, weights
 
 from slf_common.errors import UserError
-from slf_jax import monitor, parallel, state
-from slf_jax.settings import for_stage
-from slf_jax.step import make_optimizer
-from slf_jax.train import _open_validation, _short_of_room, train
+from slf_jax.inference.trained import load
+from slf_jax.training.checkpoints import Checkpoints, digest
+from slf_jax.training.interruption import explain_resource_errors
+from slf_jax.training.loop import train
+from slf_jax.training.metrics import VALIDATION, drop_lines
+from slf_jax.training.optimizer import make_optimizer
+from slf_jax.training.run import _open_validation, check_same_run
+from slf_jax.training.state import TrainState
 from tfrecords import writer
 from tfrecords.codec import index_shard
 
@@ -104,7 +109,7 @@ def flip_a_bit(workdir, step):
 def test_a_damaged_checkpoint_is_never_used(copy):
     flip_a_bit(copy.workdir, 40)
     with pytest.raises(UserError, match=r"base/40: (damaged|cannot be read).*--skip-damaged from the checkpoint bef"):
-        state.load(copy.workdir)
+        load(copy.workdir)
     copy.train.steps = (48, 8)
     with pytest.raises(UserError, match="base/40: (damaged|cannot be read).*--skip-damaged .* go on from step 32"):
         train(copy)
@@ -112,7 +117,7 @@ def test_a_damaged_checkpoint_is_never_used(copy):
     assert train(copy, skip_damaged=True)
     assert weights(copy)[0] == 48
     assert (Path(copy.workdir) / "checkpoints" / "damaged-base-40").is_dir()
-    state.load(copy.workdir)
+    load(copy.workdir)
 
 
 def test_a_harmless_change_is_recorded(run, copy, capsys):
@@ -147,27 +152,27 @@ def test_a_dataset_of_test_people_alone_cannot_be_trained_on(fresh_config, peopl
 
 def toy_state(step):
     numbers = {"w": np.full(3, step, np.float32)}
-    return state.TrainState(np.int32(step), np.int32(0), np.float32(1), numbers, numbers, ())
+    return TrainState(np.int32(step), np.int32(0), np.float32(1), numbers, numbers, ())
 
 
 def test_the_newest_and_the_best_checkpoints_stay(run, tmp_path):
-    with state.Checkpoints(run.workdir, "base") as checkpoints:
+    with Checkpoints(run.workdir, "base") as checkpoints:
         meta = checkpoints.meta(40)
-    with state.Checkpoints(tmp_path, "base", keep=2, keep_best=1) as checkpoints:
+    with Checkpoints(tmp_path, "base", max_to_keep=2, keep_best=1) as checkpoints:
         for step, loss in enumerate((3.0, 1.0, None, 5.0, 4.0, 6.0), 1):
             checkpoints.save(toy_state(step), meta, loss)
-    with state.Checkpoints(tmp_path, "base") as checkpoints:
+    with Checkpoints(tmp_path, "base") as checkpoints:
         assert checkpoints._manager.all_steps() == [2, 5, 6]
         assert (checkpoints.best(), checkpoints.latest()) == (2, 6)
         assert checkpoints.restore(2, toy_state(0)).params["w"][0] == 2
 
 
 def test_the_best_checkpoint_can_be_sampled_from(run):
-    told = {line["step"]: line[state.VALIDATION] for line in lines(run) if state.VALIDATION in line}
-    with state.Checkpoints(run.workdir, "base") as checkpoints:
+    told = {line["step"]: line[VALIDATION] for line in lines(run) if VALIDATION in line}
+    with Checkpoints(run.workdir, "base") as checkpoints:
         kept = checkpoints._manager.all_steps()
         assert checkpoints.best() == min(kept, key=told.get)
-    assert state.load(run.workdir, "best").params.keys() == {"base", "upsampler"}
+    assert load(run.workdir, "best").params.keys() == {"base", "upsampler"}
 
 
 @pytest.fixture
@@ -185,14 +190,14 @@ def small_disk(tmp_path):
 def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(fresh_config, run, small_disk):
     config = fresh_config("full")
     config.update(stage="base", compilation_cache=run.compilation_cache)
-    config.train.update(preview_every=1000, keep=100)
+    config.train.update(preview_every=1000, max_to_keep=100)
     given = Path(config.workdir)
     process = start_training(config, f"--config.workdir={small_disk / 'run'}")
     output = process.communicate(timeout=180)[0]
     told = re.findall(r"\berror: .*", output)  # TensorStore's threads may print before, after and on the same line
     assert process.returncode == 2 and len(told) == 1, output
     assert "No space left on device" in told[0] and "run the same command again" in told[0]
-    with state.Checkpoints(small_disk / "run", "base") as checkpoints:
+    with Checkpoints(small_disk / "run", "base") as checkpoints:
         step = checkpoints.latest()
         like = jax.eval_shape(lambda: checkpoints._manager.restore(step)["ema"])
         assert step >= 8 and checkpoints.restore_ema(step, like)
@@ -204,8 +209,8 @@ def test_a_new_run_starts_from_the_weights_of_another(run, fresh_config):
     config.update(init_from=run.workdir, compilation_cache=run.compilation_cache)
     config.train.update(learning_rate=(1e-30, 1e-30), steps=(8, 8))
     assert train(config)
-    for name, params in state.load(run.workdir).params.items():
-        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(state.load(config.workdir).params[name]), strict=True):
+    for name, params in load(run.workdir).params.items():
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(load(config.workdir).params[name]), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6)
     wider = fresh_config("wider")
     wider.update(init_from=run.workdir, stage="base")
@@ -253,14 +258,14 @@ def test_spikes_are_skipped_and_counted(run, fresh_config):
         assert stands == (after["skipped"] == before["skipped"] + 1)
 
 
-@pytest.mark.parametrize("warmup, first", [(0, 1.0), (1, 1.0), (4, 0.25)])
-def test_the_first_step_learns_and_the_last_has_the_final_rate(fresh_config, warmup, first):
+@pytest.mark.parametrize("warmup_steps, first", [(0, 1.0), (1, 1.0), (4, 0.25)])
+def test_the_first_step_learns_and_the_last_has_the_final_rate(fresh_config, warmup_steps, first):
     """Step 1 always had the rate 0, and the last step more than the final rate (fault 21)."""
     settings = fresh_config("rates").train
-    settings.update(learning_rate=(2e-3, 2e-3), steps=(20, 20), warmup=warmup, final_rate=0.1)
+    settings.update(learning_rate=(2e-3, 2e-3), steps=(20, 20), warmup_steps=warmup_steps, final_lr_fraction=0.1)
     rates = [float(make_optimizer(settings, "base")[1](count)) for count in range(20)]
     assert rates[0] == pytest.approx(first * 2e-3) and rates[-1] == pytest.approx(2e-4)
-    assert max(rates) == pytest.approx(2e-3) == rates[max(warmup, 1) - 1]
+    assert max(rates) == pytest.approx(2e-3) == rates[max(warmup_steps, 1) - 1]
     settings.steps = (1, 1)
     assert float(make_optimizer(settings, "base")[1](0)) == pytest.approx(2e-3)
 
@@ -277,7 +282,7 @@ def test_a_profile_is_written_where_tensorboard_finds_it(run, fresh_config):
 def test_a_checkpoint_of_another_width_is_refused(run, system):
     like = jax.eval_shape(system.stages["base"].init, jax.random.key(0))
     wider = jax.tree.map(lambda x: np.empty([2 * n for n in x.shape], x.dtype), like)
-    with state.Checkpoints(run.workdir, "base") as checkpoints:
+    with Checkpoints(run.workdir, "base") as checkpoints:
         assert checkpoints.restore_ema(40, like)
         with pytest.raises(UserError, match="base/40: (holds a model of other sizes|cannot be read as this model)"):
             checkpoints.restore_ema(40, wider)
@@ -287,7 +292,7 @@ def test_a_digest_sees_one_flipped_bit_and_a_swap():
     tree = {"a": np.ones(5, np.float32), "b": np.zeros(5, np.float32)}
     flipped = jax.tree.map(np.copy, tree)
     flipped["a"].view(np.uint8)[7] ^= 1
-    assert len({state.digest(tree), state.digest(flipped), state.digest({"a": tree["b"], "b": tree["a"]})}) == 3
+    assert len({digest(tree), digest(flipped), digest({"a": tree["b"], "b": tree["a"]})}) == 3
 
 
 @pytest.mark.parametrize(
@@ -303,7 +308,7 @@ def test_a_digest_sees_one_flipped_bit_and_a_swap():
         ("train.accumulate", (3,), "batch_size=4: must be a multiple of config.train.accumulate=3"),
         ("train.steps_per_dispatch", 3, "steps=.*must be a multiple of config.train.steps_per_dispatch=3"),
         ("train.steps_per_dispatch", 0, "steps_per_dispatch=0: must be a whole number of at least 1"),
-        ("train.keep", 0, "keep=0: must be"),
+        ("train.max_to_keep", 0, "max_to_keep=0: must be"),
         ("init_from", "nowhere", "nowhere: no checkpoint of stage 'base'"),
         ("train.constituent_drop.mel", 1.5, "constituent_drop.mel=1.5: must be a finite number from 0 to 1"),
         ("train.cond_drop", float("nan"), "cond_drop=nan: must be"),
@@ -325,12 +330,12 @@ def test_a_run_that_lost_its_config_is_told(fresh_config):
     config = fresh_config("lost")
     (Path(config.workdir) / "checkpoints/base/8").mkdir(parents=True)
     with pytest.raises(UserError, match="config.json: missing"):
-        state.check_same_run(config, Path(config.workdir))
+        check_same_run(config, Path(config.workdir))
 
 
 def test_too_little_memory_is_told_with_the_batch_size(fresh_config):
     with pytest.raises(UserError, match=r"out of memory: lower config.train.batch_size=\(") as error:
-        with _short_of_room(fresh_config("large")):
+        with explain_resource_errors(fresh_config("large")):
             jax.numpy.zeros((1 << 30, 1 << 16)).block_until_ready()
     assert "\n" not in str(error.value)
 
@@ -346,11 +351,11 @@ def test_a_run_directory_may_have_any_name(run, tmp_path, monkeypatch):
     config = run.copy_and_resolve_references()
     config.update(stage="base", workdir="-sweep[width=32]/*?{a} 'b' %41 ü::c:d#")
     assert train(config) and train(config)  # the second time it is only read
-    trained = state.load(config.workdir, stages=("base",))
+    trained = load(config.workdir, stages=("base",))
     shutil.copytree(Path(config.workdir, "checkpoints"), "plain/checkpoints")  # and by any other
-    assert state.load("plain", stages=("base",)).digests == trained.digests
+    assert load("plain", stages=("base",)).digests == trained.digests
     shutil.copytree(run.workdir, "[of another]/x")
-    assert state.load("[of another]/x").digests == state.load(run.workdir).digests
+    assert load("[of another]/x").digests == load(run.workdir).digests
     for name, message in {"back\\slash": "folder with a backslash", "new\nline": "control characters"}.items():
         config.workdir = name
         with pytest.raises(UserError, match=message):
@@ -360,16 +365,16 @@ def test_a_run_directory_may_have_any_name(run, tmp_path, monkeypatch):
 
 def test_a_checkpoint_is_read_back_before_older_ones_are_removed(run, tmp_path):
     """(fault 3)"""
-    with state.Checkpoints(run.workdir, "base") as checkpoints:
+    with Checkpoints(run.workdir, "base") as checkpoints:
         meta = checkpoints.meta(40)
     with pytest.raises(UserError, match=r"base/2: .*written a moment ago.*--skip-damaged goes on from step 1"):
-        with state.Checkpoints(tmp_path, "base", keep=1) as checkpoints:
+        with Checkpoints(tmp_path, "base", max_to_keep=1) as checkpoints:
             checkpoints.save(toy_state(1), meta)
             checkpoints.save(toy_state(2), meta)
             checkpoints._manager.wait_until_finished()
             flip_a_bit(tmp_path, 2)
             checkpoints.save(toy_state(3), meta)
-    with state.Checkpoints(tmp_path, "base", keep=1) as checkpoints:
+    with Checkpoints(tmp_path, "base", max_to_keep=1) as checkpoints:
         assert checkpoints._manager.all_steps() == [1, 2]
         assert checkpoints.resume(toy_state(0), skip_damaged=True).params["w"][0] == 1
         checkpoints.save(toy_state(2), meta)
@@ -377,7 +382,7 @@ def test_a_checkpoint_is_read_back_before_older_ones_are_removed(run, tmp_path):
         flip_a_bit(tmp_path, 2)
         with pytest.raises(UserError, match="written a moment ago"):  # at the end as well
             checkpoints.__exit__(None, None, None)
-    with state.Checkpoints(tmp_path, "base", keep=1) as checkpoints:
+    with Checkpoints(tmp_path, "base", max_to_keep=1) as checkpoints:
         assert checkpoints.resume(toy_state(0), skip_damaged=True).params["w"][0] == 1
     assert (tmp_path / "checkpoints" / "damaged-base-2-again").is_dir()
 
@@ -402,14 +407,13 @@ def test_a_damaged_file_of_the_run_is_named(copy, file):
     path = Path(copy.workdir) / file
     path.write_text("{" + path.read_text())
     with pytest.raises(UserError, match=file) as error:
-        state.check_same_run(copy, Path(copy.workdir))
-        monitor.drop_lines(path, "base", 8)
+        check_same_run(copy, Path(copy.workdir))
+        drop_lines(path, "base", 8)
     assert "\n" not in str(error.value)
 
 
 COMPILING = """
 import jax, jax.numpy as jnp
-from slf_jax.train import _signals
 
 def slow(x):
     for _ in range(1000):
@@ -417,7 +421,7 @@ def slow(x):
     return x
 
 lowered = jax.jit(slow).lower(jnp.ones((64, 64)))
-with _signals():
+with stop_signals():
     print("compiling", flush=True)
     lowered.compile()
 """
@@ -445,7 +449,7 @@ def test_a_cache_that_cannot_be_is_done_without(tmp_path, capsys):
     for directory, reason in (
         ("~nobody-of-this-name/xla", "home directory is not known"), (f"{tmp_path}/file/xla", "is a file"),
     ):  # fmt: skip
-        parallel.use_compilation_cache(directory)
+        distributed.use_compilation_cache(directory)
         told = capsys.readouterr().err
         assert told.startswith("note: compiled programs are not kept") and reason in told
     assert jax.config.jax_compilation_cache_dir == before

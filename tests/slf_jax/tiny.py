@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from slf_common.config import load_config
-from slf_jax import state
+from slf_jax.training.checkpoints import Checkpoints
 
 
 def tiny_config(dataset, workdir, cache=""):
@@ -24,7 +24,7 @@ def tiny_config(dataset, workdir, cache=""):
     config.data.dir, config.workdir = str(dataset), str(workdir)
     config.compilation_cache = cache
     config.data.inputs = ("mel", "age", "gender")
-    config.train.update(steps=(40, 8), batch_size=(4, 4), warmup=1, learning_rate=(5e-3, 5e-3), log_every=1)
+    config.train.update(steps=(40, 8), batch_size=(4, 4), warmup_steps=1, learning_rate=(5e-3, 5e-3), log_every=1)
     config.train.update(validate_every=8, preview_every=8, checkpoint_every=8)
     config.sample.update(steps=3)
     return config
@@ -59,7 +59,7 @@ def wait_for_checkpoint(config, step, process, name="base", seconds=120):
 
 def weights(config, name="base"):
     """All numbers of a run's newest checkpoint, and its step."""
-    with state.Checkpoints(config.workdir, name) as checkpoints:
+    with Checkpoints(config.workdir, name) as checkpoints:
         step = checkpoints.latest()
         restored = checkpoints._manager.restore(step)
         return step, jax.tree.leaves({"ema": restored["ema"], "training": restored["training"]})

@@ -1,9 +1,9 @@
-"""What a training step carries, and its checkpoints.
+"""Checkpoints of a stage.
 
 A checkpoint has three parts: `ema` (the averaged parameters, all that sampling needs), `training` (the rest of
 the state) and `meta` (config, the features' schema and statistics, digests). Orbax writes it under a temporary name and
 renames it, but keeps no checksum of its data: a digest of ours is checked on restore. A new checkpoint is read back
-before older ones are removed, and before a run says that it is done.
+before older ones are removed, and before a run reports that it has finished.
 """
 
 from __future__ import annotations
@@ -13,70 +13,28 @@ import dataclasses
 import glob
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
 import ml_collections
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from slf_common.config import override
 from slf_common.errors import UserError
 from slf_common.files import local_path
-from slf_jax import parallel
-from slf_jax.cascade import STAGES, Stage, System, build
-from slf_jax.features import make_layout
-from slf_jax.settings import check_sample
+from slf_jax import distributed
+from slf_jax.training.metrics import VALIDATION
+from slf_jax.training.state import TrainState
 from tfrecords.schema import Schema
-
-# Settings that decide what a checkpoint's numbers mean: a run cannot go on with others. Some of a model's only decide
-# how it is computed.
-FIXED = ("model", "diffusion", "data.inputs", "train.batch_size", "seed")
-HARMLESS = (".attention", ".remat")
-VALIDATION = "validation_loss"
-CHECKPOINTS = ("newest", "best")  # to sample from
-
-
-class Damaged(UserError):
-    """A checkpoint that cannot be read, or whose numbers are not those that were saved."""
-
 
 TRAINING = ("step", "skipped", "usual_loss", "params", "opt_state")  # fields of the state, all but the EMA
 
 
-@flax.struct.dataclass
-class TrainState:
-    """Everything the next step depends on, besides the config and the data.
-
-    `skipped` counts the steps that changed nothing, `usual_loss` is the running mean that spikes are measured against.
-    """
-
-    step: jax.Array
-    skipped: jax.Array
-    usual_loss: jax.Array
-    params: Any
-    ema: Any
-    opt_state: Any
-
-
-def init_state(stage: Stage, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """A fresh state with random parameters; one jitted program."""
-    return jax.jit(lambda key: _fresh(stage.init(key), optimizer))(key)
-
-
-def start_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """A fresh state with these parameters."""
-    return jax.jit(lambda params: _fresh(params, optimizer))(params)
-
-
-def _fresh(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    none = jax.numpy.zeros((), int)
-    return TrainState(none, none, jax.numpy.zeros(()), params, params, optimizer.init(params))
+class Damaged(UserError):
+    """A checkpoint that cannot be read, or whose numbers are not those that were saved."""
 
 
 def digest(tree: Any) -> str:
@@ -91,7 +49,7 @@ def digest(tree: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """What stands beside the numbers in a checkpoint."""
+    """The metadata of a checkpoint: what its numbers mean."""
 
     config: ml_collections.ConfigDict
     schema: Schema
@@ -119,13 +77,14 @@ class Checkpoints:
     """The checkpoints of one stage of a run. Use as a context manager: leaving it waits for what is being saved.
 
     Args:
-      keep, keep_best: how many of the newest, and of those of lowest validation loss, stay; None: for reading only.
+      max_to_keep, keep_best: numbers of newest checkpoints, and of those of lowest validation loss, to keep; None: open
+        for reading only.
     """
 
-    def __init__(self, workdir: str | Path, stage: str, keep: int | None = None, keep_best: int = 0) -> None:
+    def __init__(self, workdir: str | Path, stage: str, max_to_keep: int | None = None, keep_best: int = 0) -> None:
         self.path = checkpoint_folder(workdir) / stage
-        self._keep, self._keep_best, self._unread = keep, keep_best, None
-        reading = keep is None
+        self._max_to_keep, self._keep_best, self._unread = max_to_keep, keep_best, None
+        reading = max_to_keep is None
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: metrics[VALIDATION],
             best_mode="min",
@@ -133,8 +92,8 @@ class Checkpoints:
             read_only=reading,
             cleanup_tmp_directories=not reading,
         )
-        # Orbax finds the parts of an OCDBT checkpoint by a glob over its whole path. Below a folder that reads as a
-        # pattern it finds none, so there each array is a file of its own. Either kind is read wherever it lies.
+        # Orbax finds the parts of an OCDBT checkpoint by a glob over its whole path. Below a folder whose name is a
+        # pattern it finds none, so there each array is a file of its own. Both kinds can be read anywhere.
         arrays = {"use_ocdbt": not glob.has_magic(str(self.path))}
         handlers = {part: ocp.StandardCheckpointHandler(**arrays) for part in ("ema", "training")}
         self._manager = ocp.CheckpointManager(
@@ -154,15 +113,15 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
-        """Tells in one line why a checkpoint could not be written."""
+        """Turns a failure to write a checkpoint into a `UserError`."""
         try:
             yield
         except (OSError, ValueError) as error:
             kept = self.latest()
             raise UserError(
                 f"{self.path}: a checkpoint could not be written ({_reason(error)}); "
-                + (f"the one of step {kept} is whole. " if kept else "there is none before it. ")
-                + "Make room there, then run the same command again"
+                + (f"that of step {kept} is intact. " if kept else "there is no earlier one. ")
+                + "Free some space there, then run the same command again"
             ) from error
 
     def latest(self) -> int | None:
@@ -173,7 +132,7 @@ class Checkpoints:
         return next(iter(self._by_loss()), None)
 
     def _by_loss(self) -> list[int]:
-        """The steps of the checkpoints that have a validation loss, the lowest first, of equals the newer."""
+        """The steps of the checkpoints that have a validation loss, lowest first, newer first among equals."""
         losses = {}
         for step in self._manager.all_steps():
             try:
@@ -207,7 +166,7 @@ class Checkpoints:
         self._unread = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), state), step
 
     def _settle(self) -> None:
-        """Waits for the checkpoint that is being written, reads it back, and only then removes older ones."""
+        """Waits for the checkpoint being written, reads it back, and only then removes older ones."""
         with self._saving():
             self._manager.wait_until_finished()
         if self._unread is None:
@@ -218,17 +177,17 @@ class Checkpoints:
                 self.restore(step, like)
         except UserError as error:
             older = [other for other in self._manager.all_steps() if other < step]
-            way_on = f"from step {max(older)}" if older else "from the beginning"
+            resumes = f"from step {max(older)}" if older else "from the beginning"
             raise UserError(
-                f"{error}, though it was written a moment ago: look at that disk. Running the same command again with "
-                f"--skip-damaged goes on {way_on}"
+                f"{error}, though it has just been written: check that disk. The same command with --skip-damaged "
+                f"resumes {resumes}"
             ) from None
         steps = sorted(self._manager.all_steps())
-        for old in set(steps[: -self._keep]) - set(self._by_loss()[: self._keep_best]):
+        for old in set(steps[: -self._max_to_keep]) - set(self._by_loss()[: self._keep_best]):
             self._manager.delete(old)
 
     def meta(self, step: int) -> Meta:
-        """What stands beside the numbers; `Damaged` if it cannot be read."""
+        """The metadata of a step; raises `Damaged` if it cannot be read."""
         try:
             return Meta.from_json(self._raw_meta(step))
         except (ValueError, OSError, KeyError, TypeError) as error:
@@ -238,11 +197,11 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
     def restore_ema(self, step: int, like: Any) -> tuple[Any, str]:
-        """The averaged parameters, shaped as `like`, and their digest; `UserError` if damaged."""
+        """The averaged parameters, shaped as `like`, and their digest; raises `UserError` if damaged."""
         return self._restore(step, "ema", like)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """A whole state, shaped as `like`; `Damaged` if it is not what was saved."""
+        """A whole state, shaped as `like`; raises `Damaged` if it is not what was saved."""
         ema, _ = self._restore(step, "ema", like.ema)
         training, _ = self._restore(step, "training", {field: getattr(like, field) for field in TRAINING})
         return TrainState(ema=ema, **training)
@@ -250,23 +209,23 @@ class Checkpoints:
     def resume(self, like: TrainState, skip_damaged: bool) -> TrainState | None:
         """The newest state, None if there is none.
 
-        A damaged one raises `UserError`; or it is set aside, and the one before it taken, if `skip_damaged`.
+        A damaged one raises `UserError`; with `skip_damaged` it is set aside and the one before it is used.
         """
         while (step := self.latest()) is not None:
             try:
                 return self.restore(step, like)
             except Damaged as error:
                 older = [other for other in self._manager.all_steps() if other < step]
-                way_on = f"from step {max(older)}" if older else "from the beginning: it is the only one"
+                resumes = f"from step {max(older)}" if older else "from the beginning: it is the only one"
                 if not skip_damaged:
-                    raise UserError(f"{error}. Add --skip-damaged to set it aside and go on {way_on}") from None
+                    raise UserError(f"{error}. Add --skip-damaged to set it aside and resume {resumes}") from None
                 self._set_aside(step)
-                if parallel.is_main():
-                    print(f"{error}; set aside, going on {way_on}")
+                if distributed.is_main():
+                    print(f"{error}; set aside, resuming {resumes}")
         return None
 
     def _set_aside(self, step: int) -> None:
-        if parallel.is_main():
+        if distributed.is_main():
             aside = self.path.parent / f"damaged-{self.path.name}-{step}"
             while aside.exists():  # the same step was damaged before
                 aside = aside.with_name(f"{aside.name}-again")
@@ -283,7 +242,7 @@ class Checkpoints:
         except (ValueError, OSError, KeyError) as error:
             raise Damaged(f"{self.path / str(step)}: cannot be read as this model ({_reason(error)})") from None
         if jax.tree.map(np.shape, tree) != jax.tree.map(np.shape, shapes):
-            raise UserError(f"{self.path / str(step)}: holds a model of other sizes than this config's")
+            raise UserError(f"{self.path / str(step)}: its model has other sizes than this config's")
         found = digest(tree)
         if found != expected:
             raise Damaged(f"{self.path / str(step)}: damaged ({part} does not match its digest)")
@@ -291,94 +250,34 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    """The system's own word for a full disk, wherever in the message it stands; else the first line."""
+    """The system's message for a full disk, wherever it appears in the error; else the error's first line."""
     text = str(error)
     known = ("No space left on device", "Disk quota exceeded", "File too large", "Read-only file system")
     return next((reason for reason in known if reason in text), (text.splitlines() or [type(error).__name__])[0][:200])
 
 
 def checkpoint_folder(workdir: str | Path) -> Path:
-    """Where a run's checkpoints lie. Raises `UserError` for a folder in which TensorStore would write elsewhere."""
+    """Where a run keeps its checkpoints. Raises `UserError` for a folder that TensorStore would write elsewhere."""
     path = local_path(workdir).absolute() / "checkpoints"
     if "\\" in str(path):
         raise UserError(f"{path}: checkpoints cannot be kept below a folder with a backslash in its name; rename it")
     return path
 
 
-def check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, tuple]:
-    """How `config` differs from that of the run in `workdir`: {key: (then, now)}; empty if there is no run yet.
-
-    Raises `UserError` naming the settings in which the run cannot be continued with it.
-    """
-    if not any(checkpoint_folder(workdir).glob("*/[0-9]*")):
-        return {}
-    path = workdir / "config.json"
-    if not path.exists():
+def open_checkpoints(workdir: str | Path, name: str) -> Checkpoints:
+    """The checkpoints of a trained stage, for reading. Raises `UserError` if there are none."""
+    if not any(checkpoint_folder(workdir).glob(f"{name}/[0-9]*")):
         raise UserError(
-            f"{path}: missing, though the run has checkpoints; put it back, or choose another --config.workdir"
+            f"{workdir}: no checkpoint of stage {name!r}; train it with "
+            f"`python -m slf_jax.train --config CONFIG --config.workdir={workdir}`"
         )
-    try:
-        then = _flat(json.loads(path.read_text()))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); put it back, or choose another --config.workdir") from None
-    now = _flat(json.loads(config.to_json()))
-    changes = {key: (then.get(key), now.get(key)) for key in sorted(now.keys() | then.keys())}
-    changes = {key: both for key, both in changes.items() if both[0] != both[1]}
-    fixed = [key for key in changes if key.startswith(FIXED) and not key.endswith(HARMLESS)]
-    if fixed:
-        differing = "; ".join(f"{key} is {changes[key][1]!r}, there it is {changes[key][0]!r}" for key in fixed)
-        raise UserError(
-            f"{workdir}: holds a run made with another config: {differing}. Choose another --config.workdir"
-        )
-    return changes
+    return Checkpoints(workdir, name)
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {k: v for key, child in tree.items() for k, v in _flat(child, f"{prefix}{key}.").items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A trained system as a run left it: its config and features, EMA parameters and digests by stage."""
-
-    meta: Meta
-    system: System
-    params: dict[str, Any]
-    digests: dict[str, str]
-
-
-def load(
-    workdir: str | Path,
-    which: str = "newest",
-    stages: Sequence[str] = STAGES,
-    overrides: Mapping[str, str] | None = None,
-) -> Trained:
-    """The EMA weights of a run's stages; `UserError` if a stage is missing or damaged, or a setting does not fit.
-
-    `which` of `CHECKPOINTS`: "best" is of lowest validation loss. `overrides` of the run's config: `{"a.b": "value"}`;
-    a value that does not fit is refused before the weights are read.
-    """
-    meta, system, params, digests = None, None, {}, {}
-    for name in stages:
-        if not any(checkpoint_folder(workdir).glob(f"{name}/[0-9]*")):
-            raise UserError(
-                f"{workdir}: no checkpoint of stage {name!r}; train it with "
-                f"`python -m slf_jax.train --config CONFIG --config.workdir={workdir}`"
-            )
-        with Checkpoints(workdir, name) as checkpoints:
-            step = checkpoints.best() if which == "best" else checkpoints.latest()
-            if step is None:
-                raise UserError(f"{workdir}: no checkpoint of stage {name!r} has a validation loss; take the newest")
-            if system is None:
-                meta = checkpoints.meta(step)
-                override(meta.config, overrides or {})
-                check_sample(meta.config)
-                system = build(meta.config, make_layout(meta.schema), meta.statistics)
-            like = jax.eval_shape(system.stages[name].init, jax.random.key(0))
-            try:
-                params[name], digests[name] = checkpoints.restore_ema(step, like)
-            except Damaged as error:
-                raise UserError(f"{error}. Train on with --skip-damaged from the checkpoint before it") from None
-    return Trained(meta, system, params, digests)
+def latest_ema(workdir: str | Path, name: str, like: Any) -> Any:
+    """The newest EMA weights of a run's stage, shaped as `like`. Raises `UserError` if they cannot be used."""
+    with open_checkpoints(workdir, name) as checkpoints:
+        try:
+            return checkpoints.restore_ema(checkpoints.latest(), like)[0]
+        except UserError as error:
+            raise UserError(f"{error}; its config.model and config.data.inputs must equal this config's") from None

@@ -44,7 +44,7 @@ class NoNetwork(UserError):
     """DeepFace is not installed, or has no weights here. Weights that are here and do not load are another error."""
 
 
-class Described(NamedTuple):
+class FaceFeatures(NamedTuple):
     """What was found in n faces: embeddings [n, D], whether a face was found [n], and guesses [n] of age in years
     (NaN: no face) and of labels (-1: no face). What could be guessed of nobody, for want of a model, is not there.
     """
@@ -55,25 +55,25 @@ class Described(NamedTuple):
     labels: dict[str, np.ndarray]
 
 
-class Embedder(Protocol):
+class FaceEmbedder(Protocol):
     """`name` and `metric` go into the report, `fingerprint` tells one set of weights from another."""
 
     name: str
     metric: str
     fingerprint: str
 
-    def __call__(self, faces: np.ndarray, progress: str = "") -> Described:
+    def __call__(self, faces: np.ndarray, progress: str = "") -> FaceFeatures:
         """Faces uint8 [n, 128, 128, 3] to what is found in them."""
 
 
-def make(name: str, metric: str, detector: str, train: Clips | None) -> Embedder:
+def make_embedder(name: str, metric: str, detector: str, train: Clips | None) -> FaceEmbedder:
     """The embedder of that name; `train`: faces that eigenfaces are fitted on. Raises `UserError`."""
     if name not in EMBEDDERS:
         raise UserError(f"--embedder {name} is none of: {', '.join(EMBEDDERS)}")
     metric = metric or METRICS[name]
     if name != "eigenfaces":
         check_detector(detector)
-        return DeepFace(name, metric, detector)
+        return DeepFaceEmbedder(name, metric, detector)
     if train is None:
         raise UserError("eigenfaces are fitted on training faces: this dataset has no train split; see --embedder")
     return Eigenfaces(train, metric)
@@ -103,11 +103,11 @@ class Eigenfaces:
         self.fingerprint = hashlib.sha256(clips["face"].tobytes()).hexdigest()[:16]
         self._fit(self._embed(clips["face"]), clips)
 
-    def __call__(self, faces: np.ndarray, progress: str = "") -> Described:
+    def __call__(self, faces: np.ndarray, progress: str = "") -> FaceFeatures:
         vectors = self._embed(faces)
         age = np.clip(self._age.predict(vectors), 0, 120) if self._age else None
         labels = {name: model.predict(vectors) for name, model in self._labels.items()}
-        return Described(vectors, np.ones(len(faces), bool), age, labels)
+        return FaceFeatures(vectors, np.ones(len(faces), bool), age, labels)
 
     def _embed(self, faces: np.ndarray) -> np.ndarray:
         return (self._pca.transform(self._pixels(faces)) / self._scale).astype(np.float32)
@@ -154,7 +154,7 @@ def _second_looks(face: np.ndarray, factors: Sequence[float]) -> Iterator[np.nda
         yield from (wide, np.ascontiguousarray(wide[:, ::-1]))
 
 
-class DeepFace:
+class DeepFaceEmbedder:
     """DeepFace's recognition and attribute networks. A picture in which its detector finds no face is a miss."""
 
     def __init__(self, name: str, metric: str, detector: str) -> None:
@@ -179,7 +179,7 @@ class DeepFace:
         self._size = len(vector)
         self._actions = tuple(action for action in ACTIONS if self._works(action, noise))
 
-    def __call__(self, faces: np.ndarray, progress: str = "") -> Described:
+    def __call__(self, faces: np.ndarray, progress: str = "") -> FaceFeatures:
         rows = [self._describe(face) for face in tqdm(faces, desc=progress, unit="face", disable=not progress)]
         found = np.array([row is not None for row in rows])
         vectors = np.array([row[0] if row else np.zeros(self._size) for row in rows], np.float32)
@@ -190,7 +190,7 @@ class DeepFace:
             for action, name in ACTIONS.items()
             if action in self._actions and name in ATTRIBUTES
         }
-        return Described(vectors, found, age, labels)
+        return FaceFeatures(vectors, found, age, labels)
 
     def _works(self, action: str, face: np.ndarray) -> bool:
         """Whether an attribute can be guessed; where it cannot, recall is measured all the same."""

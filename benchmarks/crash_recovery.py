@@ -25,7 +25,8 @@ import numpy as np
 
 from slf_common import cli
 from slf_common.errors import UserError
-from slf_jax import cascade, state
+from slf_jax.cascade.sizes import STAGES
+from slf_jax.training.checkpoints import Checkpoints
 
 MOMENTS = ("start", "data", "compile", "step", "save")
 LATEST = 4.0  # seconds after such a moment has come at which the kill may fall
@@ -74,10 +75,10 @@ class Training:
 def numbers(workdir: Path) -> dict[str, list]:
     """Everything in the newest checkpoint of each stage, and the losses that were told; raises if it is damaged."""
     found: dict[str, list] = {}
-    for name in cascade.STAGES:
+    for name in STAGES:
         if not any(workdir.glob(f"checkpoints/{name}/[0-9]*")):
             continue
-        with state.Checkpoints(workdir, name) as checkpoints:
+        with Checkpoints(workdir, name) as checkpoints:
             step = checkpoints.latest()
             if step is None:
                 continue
@@ -120,7 +121,7 @@ def drill(command: Sequence[str], out: Path, kills: int, devices: int, seed: int
             if not training.kill_at(moment, delay, how):
                 break
             killed += 1
-            steps = {name: found[0] for name, found in numbers(workdir).items() if name in cascade.STAGES}
+            steps = {name: found[0] for name, found in numbers(workdir).items() if name in STAGES}
             print(f"{killed:3} {how.name} {delay:.2f} s after {moment}; saved: {steps or 'nothing'}", flush=True)
         finish(command, workdir, devices)
         equal = same(expected, numbers(workdir))

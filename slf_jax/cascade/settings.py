@@ -1,0 +1,198 @@
+"""The settings that define a system and how it is sampled (`model`, `diffusion`, `sample`), and their checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from slf_common import rules
+from slf_common.errors import UserError
+from slf_common.rules import Rule, choice, each, flag, integer, real, text
+from slf_jax.cascade.sizes import SIZES, STAGES
+from slf_jax.diffusion import denoiser, guidance, noise, samplers
+from slf_jax.models.blocks import ATTENTIONS, norm_groups
+
+PER_LEVEL = ("mults", "blocks", "self_attention", "cross_attention")
+SYSTEM = ("model.", "diffusion.", "data.inputs")  # what defines a trained system
+SAMPLE = ("sample.",)
+
+
+def _interval(value: Any) -> Any:
+    values = each(real(0), 0, 2).read(value)
+    if values and not (len(values) == 2 and values[0] < values[1]):
+        raise ValueError
+    return values
+
+
+NAMES = each(text(empty=False), distinct=str)
+_network = {
+    "patch": integer(1, 128),
+    "width": integer(1, 2**16),
+    "mults": each(integer(1, 100), 1),
+    "blocks": each(integer(1, 100), 1),
+    "self_attention": each(flag(), 1),
+    "cross_attention": each(flag(), 1),
+    "head_width": integer(1, 2**16),
+    "attention": choice(ATTENTIONS),
+    "cond_width": integer(1, 2**16),
+    "dropout": real(0, below=1),
+    "remat": flag(),
+}
+_diffusion = {
+    "preconditioning": choice(denoiser.PRECONDITIONINGS),
+    "sigma_distribution": choice(noise.DISTRIBUTIONS),
+    "p_mean": real(-10, 10),  # beyond it all sigmas are clipped to noise.SIGMA_RANGE
+    "p_std": real(above=0, most=10),
+    "weight": choice(denoiser.WEIGHTS),
+    "max_weight": real(above=0),
+    "residual": flag(),
+    "sigma_data": real(1e-3, 10),  # of pixels in [-1, 1]
+    "sigma_data_no_lowres": real(1e-3, 10),
+    "lowres_aug_max": real(0, 10),
+}
+_sample = {
+    "sampler": choice(samplers.SAMPLERS),
+    "steps": integer(1, 100_000),
+    "sigma_schedule": choice(noise.SCHEDULES),
+    "sigma_min": real(1e-6, 1e6),
+    "sigma_max": real(1e-6, 1e6),
+    "rho": real(1, 1000),
+    "churn": real(0),
+    "init_noise_scale": real(0),
+    "guidance_interval": Rule("two sigmas, low and high with 0 <= low < high, or () for all noise levels", _interval),
+    "x0_threshold": choice(guidance.THRESHOLDS),
+    "dynamic_threshold_percentile": real(above=0, most=1),
+    "thumbnail_consistency": flag(),
+}
+
+
+def group(name: str, table: Mapping[str, Rule]) -> dict[str, Rule]:
+    """Rules of the settings of a group, by their full keys."""
+    return {f"{name}.{key}": rule for key, rule in table.items()}
+
+
+RULES: dict[str, Rule] = {
+    "model.dtype": choice(("auto", "float32", "bfloat16")),
+    "model.supported_inputs": NAMES,
+    **{key: rule for name in STAGES for key, rule in group(f"model.{name}", _network).items()},
+    **{key: rule for name in STAGES for key, rule in group(f"diffusion.{name}", _diffusion).items()},
+    **group("sample", _sample),
+    "data.inputs": NAMES,
+}
+
+
+def check_system(config: ml_collections.ConfigDict) -> None:
+    """Checks the settings that define a system: its networks, diffusion and inputs. Raises `UserError`."""
+    rules.check(config, RULES, ours=lambda key: key.startswith(SYSTEM))
+    _check_system(config)
+
+
+def check_sample(config: ml_collections.ConfigDict) -> None:
+    """Checks the group `sample`. Raises `UserError`."""
+    rules.check(config, RULES, ours=lambda key: key.startswith(SAMPLE))
+    _check_sample(config)
+
+
+def _check_system(config: ml_collections.ConfigDict) -> None:
+    for name in STAGES:
+        _check_levels(name, config.model[name])
+        _check_widths(name, config.model[name])
+    supported = config.model.supported_inputs or config.data.inputs
+    if more := [name for name in config.data.inputs if name not in supported]:
+        raise UserError(f"config.data.inputs: has {more[0]!r}, which is missing from config.model.supported_inputs")
+
+
+def _check_levels(name: str, net: ml_collections.ConfigDict) -> None:
+    """One entry per level in every tuple, and an image side that every level halves."""
+    key, counts = f"config.model.{name}", {each: len(net[each]) for each in PER_LEVEL}
+    if len(set(counts.values())) > 1:
+        counted = ", ".join(f"{each} has {count}" for each, count in counts.items())
+        raise UserError(f"{key}: each of {', '.join(PER_LEVEL)} must have one entry per level; {counted}")
+    side, levels = SIZES[name][1], len(net.mults)
+    if side % (net.patch * 2 ** (levels - 1)):
+        raise UserError(
+            f"{key}.patch={net.patch}: must divide the image side of {side}, as must twice that for every level "
+            f"(mults) after the first: patch x {2 ** (levels - 1)} with {levels} levels"
+        )
+
+
+def _check_widths(name: str, net: ml_collections.ConfigDict) -> None:
+    """Channels that attention heads and group norms divide."""
+    key = f"config.model.{name}"
+    if net.width % net.head_width:
+        raise UserError(f"{key}.width={net.width}: must be a multiple of head_width={net.head_width}")
+    for level, mult in enumerate(net.mults):
+        channels, groups = net.width * mult, norm_groups(net.width * mult)
+        if channels % groups:
+            raise UserError(
+                f"{key}.width={net.width}: level {level} has {channels} channels, which its {groups} norm groups must "
+                "divide; a multiple of 32 always fits"
+            )
+    if net.attention == "cudnn" and (net.head_width % 8 or net.head_width > 256):
+        raise UserError(
+            f"{key}.head_width={net.head_width}: with attention='cudnn' it must be a multiple of 8, at most 256"
+        )
+
+
+def _check_sample(config: ml_collections.ConfigDict) -> None:
+    sample = config.sample
+    if not sample.sigma_min < sample.sigma_max:
+        raise UserError(
+            f"config.sample.sigma_min={sample.sigma_min:g}: must be below config.sample.sigma_max={sample.sigma_max:g}"
+        )
+    if sample.churn and sample.sampler != "heun":
+        raise UserError(
+            f"config.sample.churn={sample.churn:g}: must be 0 with config.sample.sampler={sample.sampler!r}; "
+            "only heun supports churn"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """How to sample (`config.sample`, documented in configs/base.py)."""
+
+    sampler: str
+    steps: int
+    sigma_schedule: str
+    sigma_min: float
+    sigma_max: float
+    rho: float
+    churn: float
+    init_noise_scale: float
+    guidance_interval: tuple[float, ...]
+    x0_threshold: str
+    dynamic_threshold_percentile: float
+    thumbnail_consistency: bool
+
+    def sigmas(self, training: noise.SigmaDistribution) -> np.ndarray:
+        """The noise levels [steps + 1] of the sampler, for a stage with this distribution in training."""
+        if self.sigma_schedule == "training":
+            return training.sigmas(self.steps)
+        return noise.karras_sigmas(self.steps, self.sigma_min, self.sigma_max, self.rho)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the guided denoiser (NFE) in each stage."""
+        return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
+
+    @property
+    def run(self) -> samplers.Sampler:
+        """The sampler function."""
+        sampler = samplers.SAMPLERS[self.sampler]
+        return functools.partial(sampler, churn=self.churn) if self.churn else sampler
+
+
+def sample_settings(config: ml_collections.ConfigDict) -> SampleSettings:
+    """`config.sample`, checked. Raises `UserError`."""
+    check_sample(config)
+    return SampleSettings(**{key: plain(value) for key, value in config.sample.items()})
+
+
+def plain(value: Any) -> Any:
+    """Lists, which JSON makes of tuples, as tuples again."""
+    return tuple(value) if isinstance(value, (list, tuple)) else value

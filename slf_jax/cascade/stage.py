@@ -1,0 +1,204 @@
+"""One U-Net of the cascade: its loss and its sampler.
+
+`base` takes the 8x8 thumbnail to 32x32, or starts from noise without one; `upsampler` takes that to 128x128. Each
+diffuses the difference between the face and its up-sampled low-resolution image (or the face itself), divided by its
+standard deviation, so that the diffusion core always sees data of unit variance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from slf_jax import features
+from slf_jax.cascade.images import upsample
+from slf_jax.cascade.settings import SampleSettings
+from slf_jax.cascade.sizes import SIZES
+from slf_jax.diffusion import denoiser, guidance, noise
+from slf_jax.models.conditioning import Cond, Conditioner
+from slf_jax.models.unet import UNet
+from slf_jax.streams import stream
+
+
+@flax.struct.dataclass
+class LowResCond:
+    """The low-resolution image that a stage is conditioned on.
+
+    image: [B, H, W, 3], up-sampled, zeros without one. has_image: [B], 1 where there is one. aug_level: [B], standard
+    deviation of the noise added to it (noise conditioning augmentation, Ho et al. 2022).
+    """
+
+    image: jax.Array
+    has_image: jax.Array
+    aug_level: jax.Array
+
+
+@flax.struct.dataclass
+class Noise:
+    """A person's noise in one stage: `first` [B, size, size, 3], and `keys` [B] for samplers that add noise later."""
+
+    first: jax.Array
+    keys: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One U-Net of the cascade with its diffusion settings (`config.diffusion`, documented in configs/base.py)."""
+
+    name: str
+    conditioner: Conditioner
+    unet: UNet
+    preconditioning: str
+    sigma_distribution: str
+    p_mean: float
+    p_std: float
+    weight: str
+    max_weight: float
+    residual: bool
+    sigma_data: float
+    sigma_data_no_lowres: float
+    lowres_aug_max: float
+
+    @property
+    def sigmas(self) -> noise.SigmaDistribution:
+        """The distribution of sigma in training."""
+        return noise.SigmaDistribution(self.sigma_distribution, self.p_mean, self.p_std)
+
+    @property
+    def lowres_size(self) -> int:
+        return SIZES[self.name][0]
+
+    @property
+    def size(self) -> int:
+        return SIZES[self.name][1]
+
+    def init(self, key: jax.Array) -> dict:
+        """Random parameters, `{"conditioner": ..., "unet": ...}`."""
+        matrix = jnp.zeros((1, features.MATRIX_ROWS, features.MATRIX_WIDTH))
+        keys = {part: stream(key, part) for part in ("conditioner", "unet")}
+        cond, conditioner = self.conditioner.init_with_output(keys["conditioner"], matrix, matrix[:, :, 0] > 0)
+        images = jnp.zeros((1, self.size, self.size, 6))
+        unet = self.unet.init(keys["unet"], images, jnp.zeros(1), jnp.zeros((1, 2)), cond)
+        return {"conditioner": conditioner["params"], "unet": unet["params"]}
+
+    def condition(self, params: Mapping, matrix: jax.Array, mask: jax.Array, dropout: jax.Array | None = None) -> Cond:
+        """Encodes the feature matrix [B, 256, 768] and its row mask [B, 256] for the U-Net; `dropout`: a key, in
+        training.
+        """
+        variables = {"params": params["conditioner"]}
+        return self.conditioner.apply(variables, matrix, mask, dropout is not None, rngs=_rngs(dropout))
+
+    def denoiser(self, params: Mapping, lowres: LowResCond, dropout: jax.Array | None = None) -> denoiser.Denoiser:
+        """`denoise(x, sigma, cond)` on this stage's standardised data."""
+        extras = jnp.stack([lowres.has_image, lowres.aug_level], -1)
+
+        def network(x: jax.Array, c_noise: jax.Array, cond: Cond) -> jax.Array:
+            images, variables = jnp.concatenate([x, lowres.image], -1), {"params": params["unet"]}
+            return self.unet.apply(variables, images, c_noise, extras, cond, dropout is not None, rngs=_rngs(dropout))
+
+        return denoiser.make_denoiser(network, self.preconditioning)
+
+    def data_std(self, has_image: jax.Array) -> jax.Array:
+        """Standard deviation [B, 1, 1, 1] of what is diffused, with and without a low-resolution image."""
+        return jnp.where(has_image > 0, self.sigma_data, self.sigma_data_no_lowres)[:, None, None, None]
+
+    def data_mean(self, lowres: LowResCond) -> jax.Array:
+        """What is subtracted from the face before it is divided by `data_std`."""
+        return lowres.image * float(self.residual)
+
+    def lowres_cond(self, images: jax.Array, has_image: jax.Array, aug_level: jax.Array) -> LowResCond:
+        """Conditioning on low-resolution images [B, lowres_size, lowres_size, 3], possibly noisy."""
+        image = upsample(images, self.size) * has_image[:, None, None, None]
+        return LowResCond(image, has_image, aug_level)
+
+    def loss(
+        self, params: Mapping, faces: jax.Array, matrix: jax.Array, mask: jax.Array, keys: jax.Array,
+        batch_index: jax.Array, count: int, *, thumbnail_drop: float, dropout: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+        """Weighted denoising loss [B] and the noise levels [B] at which it was evaluated.
+
+        Args:
+          faces: [B, 128, 128, 3] in [-1, 1].
+          keys: one per item; all randomness of an item is derived from its key, by name.
+          batch_index, count: index of each item in the global batch and the batch's size, to stratify noise levels.
+          thumbnail_drop: share of items trained without their thumbnail (base only).
+        """
+        face, low = guidance.area_average(faces, self.size), guidance.area_average(faces, self.lowres_size)
+        has_image = jnp.ones(len(faces))
+        if self.name == "base":
+            has_image = (_uniform(stream(keys, "guide")) >= thumbnail_drop).astype(jnp.float32)
+        aug_level = _uniform(stream(keys, "low level")) * self.lowres_aug_max
+        noisy = low + aug_level[:, None, None, None] * normal(stream(keys, "low noise"), low.shape[1:])
+        # The network is conditioned on the noisy image, but its target is the difference from the clean one.
+        clean, lowres = (self.lowres_cond(images, has_image, aug_level) for images in (low, noisy))
+        data = (face - self.data_mean(clean)) / self.data_std(has_image)
+        sigma = self.sigmas(noise.stratified(_uniform(stream(keys, "sigma")), batch_index, count))
+        drops = {part: None if dropout is None else stream(dropout, part) for part in ("conditioner", "unet")}
+        cond = self.condition(params, matrix, mask, drops["conditioner"])
+        denoise = self.denoiser(params, lowres, drops["unet"])
+        weight = denoiser.loss_weight(self.weight, sigma, self.max_weight)
+        unit = normal(stream(keys, "noise"), data.shape[1:])
+        return denoiser.denoising_loss(denoise, data, unit, sigma, cond, weight), sigma
+
+    def sample(
+        self, params: Mapping, cond: Cond, uncond: Cond, lowres: LowResCond, scale: jax.Array, noise: Noise,
+        settings: SampleSettings, thumbnail: jax.Array, has_thumbnail: jax.Array, some_zero: jax.Array,
+    ) -> jax.Array:  # fmt: skip
+        """Images [B, size, size, 3] at one guidance scale.
+
+        thumbnail: [B, 8, 8, 3]. has_thumbnail: [B], 1 where there is one. some_zero: whether any scale of the sweep is
+        0; unlike `scale`, the same for all of them.
+        """
+        std, mean = self.data_std(lowres.has_image), self.data_mean(lowres)
+
+        def consistent(image: jax.Array, match: Callable) -> jax.Array:
+            if not settings.thumbnail_consistency:
+                return image
+            return jnp.where(has_thumbnail[:, None, None, None] > 0, match(image, thumbnail), image)
+
+        def correct(x0: jax.Array) -> jax.Array:
+            kind, percentile = settings.x0_threshold, settings.dynamic_threshold_percentile
+            image = guidance.threshold(mean + std * x0, kind, percentile)
+            return (consistent(image, guidance.match_average) - mean) / std
+
+        denoise = self._cfg_denoiser(params, cond, uncond, lowres, scale, some_zero, settings.guidance_interval)
+        sigmas = settings.sigmas(self.sigmas)
+        x = sigmas[0] * settings.init_noise_scale * noise.first
+        x0 = settings.run(guidance.with_x0_correction(denoise, correct), x, sigmas, noise.keys)
+        return consistent(jnp.clip(mean + std * x0, -1, 1), guidance.match_average_in_range)
+
+    def _cfg_denoiser(
+        self, params: Mapping, cond: Cond, uncond: Cond, lowres: LowResCond, scale: jax.Array, some_zero: jax.Array,
+        interval: tuple[float, ...],
+    ) -> guidance.ConditionedDenoiser:  # fmt: skip
+        """Classifier-free guidance within an interval of sigma, or at all noise levels if the interval is empty."""
+        denoise = self.denoiser(params, lowres)
+        bind = lambda cond: lambda x, sigma: denoise(x, sigma, cond)  # noqa: E731
+        guided = guidance.classifier_free(bind(cond), bind(uncond), scale)
+        if not interval:
+            return guided
+
+        def outside(x: jax.Array, sigma: jax.Array) -> jax.Array:
+            # The conditional branch suffices, but at scale 0 conditions must have no effect. The images are selected
+            # rather than the conditions: selecting by scale would copy keys and values for each scale.
+            own = bind(cond)(x, sigma)
+            return jax.lax.cond(some_zero, lambda: jnp.where(scale > 0, own, bind(uncond)(x, sigma)), lambda: own)
+
+        return guidance.guidance_interval(interval, guided, outside)
+
+
+def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Unit normal noise [B, *shape], one key per item."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def _uniform(keys: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.uniform)(keys)
+
+
+def _rngs(dropout: jax.Array | None) -> dict[str, jax.Array]:
+    return {} if dropout is None else {"dropout": dropout}

@@ -1,0 +1,130 @@
+"""The whole cascade: both stages as one sampler over scales x people."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from slf_common.errors import UserError
+from slf_jax import features
+from slf_jax.cascade.images import make_thumbnail
+from slf_jax.cascade.settings import SampleSettings, check_system, plain
+from slf_jax.cascade.sizes import SIZES, STAGES
+from slf_jax.cascade.stage import Noise, Stage, normal
+from slf_jax.models.conditioning import Cond, Conditioner
+from slf_jax.models.unet import UNet, UNetConfig
+from slf_jax.streams import stream
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A cascade and the inputs it uses: the layout of its features, their statistics, the names of the inputs.
+
+    Its networks may support more inputs than it uses: those are masked in all records (`mask_unused_inputs`).
+    """
+
+    layout: features.Layout
+    statistics: Mapping[str, Mapping[str, np.ndarray]]
+    inputs: tuple[str, ...]
+    stages: Mapping[str, Stage]
+
+    def without(self, names: Sequence[str]) -> System:
+        """The same system with some of its inputs masked. Raises `UserError` for a name that is not one of them."""
+        for name in names:
+            if name not in self.inputs:
+                raise UserError(f"{name!r} is not an input of this system; its inputs are: {', '.join(self.inputs)}")
+        return dataclasses.replace(self, inputs=tuple(name for name in self.inputs if name not in names))
+
+    def mask_unused_inputs(self, clips: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Records in which all constituents that this system does not use are unknown.
+
+        On the host, so that one compiled program serves any choice of inputs.
+        """
+        supported = self.stages[STAGES[0]].conditioner.inputs
+        return features.mask_constituents(clips, [name for name in supported if name not in self.inputs])
+
+    def features(self, clips: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Matrix [B, 256, 768] and row mask [B, 256] of a batch of records from `mask_unused_inputs`."""
+        return features.assemble(clips, self.layout, self.statistics)
+
+    def sample(
+        self, params: Mapping[str, Mapping], clips: Mapping[str, jax.Array], low: jax.Array, has_thumbnail: jax.Array,
+        noise: Mapping[str, Noise], scales: jax.Array, settings: SampleSettings, stages: Sequence[str] = STAGES,
+    ) -> jax.Array:  # fmt: skip
+        """Samples S scales x B people through `stages`, one after the other.
+
+        Conditions, noise, keys and values of each person are computed once and shared by all scales. With a guidance
+        interval, noise levels outside it cost one evaluation of the network, or two where any of the scales is 0.
+
+        Args:
+          params: of each stage.
+          clips: raw records from `mask_unused_inputs`, leading axis B.
+          low: [B, side, side, 3] in [-1, 1], the input of the first stage: the thumbnail, or for the upsampler a face
+            of 32x32.
+          has_thumbnail: [B]; 0: the base stage starts from noise alone.
+          noise: of each stage, from `person_noise`.
+          scales: [S, 2], of base and upsampler, traced: a new scale does not recompile.
+
+        Returns: images [S, B, side, side, 3] in [-1, 1], of the last stage.
+        """
+        matrix, mask = self.features(clips)
+        conds = {name: self._conds(name, params, matrix, mask) for name in stages}
+        thumbnail, some_zero = make_thumbnail(low), (scales == 0).any(0)
+
+        def at(pair: jax.Array) -> jax.Array:
+            image, has_image = low, has_thumbnail
+            for name in stages:
+                stage, i = self.stages[name], STAGES.index(name)
+                lowres = stage.lowres_cond(image, has_image, jnp.zeros(len(low)))
+                image = stage.sample(
+                    params[name], *conds[name], lowres, pair[i], noise[name], settings, thumbnail, has_thumbnail,
+                    some_zero[i],
+                )  # fmt: skip
+                has_image = jnp.ones(len(low))
+            return image
+
+        return jax.vmap(at)(scales)
+
+    def _conds(self, name: str, params: Mapping, matrix: jax.Array, mask: jax.Array) -> tuple[Cond, Cond]:
+        """Conditions of the people, and those of the unconditional branch: one for all."""
+        stage = self.stages[name]
+        uncond = stage.condition(params[name], jnp.zeros_like(matrix[:1]), jnp.zeros_like(mask[:1]))
+        return stage.condition(params[name], matrix, mask), uncond
+
+
+def person_noise(seed: int, people: jax.Array, draws: jax.Array | int = 0, purpose: str = "sample") -> dict[str, Noise]:
+    """The noise of each stage, a function of the seed, each person's number [B], the draw and the purpose."""
+    keys = stream(stream(jax.random.key(seed), purpose), "person", people)
+    keys = stream(keys, "draw", draws)
+    noise = {}
+    for name in STAGES:
+        size, own = SIZES[name][1], stream(keys, name)
+        noise[name] = Noise(normal(stream(own, "first"), (size, size, 3)), stream(own, "way"))
+    return noise
+
+
+def build_system(
+    config: ml_collections.ConfigDict, layout: features.Layout, statistics: Mapping[str, Mapping[str, np.ndarray]]
+) -> System:
+    """The system that a config describes. Raises `UserError` for settings that are not compatible."""
+    check_system(config)
+    inputs = tuple(config.data.inputs)
+    supported = tuple(config.model.supported_inputs) or inputs
+    features.check_inputs((*inputs, *supported), layout)
+    dtype = jnp.dtype(_dtype(config.model.dtype))
+    stages = {}
+    for name in STAGES:
+        net = UNetConfig(**{key: plain(value) for key, value in config.model[name].items()})
+        cond = Conditioner(layout, supported, net.cond_width, net.cross_widths, net.head_width, net.dropout, dtype)
+        stages[name] = Stage(name, cond, UNet(net, dtype), **config.diffusion[name].to_dict())
+    return System(layout, statistics, inputs, stages)
+
+
+def _dtype(name: str) -> str:
+    """ "auto": bfloat16 on accelerators, float32 on CPU, where XLA's bfloat16 is slower."""
+    return ("float32" if jax.default_backend() == "cpu" else "bfloat16") if name == "auto" else name

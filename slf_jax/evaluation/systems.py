@@ -1,0 +1,172 @@
+"""A trained system sampled and scored: at several scales, without each of its inputs, and beside controls."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from slf_jax.evaluation import controls, metrics, protocol
+from slf_jax.evaluation.protocol import EvaluationSet, FaceScorer, Scores
+from slf_jax.inference.people import person_number
+from slf_jax.inference.sampler import Sampler
+from slf_jax.inference.scales import Scale, format_scale
+from slf_jax.inference.trained import Trained
+from slf_jax.streams import generator
+from tfrecords.reader import Clips
+from tfrecords.schema import CONTINUOUS, EMBEDDING
+
+RANDOM_ORDERS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedSystem:
+    """A trained system and how it is sampled; `without`: inputs that are masked."""
+
+    trained: Trained
+    sampler: Sampler
+    seed: int
+    samples: int
+    use_thumbnail: bool
+    without: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The inputs it uses."""
+        return self.trained.system.without(self.without).inputs
+
+    def draw(
+        self, people: EvaluationSet, scales: Sequence[Scale], progress: str, probe: Mapping | None = None
+    ) -> np.ndarray:
+        """Faces [S, P, samples, 128, 128, 3] of the people, or of the records `probe` with the people's noise."""
+        numbers = np.array([person_number(clip_id) for clip_id in people.ids])
+        return self.sampler(
+            people.probe if probe is None else probe, numbers, scales, self.seed, samples=self.samples,
+            use_thumbnail=self.use_thumbnail, without=self.without, progress=progress,
+        )  # fmt: skip
+
+
+def input_groups(subject: EvaluatedSystem) -> dict[str, tuple[str, ...]]:
+    """The paper's groups of inputs that this system uses, by name; that of the thumbnail is empty."""
+    kinds = {part.name: part.kind for part in subject.trained.meta.schema.constituents}
+    groups = {
+        "audio": tuple(name for name in subject.inputs if kinds.get(name) in (EMBEDDING, CONTINUOUS)),
+        "speaker embeddings": tuple(name for name in subject.inputs if kinds.get(name) == EMBEDDING),
+        "attributes": tuple(name for name in subject.inputs if name in ("language", "age", "gender", "ethnicity")),
+    }
+    groups = {name: parts for name, parts in groups.items() if parts}
+    return {**({"thumbnail": ()} if subject.use_thumbnail else {}), **groups}
+
+
+def choose_scale(subject: EvaluatedSystem, scales: Sequence[Scale], scorer: FaceScorer) -> tuple[int, dict]:
+    """The index of the scale of highest weighted recall on the scorer's people, and the weighted recall of each."""
+    images = subject.draw(scorer.people, scales, f"validation: {len(scales)} scales x {len(scorer.people)} people")
+    weighted = [
+        metrics.weighted_recall(protocol.recalls(protocol.summary(scorer.score(each), scorer.people)))
+        for each in images
+    ]
+    return int(np.argmax(weighted)), {format_scale(scale): each for scale, each in zip(scales, weighted, strict=True)}
+
+
+def evaluate_system(
+    subject: EvaluatedSystem,
+    scales: Sequence[Scale],
+    scorer: FaceScorer,
+    validation: FaceScorer | None,
+    train: Clips | None,
+) -> tuple[dict, dict[str, Scores], np.ndarray]:
+    """Samples and scores all people.
+
+    Returns what results.json holds, the scores of every system and control, and the chosen scale's faces
+    [P, samples, 128, 128, 3].
+    """
+    people, chosen, weighted = scorer.people, 0, None
+    if validation and len(scales) > 1:
+        chosen, weighted = choose_scale(subject, scales, validation)
+    images = subject.draw(people, scales, f"{len(scales)} scales x {len(people)} people x {subject.samples}")
+    systems = {
+        f"scale {format_scale(s)}": scorer.score(i, f"scale {format_scale(s)}")
+        for s, i in zip(scales, images, strict=True)
+    }
+    name, scale = f"scale {format_scale(scales[chosen])}", scales[chosen]
+    masked = {
+        f"without {group}": scorer.score(changed.draw(people, [scale], f"without {group}")[0])
+        for group, changed in _masked(subject).items()
+    }
+    compared = _swapped(subject, scale, scorer) | _controls(subject, scorer, train)
+    everything = {**systems, **masked, **compared}
+    summaries = {each: protocol.summary(scores, people) for each, scores in everything.items()}
+    results = {
+        "chosen": name,
+        "chosen_by": "validation people" if weighted else "the first scale given",
+        "validation_weighted_recall": weighted,
+        "systems": {each: summaries[each] for each in systems},
+        "best_on_test": max(systems, key=lambda each: summaries[each]["r@1"]["rate"]) if len(scales) > 1 else None,
+        "masked": {each: summaries[each] for each in masked},
+        "controls": {each: summaries[each] for each in compared},
+        "random": _random(scorer, subject.seed),
+        "significance": _significance(summaries[name], {each: summaries[each] for each in masked}),
+        "differences": {
+            each: protocol.compare(everything[name], scores) for each, scores in everything.items() if each != name
+        },
+        "groups": protocol.by_group(everything[name], people),
+    }
+    return results, everything, images[chosen]
+
+
+def _masked(subject: EvaluatedSystem) -> dict[str, EvaluatedSystem]:
+    """The same system without each group of its inputs."""
+    changed = {}
+    for group, parts in input_groups(subject).items():
+        changes = {"use_thumbnail": False} if group == "thumbnail" else {"without": (*subject.without, *parts)}
+        changed[group] = dataclasses.replace(subject, **changes)
+    return changed
+
+
+def _swapped(subject: EvaluatedSystem, scale: Scale, scorer: FaceScorer) -> dict[str, Scores]:
+    """Scores of everybody's own thumbnail and noise with the next person's voice, and with all of their conditions."""
+    groups, scores = input_groups(subject), {}
+    for what, parts in {"voice": groups.get("audio", ()), "voice and attributes": subject.inputs}.items():
+        if parts:
+            probe = controls.swap_people(scorer.people.probe, parts)
+            drawn = subject.draw(scorer.people, [scale], f"another person's {what}", probe)[0]
+            scores[f"another person's {what}"] = scorer.score(drawn)
+    return scores
+
+
+def _controls(subject: EvaluatedSystem, scorer: FaceScorer, train: Clips | None) -> dict[str, Scores]:
+    """Scores of faces made from less information than the system has, and of real faces."""
+    real = scorer.people.probe["face"]
+    faces = {"thumbnail, bicubic": controls.bicubic(real)} if subject.use_thumbnail else {}
+    if train:
+        faces["mean training face"] = np.broadcast_to(controls.mean_face(train), real.shape)
+        faces["training face of the same gender"] = controls.same_gender(
+            train, scorer.people.probe["gender"], subject.seed
+        )
+    held = dict(zip(scorer.people.gallery, scorer.people.faces, strict=True))
+    second = dict(zip(scorer.people.speakers, scorer.people.second, strict=True))
+    if any(name in held and (face != held[name]).any() for name, face in second.items()):
+        faces["real face of another clip"] = scorer.people.second
+    return {name: scorer.score(images[:, None]) for name, images in faces.items()}
+
+
+def _random(scorer: FaceScorer, seed: int) -> dict:
+    """Recall of a random order of the gallery: expected, and simulated with `RANDOM_ORDERS` orders."""
+    size = len(scorer.gallery)
+    share = scorer.people.known.mean()
+    drawn = generator(seed, "random order").integers(1, size + 1, (RANDOM_ORDERS, len(scorer.people)))
+    drawn = np.where(scorer.people.known, drawn, 0)
+    rates = {
+        f"r@{k}": {"rate": share * metrics.random_recall(k, size), "simulated": metrics.recall(drawn, k)}
+        for k in metrics.KS
+    }
+    return {"orders": RANDOM_ORDERS, **rates}
+
+
+def _significance(full: Mapping, masked: Mapping[str, Mapping]) -> dict:
+    found = {}
+    for name, summed in masked.items():
+        s = metrics.significance(protocol.recalls(full), protocol.recalls(summed))
+        found[name.removeprefix("without ")] = {"s": None if np.isnan(s) else s, "band": metrics.band(s)}
+    return found

@@ -1,0 +1,83 @@
+"""The flags shared by all commands that sample from a trained system."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+
+from slf_common import cli
+from slf_common.errors import UserError
+from slf_common.files import check_writable, local_path
+from slf_jax import distributed, features
+from slf_jax.inference.scales import check_distinct
+from slf_jax.inference.trained import CHECKPOINTS, Trained, load
+from tfrecords.reader import Clips
+
+
+def add_arguments(arguments: argparse.ArgumentParser) -> None:
+    """Adds the flags shared by all commands that sample."""
+    arguments.add_argument("--workdir", required=True, type=local_path, help="run directory of slf_jax.train")
+    arguments.add_argument(
+        "--checkpoint", default="newest", choices=CHECKPOINTS,
+        help="newest (default), or best: of lowest validation loss among those kept",
+    )  # fmt: skip
+    arguments.add_argument("--data", default="", help="dataset folder (default: the one it was trained on)")
+    arguments.add_argument("--split", default="test", help="default: test")
+    arguments.add_argument("--seed", type=int, default=0, help="default: 0")
+    arguments.add_argument("--samples", type=int, default=1, help="samples of each person (default: 1)")
+    arguments.add_argument("--without", default="", metavar="NAMES", help="inputs to mask, as in mel,language")
+    arguments.add_argument(
+        "--chunk", type=int, default=16, help="maximum number of faces at once at each scale (default: 16)"
+    )
+    arguments.add_argument(
+        "--memory", type=float, default=0.0, metavar="GB",
+        help="GB that a chunk may use on each device; chunks that need more are made smaller (default: most of what is "
+        "free)",
+    )  # fmt: skip
+    arguments.add_argument_group(
+        "overrides", "--config.sample.KEY=VALUE changes how to sample, e.g. --config.sample.steps=32"
+    )
+
+
+def parse(
+    arguments: argparse.ArgumentParser, argv: Sequence[str] | None, folder: str, *files: str
+) -> tuple[argparse.Namespace, Trained]:
+    """Parses flags and overrides, and loads the system; `--out` defaults to WORKDIR/folder.
+
+    Raises `UserError`, also if `files` could not be written there.
+    """
+    arguments.add_argument("--out", type=local_path, help=f"folder to write to (default: WORKDIR/{folder})")
+    args, overrides = cli.parse_overrides(arguments, argv)
+    args.out = args.out or args.workdir / folder
+    for name in ("samples", "chunk"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: give at least 1")
+    if not 0 <= args.memory < math.inf:
+        raise UserError(f"--memory {args.memory}: give gigabytes, or leave it out")
+    if not 0 <= args.seed < 2**31:
+        raise UserError(f"--seed {args.seed}: give a number from 0 to {2**31 - 1}")
+    for key in overrides:
+        if not key.startswith("sample."):
+            raise UserError(f"--config.{key}: only --config.sample.* of a trained system can be changed")
+    check_writable(args.out, *files)
+    trained = load(args.workdir, args.checkpoint, overrides=overrides)
+    distributed.use_compilation_cache(trained.meta.config.compilation_cache)
+    return args, trained
+
+
+def open_clips(trained: Trained, args: argparse.Namespace, without: Sequence[str]) -> Clips:
+    """The split to sample from. Raises `UserError` if its features are not those that the system was trained with."""
+    directory = args.data or trained.meta.config.data.dir
+    clips, meta = Clips(directory, args.split), trained.meta
+    inputs = trained.system.without(without).inputs
+    trained_with, given = (meta.schema, meta.statistics), (clips.schema, clips.statistics)
+    features.check_same_features(inputs, *trained_with, *given, directory, "leave it out with --without NAME")
+    return clips
+
+
+def parse_names(text: str, flag: str = "--without") -> tuple[str, ...]:
+    """`"mel, age"` to names. Raises `UserError` if one is given twice."""
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    check_distinct(found, f"{flag} {text}")
+    return found

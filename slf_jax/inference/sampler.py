@@ -1,0 +1,142 @@
+"""A trained system compiled: scales x people x samples in one program, in chunks that fit memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from slf_common.errors import UserError
+from slf_jax import distributed
+from slf_jax.cascade.images import to_float, to_uint8
+from slf_jax.cascade.settings import SampleSettings, sample_settings
+from slf_jax.cascade.sizes import SIZES, STAGES
+from slf_jax.cascade.system import person_noise
+from slf_jax.diffusion.guidance import area_average
+from slf_jax.inference.scales import Scale
+from slf_jax.inference.trained import Trained
+
+
+class Sampler:
+    """A trained system compiled for chunks of people, once for each number of scales and of rows in a chunk.
+
+    A call uses the smallest compiled chunk that holds all its rows, padded to its size, and compiles only if there is
+    none: a large call after a small one runs in large chunks, a small one after a large one compiles nothing.
+
+    Args:
+      settings: how to sample; by default as the run's config says (`config.sample`).
+      stages: which stages run, one after the other; the first starts from the faces' own low-resolution image.
+      chunk: maximum number of rows (people x samples) at once.
+      memory: GB that a chunk may use on each device; 0: most of what is free.
+    """
+
+    def __init__(
+        self, trained: Trained, *, settings: SampleSettings | None = None, stages: Sequence[str] = STAGES,
+        chunk: int = 16, memory: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.settings = settings or sample_settings(trained.meta.config)
+        self._system, self._stages = trained.system, tuple(stages)
+        self._mesh, self._limit = distributed.make_mesh(), chunk
+        self._memory = memory * 1e9 or _free_memory()
+        self._params = distributed.replicate(self._mesh, {name: trained.params[name] for name in stages})
+        self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._params))
+        self._first = jax.jit(_first_noise)
+        self._jit = jax.jit(self._run)
+        self._programs: dict[int, dict[int, jax.stages.Compiled]] = {}  # by scales, by rows in a chunk
+        self._fits: dict[int, int] = {}  # by scales, the most rows in a chunk, where memory limits them
+
+    def _run(
+        self, params: Mapping, clips: Mapping, people: jax.Array, draws: jax.Array, has_thumbnail: jax.Array,
+        first: Mapping[str, jax.Array], seed: jax.Array, scales: jax.Array,
+    ) -> jax.Array:  # fmt: skip
+        low = area_average(to_float(clips["face"]), SIZES[self._stages[0]][0])
+        noise = person_noise(seed, people, draws)
+        noise = {name: noise[name].replace(first=first[name]) for name in self._stages}
+        images = self._system.sample(params, clips, low, has_thumbnail, noise, scales, self.settings, self._stages)
+        return to_uint8(images)
+
+    def __call__(
+        self, clips: Mapping[str, np.ndarray], people: np.ndarray, scales: Sequence[Scale], seed: int, *,
+        samples: int = 1, use_thumbnail: bool = True, without: Sequence[str] = (), progress: str = "",
+    ) -> np.ndarray:  # fmt: skip
+        """Samples faces; returns uint8 images [S, B, samples, side, side, 3].
+
+        Args:
+          clips: records of B people.
+          people: [B] the number of each, from `people.person_number`; noise is derived from it.
+          use_thumbnail: False: the base stage starts from noise alone.
+          without: inputs to mask.
+          progress: label of the progress bar; empty: none.
+        """
+        count, clips = len(people) * samples, self._system.without(without).mask_unused_inputs(clips)
+
+        def arguments(indices: np.ndarray) -> tuple:
+            # The last chunk is padded with its first row, so that nothing compiles twice.
+            rows = np.where(indices < count, indices, indices[0])
+            batch = {key: value[rows // samples] for key, value in clips.items()}
+            has_thumbnail = np.full(len(rows), float(use_thumbnail), np.float32)
+            who = people[rows // samples], rows % samples
+            split = distributed.split(self._mesh, (batch, *who, has_thumbnail, self.first_noise(seed, *who)))
+            rest = (np.int32(seed), np.asarray(scales, np.float32))
+            return self._params, *split, *distributed.replicate(self._mesh, rest)
+
+        chunk, program = self._program(len(scales), count, arguments)
+        # The next chunk is sent to the device before the last one's images are fetched.
+        parts, pending = [], None
+        for first in tqdm(range(0, count, chunk), desc=progress, unit="chunk", disable=not progress):
+            images = program(*arguments(np.arange(first, first + chunk)))
+            if pending is not None:
+                parts.append(np.asarray(pending))
+            pending = images
+        images = np.concatenate([*parts, np.asarray(pending)], 1)[:, :count]
+        return images.reshape(len(scales), len(people), samples, *images.shape[2:])
+
+    def first_noise(self, seed: int, people: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
+        """The initial noise of each stage, [B, side, side, 3]: bitwise the same in any order, chunk and on any mesh.
+
+        One person at a time, by one small program: in a larger one the compiler may round differently.
+        """
+        each = [self._first(np.int32(seed), person, draw) for person, draw in zip(people, draws, strict=True)]
+        return {name: np.stack([first[name] for first in each]) for name in self._stages}
+
+    def _program(self, scales: int, rows: int, arguments: Callable) -> tuple[int, jax.stages.Compiled]:
+        """The compiled program for this number of scales, and its number of rows: as many as given, or as fit."""
+        devices, programs = self._mesh.size, self._programs.setdefault(scales, {})
+        chunk = math.ceil(min(rows, self._fits.get(scales, self._limit)) / devices) * devices
+        chunk = min((compiled for compiled in programs if compiled >= chunk), default=chunk)
+        while chunk not in programs:
+            program, fixed, need = self._compile(chunk, arguments)
+            if need <= self._memory:
+                programs[chunk] = program
+            elif chunk > devices:
+                fits = int(chunk / devices * (self._memory - fixed) / (need - fixed))
+                chunk = self._fits[scales] = max(1, min(fits, chunk // devices - 1)) * devices
+            else:
+                raise UserError(
+                    f"one person at {scales} scales takes {need / 1e9:.2f} GB on a device, {self._memory / 1e9:.2f} GB "
+                    "may be used; give fewer scales at once, or more with --memory"
+                )
+        return chunk, programs[chunk]
+
+    def _compile(self, chunk: int, arguments: Callable) -> tuple[jax.stages.Compiled, int, int]:
+        """The program for that many rows, and its bytes on a device: independent of the rows, and in total."""
+        program = self._jit.lower(*arguments(np.arange(chunk))).compile()
+        use = program.memory_analysis()
+        return program, self._size, self._size + use.temp_size_in_bytes + use.output_size_in_bytes
+
+
+def _first_noise(seed: jax.Array, person: jax.Array, draw: jax.Array) -> dict[str, jax.Array]:
+    noise = person_noise(seed, person[None], draw[None])
+    return {name: each.first[0] for name, each in noise.items()}
+
+
+def _free_memory() -> float:
+    """Bytes on each device that sampling may use."""
+    use = jax.local_devices()[0].memory_stats()
+    if use:
+        return 0.9 * (use["bytes_limit"] - use["bytes_in_use"])
+    return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()

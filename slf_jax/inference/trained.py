@@ -1,0 +1,65 @@
+"""Loading a trained system from its run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from slf_common.config import override
+from slf_common.errors import UserError
+from slf_jax.cascade.settings import check_sample
+from slf_jax.cascade.sizes import STAGES
+from slf_jax.cascade.system import System, build_system
+from slf_jax.features import make_layout
+from slf_jax.training.checkpoints import Damaged, Meta, open_checkpoints
+
+CHECKPOINTS = ("newest", "best")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained system: the config and features of its run, EMA parameters and digests by stage."""
+
+    meta: Meta
+    system: System
+    params: dict[str, Any]
+    digests: dict[str, str]
+
+
+def load(
+    workdir: str | Path,
+    which: str = "newest",
+    stages: Sequence[str] = STAGES,
+    overrides: Mapping[str, str] | None = None,
+) -> Trained:
+    """The EMA weights of a run's stages.
+
+    Args:
+      which: one of `CHECKPOINTS`; "best" is the one of lowest validation loss.
+      overrides: of the run's config, `{"sample.steps": "32"}`; checked before the weights are read.
+
+    Raises `UserError` if a stage is missing or damaged, or a setting is not valid.
+    """
+    meta, system, params, digests = None, None, {}, {}
+    for name in stages:
+        with open_checkpoints(workdir, name) as checkpoints:
+            step = checkpoints.best() if which == "best" else checkpoints.latest()
+            if step is None:
+                raise UserError(f"{workdir}: no checkpoint of stage {name!r} has a validation loss; use the newest")
+            if system is None:
+                meta = checkpoints.meta(step)
+                override(meta.config, overrides or {})
+                check_sample(meta.config)
+                system = build_system(meta.config, make_layout(meta.schema), meta.statistics)
+            like = jax.eval_shape(system.stages[name].init, jax.random.key(0))
+            try:
+                params[name], digests[name] = checkpoints.restore_ema(step, like)
+            except Damaged as error:
+                raise UserError(f"{error}. Resume training with --skip-damaged to go back to the one before") from None
+    if meta is None or system is None:
+        raise ValueError("load needs at least one stage")
+    return Trained(meta, system, params, digests)

@@ -1,0 +1,64 @@
+"""Matrices: the 256x768 features of one clip, and confusion matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from slf_jax.plots.pyplot import import_pyplot, save_figure
+
+
+def feature_matrix(matrix: np.ndarray, mask: np.ndarray, blocks: Sequence[dict], title: str, path: Path) -> None:
+    """Draws a [256, 768] feature matrix; constituents are named, masked rows are grey."""
+    plt = import_pyplot()
+    figure, axes = plt.subplots(figsize=(12, 9), layout="constrained")
+    shown = np.ma.masked_where(~np.broadcast_to(mask[:, None], matrix.shape), matrix)
+    colours = plt.get_cmap("RdBu_r").with_extremes(bad="0.85")
+    picture = axes.imshow(shown, aspect="auto", cmap=colours, vmin=-3, vmax=3, interpolation="nearest")
+    for block in blocks:
+        axes.axhline(block["start"] - 0.5, color="0.4", lw=0.4)
+    # Single rows would print their names over each other: they are spread below the big blocks.
+    names = [b["name"] + ("" if mask[b["start"] : b["start"] + b["rows"]].any() else " (missing)") for b in blocks]
+    large = [(b, name) for b, name in zip(blocks, names, strict=True) if b["rows"] > 1]
+    singles = [(b, name) for b, name in zip(blocks, names, strict=True) if b["rows"] == 1]
+    axes.set_yticks(
+        [b["start"] + b["rows"] / 2 - 0.5 for b, _ in large], [f"{name}\n{b['rows']} rows" for b, name in large]
+    )
+    for place, (block, name) in zip(_spread([b["start"] for b, _ in singles], 9), singles, strict=True):
+        axes.annotate(
+            name, (767, block["start"]), (790, place), fontsize=9, va="center",
+            annotation_clip=False, arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.4"},
+        )  # fmt: skip
+    axes.set_xlabel("feature (standardised, clipped to ±10; colours to ±3; grey: masked)")
+    axes.set_title(title)
+    figure.colorbar(picture, ax=axes, location="bottom", shrink=0.4, aspect=40)
+    save_figure(figure, path)
+
+
+def confusions(tables: Mapping[str, tuple[Sequence[str], np.ndarray]], path: Path) -> None:
+    """Draws confusion matrices: class names and counts [n, n + 1], the last column for no face found."""
+    if not tables:
+        return
+    plt = import_pyplot()
+    figure, panels = plt.subplots(1, len(tables), figsize=(5.5 * len(tables), 5), layout="constrained", squeeze=False)
+    for axes, (kind, (names, counts)) in zip(panels[0], tables.items(), strict=True):
+        shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                ink = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, count, ha="center", va="center", color=ink, fontsize=8)
+        axes.set_xticks(range(len(names) + 1), [*names, "no face"], rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set(title=kind, xlabel="guessed from the generated face", ylabel="true")
+    save_figure(figure, path)
+
+
+def _spread(places: Sequence[float], least: float) -> list[float]:
+    """The places in order, pushed apart to at least `least`."""
+    spread: list[float] = []
+    for place in places:
+        spread.append(max(place, spread[-1] + least) if spread else place)
+    return spread

@@ -1,0 +1,23 @@
+"""AdamW behind gradient clipping, with linear warm-up and cosine decay."""
+
+from __future__ import annotations
+
+import ml_collections
+import optax
+
+
+def make_optimizer(
+    settings: ml_collections.ConfigDict, name: str
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of a stage (`settings`: `config.train`), and its learning rate as a function of the updates so far.
+
+    The rate rises linearly over `warmup_steps` updates, the first of which has 1/warmup_steps of the peak, then decays
+    by a cosine to `final_lr_fraction` of the peak at the last of the stage's `steps`.
+    """
+    peak, steps = settings[name].learning_rate, settings[name].steps
+    warmup = max(1, min(settings.warmup_steps, steps // 2))
+    schedule = optax.warmup_cosine_decay_schedule(
+        peak / warmup, peak, warmup - 1, max(steps - 1, warmup), settings.final_lr_fraction * peak
+    )
+    adamw = optax.adamw(schedule, b2=0.99, weight_decay=settings.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(settings.grad_clip_norm), adamw), schedule

@@ -1,0 +1,165 @@
+"""A run directory: what the stages of a run share, and whether a config may continue it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from slf_common.errors import UserError
+from slf_common.files import check_writable, local_path, write_atomically
+from slf_jax import distributed, features
+from slf_jax.cascade.sizes import STAGES
+from slf_jax.cascade.system import System, build_system
+from slf_jax.training.checkpoints import Checkpoints, Damaged, Meta, checkpoint_folder
+from slf_jax.training.settings import stages_of
+from tfrecords.reader import Absent, Clips
+
+# Settings that determine what the numbers in a checkpoint mean: a run cannot continue with others. Some of a model's
+# settings only affect how it is computed.
+FIXED = ("model", "diffusion", "data.inputs", "train.base.batch_size", "train.upsampler.batch_size", "seed")
+HARMLESS = (".attention", ".remat")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What both stages of a run share. `meta` is saved in every checkpoint."""
+
+    meta: Meta
+    system: System
+    clips: Clips
+    held_out: Clips | None
+    mesh: jax.sharding.Mesh
+    skip_damaged: bool
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        return self.meta.config
+
+    @property
+    def workdir(self) -> Path:
+        return local_path(self.config.workdir)
+
+
+def prepare(config: ml_collections.ConfigDict, skip_damaged: bool) -> Run:
+    """Opens the data, builds the system, and starts or continues the run directory. Raises `UserError`."""
+    if distributed.is_main():
+        check_writable(
+            local_path(config.workdir), "config.json", "metrics.jsonl", "changes.jsonl", "samples/", "tensorboard/",
+            "checkpoints/", *(f"checkpoints/{name}/" for name in stages_of(config)), flag="--config.workdir",
+        )  # fmt: skip
+    clips, held_out = _open(config.data, "train"), _open_validation(config.data)
+    layout = features.make_layout(clips.schema)
+    system = build_system(config, layout, clips.statistics)
+    features.check_inputs(tuple(config.train.constituent_drop), layout)
+    meta = Meta(config, clips.schema, clips.statistics)
+    run = Run(meta, system, clips, held_out, distributed.make_mesh(), skip_damaged)
+    changes = check_same_run(config, run.workdir)
+    _check_same_data(run)
+    if distributed.is_main():
+        if changes:
+            _record(changes, run.workdir)
+        write_atomically(run.workdir / "config.json", config.to_json_best_effort(indent=2).encode())
+        _describe(run)
+    # No process may create the folders of checkpoints before all have checked whether there are any.
+    distributed.wait_for_all("prepared")
+    return run
+
+
+def _open(settings: ml_collections.ConfigDict, split: str) -> Clips:
+    return Clips(settings.dir, split, skip_corrupt=settings.skip_corrupt)
+
+
+def _open_validation(settings: ml_collections.ConfigDict) -> Clips | None:
+    """The validation split, if the dataset has one."""
+    try:
+        return _open(settings, "validation")
+    except Absent:
+        return None
+
+
+def check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, tuple]:
+    """How `config` differs from that of the run in `workdir`: {key: (old, new)}; empty if there is no run yet.
+
+    Raises `UserError` naming the settings with which the run cannot continue.
+    """
+    if not any(checkpoint_folder(workdir).glob("*/[0-9]*")):
+        return {}
+    path = workdir / "config.json"
+    if not path.exists():
+        raise UserError(
+            f"{path}: missing, though the run has checkpoints; restore it, or choose another --config.workdir"
+        )
+    try:
+        old = _flat(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); restore it, or choose another --config.workdir") from None
+    new = _flat(json.loads(config.to_json()))
+    changes = {key: (old.get(key), new.get(key)) for key in sorted(new.keys() | old.keys())}
+    changes = {key: both for key, both in changes.items() if both[0] != both[1]}
+    fixed = [key for key in changes if key.startswith(FIXED) and not key.endswith(HARMLESS)]
+    if fixed:
+        differing = "; ".join(f"{key} is {changes[key][1]!r}, there it is {changes[key][0]!r}" for key in fixed)
+        raise UserError(
+            f"{workdir}: holds a run made with another config: {differing}. Choose another --config.workdir"
+        )
+    return changes
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {k: v for key, child in tree.items() for k, v in _flat(child, f"{prefix}{key}.").items()}
+
+
+def _check_same_data(run: Run) -> None:
+    """Raises `UserError` if the run was started with other features than the dataset now has."""
+    if (old := _first_meta(run.workdir)) is None:
+        return
+    features.check_same_features(
+        run.system.inputs, old.schema, old.statistics, run.meta.schema, run.meta.statistics, run.config.data.dir,
+        "choose another --config.workdir",
+    )  # fmt: skip
+
+
+def _first_meta(workdir: Path) -> Meta | None:
+    """The metadata of the run's checkpoints, None if there are none."""
+    for name in STAGES:
+        if (checkpoint_folder(workdir) / name).is_dir():
+            # A damaged one is reported, or set aside, when its stage resumes.
+            with Checkpoints(workdir, name) as checkpoints, contextlib.suppress(Damaged):
+                if (step := checkpoints.latest()) is not None:
+                    return checkpoints.meta(step)
+    return None
+
+
+def _record(changes: Mapping[str, tuple], workdir: Path) -> None:
+    """Appends to changes.jsonl, and prints, how the config differs from the one the run was made with so far."""
+    saved = {name: workdir.glob(f"checkpoints/{name}/[0-9]*") for name in STAGES}
+    steps = {
+        name: max((int(path.name) for path in paths if path.name.isdigit()), default=0) for name, paths in saved.items()
+    }
+    with (workdir / "changes.jsonl").open("a") as file:
+        file.write(json.dumps({"after": steps, "changes": changes}) + "\n")
+    print("changed    " + ", ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()))
+
+
+def _describe(run: Run) -> None:
+    config, mesh = run.config, run.mesh
+    have = {part.name for part in run.clips.schema.constituents} | {"age", *run.clips.schema.labels}
+    missing = [name for name in run.system.inputs if name not in have]
+    masked = f" (masked, not in the data: {', '.join(missing)})" if missing else ""
+    print(f"data       {config.data.dir}: {len(run.clips)} clips to train on, {len(run.held_out or ())} held out")
+    print(f"inputs     {', '.join(run.system.inputs)}{masked}")
+    kind = mesh.devices.flat[0].device_kind
+    print(f"devices    {mesh.size} x {kind} by {config.parallel}, {jax.process_count()} process(es)")
+    for name in STAGES:
+        batch, parts = config.train[name].batch_size, config.train[name].accumulate
+        each = f"{parts} x {batch // mesh.size // parts}" if parts > 1 else f"{batch // mesh.size}"
+        print(f"batch      {name}: {batch}, {each} on each device")

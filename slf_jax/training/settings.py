@@ -1,0 +1,117 @@
+"""The settings of a training run: the whole config is checked here, before data, model or devices are touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_collections
+
+from slf_common import rules
+from slf_common.errors import UserError
+from slf_common.rules import Rule, choice, constant, either, flag, integer, real, text
+from slf_jax import distributed
+from slf_jax.cascade import settings as cascade_settings
+from slf_jax.cascade.settings import check_sample, check_system, group
+from slf_jax.cascade.sizes import STAGES
+
+
+def stages_of(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The stages that `config.stage` trains."""
+    return STAGES if config.stage == "all" else (config.stage,)
+
+
+def _coordinator(value: Any) -> str:
+    host, _, port = text().read(value).rpartition(":")
+    if value and not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
+        raise ValueError
+    return value
+
+
+SHARE, COUNT, EVERY = real(0, 1), integer(1), integer(0)
+_stage = {"steps": COUNT, "batch_size": COUNT, "accumulate": COUNT, "learning_rate": real(above=0)}
+_train = {
+    "steps_per_dispatch": COUNT,
+    "warmup_steps": integer(0),
+    "final_lr_fraction": SHARE,
+    "weight_decay": real(0),
+    "grad_clip_norm": real(above=0),
+    "ema_decay": real(0, below=1),
+    "cond_drop": SHARE,
+    "thumbnail_drop": SHARE,
+    "constituent_drop.*": SHARE,
+    "flip": flag(),
+    "log_every": EVERY,
+    "validate_every": EVERY,
+    "preview_every": EVERY,
+    "checkpoint_every": EVERY,
+    "max_to_keep": COUNT,
+    "keep_best": integer(0),
+    "skip_spikes": either(constant(0.0), real(1)),
+}
+RULES: dict[str, Rule] = {
+    **cascade_settings.RULES,
+    **{key: rule for name in STAGES for key, rule in group(f"train.{name}", _stage).items()},
+    **group("train", _train),
+    "seed": integer(0),
+    "workdir": text(empty=False),
+    "parallel": choice(distributed.MODES),
+    "stage": choice(("all", *STAGES)),
+    "compilation_cache": text(),
+    "init_from": text(),
+    "profile_steps": integer(0),
+    "distributed": flag(),
+    "coordinator": Rule("HOST:PORT, or empty", _coordinator),
+    "num_processes": integer(0),
+    "process_id": integer(-1),
+    "data.dir": text(empty=False),
+    "data.threads": integer(1, 1024),
+    "data.skip_corrupt": flag(),
+}
+OTHERS = ("extract.", "ablations.")  # groups that other commands check
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks a whole config except for its groups `extract` and `ablations`, and converts numbers to their setting's
+    type (1e5 to an int).
+
+    Raises `UserError`: one line with key, value and what it must be.
+    """
+    rules.check(config, RULES, ours=lambda key: not key.startswith(OTHERS))
+    check_system(config)
+    check_sample(config)
+    _check_dispatch(config)
+    _check_processes(config)
+
+
+def _check_dispatch(config: ml_collections.ConfigDict) -> None:
+    """`accumulate` must divide the batch size, `steps_per_dispatch` all intervals."""
+    train, stride = config.train, config.train.steps_per_dispatch
+    for name in stages_of(config):
+        stage = train[name]
+        if stage.batch_size % stage.accumulate:
+            raise UserError(
+                f"config.train.{name}.batch_size={stage.batch_size}: must be a multiple of "
+                f"config.train.{name}.accumulate={stage.accumulate}"
+            )
+        if stage.steps % stride:
+            raise UserError(
+                f"config.train.{name}.steps={stage.steps}: must be a multiple of "
+                f"config.train.steps_per_dispatch={stride}"
+            )
+    for key in ("checkpoint_every", "validate_every", "preview_every"):
+        if train[key] % stride:
+            raise UserError(
+                f"config.train.{key}={train[key]}: must be a multiple of config.train.steps_per_dispatch={stride}"
+            )
+
+
+def _check_processes(config: ml_collections.ConfigDict) -> None:
+    if not config.coordinator:
+        return
+    if not config.distributed:
+        raise UserError(f"config.coordinator={config.coordinator!r}: needs config.distributed=true")
+    if not 0 <= config.process_id < config.num_processes:
+        raise UserError(
+            f"config.process_id={config.process_id}: must be this process's number, from 0 to "
+            f"config.num_processes - 1, with config.coordinator and config.num_processes={config.num_processes}"
+        )
