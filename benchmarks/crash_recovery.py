@@ -1,6 +1,6 @@
 """A fault drill: a training killed again and again ends with the numbers of one that was left alone.
 
-    python benchmarks/drill.py --config configs/demo.py --kills 50 --config.train.steps=150,100
+    python benchmarks/crash_recovery.py --config configs/demo.py --kills 50
 
 Each kill comes at a random moment of a random kind: at the start, while data is opened and read, while the step
 compiles, between steps, while a checkpoint is being written; by SIGKILL, or by SIGTERM, which a run answers by saving.
@@ -134,7 +134,7 @@ def drill(command: Sequence[str], out: Path, kills: int, devices: int, seed: int
 def main() -> None:
     arguments = cli.parser(
         "benchmarks.drill", "Kills a training at random moments and compares.",
-        ["python benchmarks/drill.py --config configs/demo.py --kills 50 --config.train.steps=150,100"],
+        ["python benchmarks/crash_recovery.py --config configs/demo.py --kills 50"],
     )  # fmt: skip
     arguments.add_argument("--config", required=True)
     arguments.add_argument("--kills", type=int, default=50)

@@ -15,7 +15,6 @@ import time
 import cost
 import jax
 import numpy as np
-from slf_jax.settings import for_stage
 
 from slf_common.config import load_config
 from slf_jax import features
@@ -60,7 +59,7 @@ def reading(clips: Clips) -> dict[str, float]:
 
 def training(config, system: System, clips: Clips, name: str, repeats: int) -> float:
     """Images/s of the compiled training step."""
-    size = for_stage(config.train.batch_size, name)
+    size = config.train[name].batch_size
     return size / seconds(cost.make_training(config, system, name, next(batches(clips, size, seed=0))), repeats)
 
 

@@ -26,7 +26,7 @@ from tfrecords.reader import stack
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from slf_jax.inference.arguments import open_clips
+from slf_jax.inference import arguments
 from slf_jax.inference.people import choose_people, person_number
 from slf_jax.inference.sampler import Sampler
 from slf_jax.inference.trained import Trained
@@ -67,23 +67,28 @@ def plot(rows: list[dict], bicubic: dict, title: str, path: Path) -> None:
 
 
 def main() -> None:
-    arguments = cli.parser(
+    parser = cli.parser(
         "benchmarks.quality", __doc__, ["python benchmarks/quality.py --workdir runs/demo --split validation"]
     )
-    sampling.add_arguments(arguments)
-    arguments.set_defaults(split="validation")
-    arguments.add_argument("--people", type=int, default=24, help="default: 24")
-    arguments.add_argument("--scale", type=float, default=1.0, help="default: 1")
-    arguments.add_argument("--samplers", default=",".join(SAMPLERS), help="default: all")
-    args, trained = sampling.parse(arguments, None, "quality", "quality.json", "quality.png")
+    arguments.add_arguments(parser)
+    parser.set_defaults(split="validation")
+    parser.add_argument("--people", type=int, default=24, help="default: 24")
+    parser.add_argument("--scale", type=float, default=1.0, help="default: 1")
+    parser.add_argument("--samplers", default=",".join(SAMPLERS), help="default: all")
+    args, trained = arguments.parse(parser, None, "quality", "quality.json", "quality.png")
     out = args.out
-    chosen = choose_people(open_clips(trained, args, ()), args.people)
+    chosen = choose_people(arguments.open_clips(trained, args, ()), args.people)
     batch, numbers = stack(chosen), np.array([person_number(clip["clip_id"]) for clip in chosen])
     real, rows = batch["face"], []
     bicubic = {name: float(getattr(metrics, name)(controls.bicubic(real), real).mean()) for name in ("psnr", "ssim")}
     cases = [
         END,
-        *((name, n) for name in sampling.names(args.samplers, "--samplers") for n in EVALUATIONS if (name, n) != END),
+        *(
+            (name, n)
+            for name in arguments.parse_names(args.samplers, "--samplers")
+            for n in EVALUATIONS
+            if (name, n) != END
+        ),
     ]
     end = np.zeros(0)
     for case in tqdm(cases, unit="setting"):

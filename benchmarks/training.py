@@ -25,7 +25,6 @@ from pathlib import Path
 import cost
 import jax
 import numpy as np
-from slf_jax.settings import for_stage
 
 from slf_common import cli
 from slf_common.config import load_config
@@ -46,7 +45,7 @@ def split(config, name: str) -> None:
     """A stage's training loop, its parts timed apart."""
     clips = Clips(config.data.dir)
     system = build_system(config, features.make_layout(clips.schema), clips.statistics)
-    size, mesh = for_stage(config.train.batch_size, name), distributed.make_mesh()
+    size, mesh = config.train[name].batch_size, distributed.make_mesh()
     optimizer, schedule = make_optimizer(config.train, name)
     state, key = distributed.replicate(
         mesh, (init_state(system.stages[name], optimizer, jax.random.key(0)), jax.random.key(1))
@@ -160,7 +159,7 @@ def start(config_path: str, data: str) -> None:
             command = [
                 sys.executable, "-m", "slf_jax.train", "--config", config_path, f"--config.data.dir={data}",
                 f"--config.workdir={folder}/{cache}", f"--config.compilation_cache={folder}/xla",
-                "--config.train.steps=1", "--config.train.log_every=1", "--config.stage=base",
+                "--config.train.base.steps=1", "--config.train.log_every=1", "--config.stage=base",
             ]  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             compiled = [line for line in done.stdout.splitlines() if "compiled in" in line]

@@ -180,12 +180,13 @@ def _measure(ablation: Ablation, subject: EvaluatedSystem, what: str) -> dict:
 def _receipt(ablation: Ablation) -> dict:
     scorer, config = ablation.scorer, ablation.config
     steps = [config.train[name].steps for name in STAGES]
+    any_subset = [config.ablations.any_subset_steps[name] or config.train[name].steps for name in STAGES]
     return {
         "data": config.data.dir, "people": len(scorer.people), "gallery": len(scorer.gallery),
         "gallery_of_another_clip": int(scorer.people.another.sum()), "embedder": scorer.embedder.name,
         "metric": scorer.embedder.metric, "seed": config.seed, "samples": config.ablations.samples,
         "sampler": config.sample.to_dict(), "steps": steps,
-        "any_subset_steps": [config.ablations.any_subset_steps[name] or s for name, s in zip(STAGES, steps, strict=True)],
+        "any_subset_steps": any_subset,
         "chosen_by": "validation people" if ablation.validation else "the first scale given",
     }  # fmt: skip
 

@@ -25,7 +25,7 @@ from slf_jax.models.conditioning import Cond
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Sizes of one U-Net, as checked in `cascade/settings.py`. Tuples have one entry per level, highest resolution first.
+    """Sizes of one U-Net (checked in cascade/settings.py). Tuples have one entry per level, highest resolution first.
 
     patch: side of the squares folded into channels before the first level.
     blocks: residual blocks on the way down, and as many on the way up.

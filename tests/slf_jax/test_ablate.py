@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import set_stages
 
 from slf_common.config import load_config
 from slf_common.errors import UserError
@@ -15,9 +16,10 @@ from slf_jax.evaluation import ablation_tables, metrics, paper
 def tiny(fresh_config):
     """Three of the paper's systems at toy sizes."""
     config = fresh_config("ablations")
-    config.train.update(steps=(8, 8), preview_every=100)
+    set_stages(config, steps=(8, 8))
+    config.train.preview_every = 100
     wanted = load_config("configs/ablations.py:demo").ablations
-    wanted.update(scales=(0.0, 2.0), chunk=6, any_subset_steps=(12, 8))
+    wanted.update(scales=(0.0, 2.0), chunk=6, any_subset_steps=dict(base=12, upsampler=8))
     systems = {"thumbnail only": (), "full input": config.data.inputs, "no audio": ("age", "gender")}
     with config.unlocked():
         config.ablations = wanted

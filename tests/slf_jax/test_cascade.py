@@ -25,15 +25,15 @@ def sample(system, params, config):
     assert settings.thumbnail_consistency
 
     @jax.jit
-    def program(batch, people, scales, guided):
+    def program(batch, people, scales, has_thumbnail):
         thumbnails = make_thumbnail(to_float(batch["face"]))
-        present = jnp.full(len(thumbnails), guided)
+        has_thumbnail = jnp.full(len(thumbnails), has_thumbnail)
         pairs = jnp.stack([scales, scales], -1)
-        return system.sample(params, batch, thumbnails, present, person_noise(0, people), pairs, settings)
+        return system.sample(params, batch, thumbnails, has_thumbnail, person_noise(0, people), pairs, settings)
 
     def run(batch, scales, use_thumbnail=True, people=None):
         people = jnp.arange(len(batch["face"])) if people is None else people
-        return np.asarray(program(batch, people, jnp.array(scales, jnp.float32), float(guided)))
+        return np.asarray(program(batch, people, jnp.array(scales, jnp.float32), float(use_thumbnail)))
 
     return run
 

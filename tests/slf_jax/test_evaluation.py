@@ -100,7 +100,7 @@ def test_the_interval_of_a_rate_is_wilsons_and_narrower_the_more_samples_tell_ap
 
 @pytest.mark.parametrize("rate, spread", [(0.02, 1.0), (0.3, 1.0), (0.3, 8.0)])
 def test_the_interval_of_a_rate_covers_it_with_several_samples(rate, spread):
-    """EvaluationSet differ (a beta distribution), samples of a person are alike: at least nine of ten intervals hold it."""
+    """People differ (a beta distribution), samples of a person are alike: at least nine of ten intervals hold it."""
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(400):

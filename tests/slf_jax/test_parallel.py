@@ -34,14 +34,15 @@ optimizers = dict(
 )
 
 def run(mesh, mode, optimizer, accumulate=1, stride=1):
-    config.train.accumulate = (accumulate,)
+    config.train.base.accumulate = accumulate
     optimizer, schedule = optimizers[optimizer]
     state = distributed.replicate(mesh, start_state(start, optimizer))
     key = distributed.replicate(mesh, jax.random.key(1))
     step = make_step(system, "base", optimizer, schedule, config.train)
     step = distributed.compile_steps(step, mesh, mode)
     feed = InputPipeline(
-        clips, 16, stride, seed=0, first=0, threads=1, mesh=mesh, mode=mode, stop=lambda: False, seen=system.seen
+        clips, 16, stride, seed=0, first=0, threads=1, mesh=mesh, mode=mode, stop=lambda: False,
+        mask=system.mask_unused_inputs,
     )
     batches = [next(feed) for _ in range(4 // stride)]
     with jax.transfer_guard("disallow"):

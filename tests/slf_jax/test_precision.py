@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from slf_jax import distributed
 from slf_jax.cascade.system import build_system
 from slf_jax.diffusion import denoiser
 from slf_jax.models.blocks import depth_to_space
@@ -122,7 +123,7 @@ def test_a_step_in_bfloat16_is_nearly_float32s(config, system, params, batch):
     """Finite loss and gradients that point the same way, by way of a whole training step (fault 20)."""
     changed, mesh = config.copy_and_resolve_references(), distributed.make_mesh()
     records = {key: value[None] for key, value in batch.items()}
-    records |= {"place": np.arange(6, dtype=np.int32)[None], "stop": np.zeros((1, 6), bool)}
+    records |= {"batch_index": np.arange(6, dtype=np.int32)[None], "stop": np.zeros((1, 6), bool)}
     losses, moves = [], []
     for dtype in ("float32", "bfloat16"):
         changed.model.dtype = dtype

@@ -7,14 +7,29 @@ import numpy as np
 import pytest
 from tiny import lines, start_training, wait_for_checkpoint, weights
 
+# A process that reads a slow disk: it looks for checkpoints long after the other one could have made their folder.
+SLOW = """
+import time
+from slf_common import cli
+from slf_jax import train
+from slf_jax.training import run
+look = run._first_meta
+run._first_meta = lambda workdir: (time.sleep(3), look(workdir))[1]
+cli.run(train.main)
+"""
 
-def start_two(config, *overrides):
-    """Two processes of two devices each."""
+
+def start_two(config, *overrides, second=("-m", "slf_jax.train")):
+    """Two processes of two devices each; `second`: what Python runs in the second one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     together = ("--config.distributed=true", f"--config.coordinator={address}", "--config.num_processes=2", *overrides)
-    return [start_training(config, *together, f"--config.process_id={i}", devices=2) for i in range(2)]
+    ids = [f"--config.process_id={i}" for i in range(2)]
+    return [
+        start_training(config, *together, ids[0], devices=2),
+        start_training(config, *together, ids[1], devices=2, program=second),
+    ]
 
 
 def assert_same_numbers(config, run):
@@ -59,7 +74,7 @@ def test_the_death_of_one_ends_the_other_with_a_clear_message(story):
 def test_asking_one_to_stop_stops_both_at_the_same_step_saved(story):
     (first, status), (second, other_status) = story[1]["stopped"]
     assert status == other_status == 0, first + second
-    assert "To go on:" in first and "To go on:" not in second
+    assert "To resume:" in first and "To resume:" not in second
     assert 16 <= story[1]["step"] < 40
 
 
@@ -81,7 +96,7 @@ def by_pmap(fresh_config, run):
     """A run of two processes by pmap that is asked to stop, then started again: the config, and how each part ended."""
     config = fresh_config("pmap")
     config.update(stage="base", parallel="pmap", compilation_cache=run.compilation_cache)
-    two = start_two(config)
+    two = start_two(config, second=("-c", SLOW))
     wait_for_checkpoint(config, 8, two[0], seconds=300)
     two[0].send_signal(signal.SIGTERM)
     parts = [[(process.communicate(timeout=500)[0], process.returncode) for process in two]]

@@ -26,7 +26,7 @@ def folder(tmp_path):
     """A run that has come to step 5 of 8 and looked at validation people once."""
     told = [training(step, step_seconds=2.0, data_wait=0.01, skipped=0) for step in range(1, 6)]
     (tmp_path / "metrics.jsonl").write_text("".join(told) + line(4, validation_loss=0.3125))
-    config = {"train": {"steps": [8, 4], "batch_size": [4, 2]}, "data": {"dir": "<script>alert(1)</script>"}}
+    config = {"train": {"base": {"steps": 8, "batch_size": 4}}, "data": {"dir": "<script>alert(1)</script>"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     return tmp_path
 

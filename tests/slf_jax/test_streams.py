@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import set_stages
 
 import slf_jax
 from slf_jax.cascade.system import person_noise
@@ -51,9 +52,9 @@ def draw_all(config, system, params, batch, people):
     """All that is random about two training steps of each stage, validation, a preview and sampling, seed 0 for all."""
     records = {key: value[:4] for key, value in batch.items()}
     place = np.arange(4, dtype=np.int32)
-    spread = {**records, "place": place, "stop": np.zeros(4, bool)}
+    spread = {**records, "batch_index": place, "stop": np.zeros(4, bool)}
     spread = {key: np.stack([value, value]) for key, value in spread.items()}
-    spread["place"] = np.stack([2 * place, 2 * place + 1])
+    spread["batch_index"] = np.stack([2 * place, 2 * place + 1])
     for name, stage in system.stages.items():
         root = root_key(0, name)
         stage.init(stream(root, "init"))
@@ -77,7 +78,8 @@ def draw_all(config, system, params, batch, people):
 def test_no_key_is_used_for_two_purposes(config, system, params, batch, dataset, drawn):
     """Dropout of device 2 equalled an item's noise, the preview's first item a root of training (fault 19)."""
     changed = config.copy_and_resolve_references()
-    changed.train.update(accumulate=(PARTS, PARTS), flip=True)
+    set_stages(changed, accumulate=(PARTS, PARTS))
+    changed.train.flip = True
     changed.sample.update(sampler="ancestral")
 
     @jax.jit

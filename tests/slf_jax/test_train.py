@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from slf_jax.settings import for_stage
-from tiny import lines, start_training, wait_for_checkpoint, weights
+from tiny import lines, set_stages, start_training, wait_for_checkpoint, weights
 
 from slf_common.errors import UserError
+from slf_jax import distributed
 from slf_jax.inference.trained import load
 from slf_jax.training.checkpoints import Checkpoints, digest
 from slf_jax.training.interruption import explain_resource_errors
@@ -76,7 +76,7 @@ def test_stopped_killed_and_run_again_it_ends_with_the_same_numbers(fresh_config
         assert process.returncode == status, output
         assert weights(config)[0] < 40
         if status == 0:
-            assert "To go on:\n  python -m slf_jax.train --config " in output
+            assert "To resume:\n  python -m slf_jax.train --config " in output
     again = start_training(config)
     output = again.communicate(timeout=180)[0]
     assert again.returncode == 0, output
@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_never_used(copy):
     flip_a_bit(copy.workdir, 40)
     with pytest.raises(UserError, match=r"base/40: (damaged|cannot be read).*--skip-damaged from the checkpoint bef"):
         load(copy.workdir)
-    copy.train.steps = (48, 8)
+    copy.train.base.steps = 48
     with pytest.raises(UserError, match="base/40: (damaged|cannot be read).*--skip-damaged .* go on from step 32"):
         train(copy)
     assert weights(copy)[0] == 40  # nothing was touched
@@ -207,7 +207,7 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(fresh_config, r
 def test_a_new_run_starts_from_the_weights_of_another(run, fresh_config):
     config = fresh_config("fine")
     config.update(init_from=run.workdir, compilation_cache=run.compilation_cache)
-    config.train.update(learning_rate=(1e-30, 1e-30), steps=(8, 8))
+    set_stages(config, learning_rate=(1e-30, 1e-30), steps=(8, 8))
     assert train(config)
     for name, params in load(run.workdir).params.items():
         for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(load(config.workdir).params[name]), strict=True):
@@ -222,7 +222,7 @@ def test_a_new_run_starts_from_the_weights_of_another(run, fresh_config):
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step_and_module(run, fresh_config):
     config = fresh_config("nan")
     config.update(stage="base", compilation_cache=run.compilation_cache)
-    config.train.learning_rate = (1e30, 1e30)
+    config.train.base.learning_rate = 1e30
     # The first update is enormous, the second step meets its result.
     with pytest.raises(UserError, match=r"step 2 of stage base: the loss is .*not finite is the output of \w+/\w+"):
         train(config)
@@ -234,7 +234,8 @@ def test_what_is_done_every_0_steps_is_never_done_but_the_end_is_saved(run, fres
     """(fault 16)"""
     config = fresh_config("off")
     config.update(stage="base", compilation_cache=run.compilation_cache)
-    config.train.update(steps=(8, 8), log_every=0, validate_every=0, preview_every=0, checkpoint_every=0)
+    config.train.base.steps = 8
+    config.train.update(log_every=0, validate_every=0, preview_every=0, checkpoint_every=0)
     assert train(config)
     workdir = Path(config.workdir)
     assert [path.name for path in workdir.glob("checkpoints/base/[0-9]*")] == ["8"]
@@ -245,7 +246,7 @@ def test_what_is_done_every_0_steps_is_never_done_but_the_end_is_saved(run, fres
 def test_spikes_are_skipped_and_counted(run, fresh_config):
     config = fresh_config("spikes")
     config.update(stage="base", compilation_cache=run.compilation_cache)
-    config.train.update(steps=(16, 8), skip_spikes=1.0)
+    config.train.base.steps, config.train.skip_spikes = 16, 1.0
     assert train(config)
     told = [line for line in lines(config) if "loss" in line]
     assert 0 < told[-1]["skipped"] < 16
@@ -262,18 +263,19 @@ def test_spikes_are_skipped_and_counted(run, fresh_config):
 def test_the_first_step_learns_and_the_last_has_the_final_rate(fresh_config, warmup_steps, first):
     """Step 1 always had the rate 0, and the last step more than the final rate (fault 21)."""
     settings = fresh_config("rates").train
-    settings.update(learning_rate=(2e-3, 2e-3), steps=(20, 20), warmup_steps=warmup_steps, final_lr_fraction=0.1)
+    settings.base.update(learning_rate=2e-3, steps=20)
+    settings.update(warmup_steps=warmup_steps, final_lr_fraction=0.1)
     rates = [float(make_optimizer(settings, "base")[1](count)) for count in range(20)]
     assert rates[0] == pytest.approx(first * 2e-3) and rates[-1] == pytest.approx(2e-4)
     assert max(rates) == pytest.approx(2e-3) == rates[max(warmup_steps, 1) - 1]
-    settings.steps = (1, 1)
+    settings.base.steps = 1
     assert float(make_optimizer(settings, "base")[1](0)) == pytest.approx(2e-3)
 
 
 def test_a_profile_is_written_where_tensorboard_finds_it(run, fresh_config):
     config = fresh_config("profiled")
     config.update(stage="base", compilation_cache=run.compilation_cache, profile_steps=2)
-    config.train.update(steps=(16, 8))
+    config.train.base.steps = 16
     assert train(config)
     (trace,) = Path(config.workdir).glob("tensorboard/plugins/profile/*/*.xplane.pb")
     assert trace.stat().st_size > 1000
@@ -300,12 +302,12 @@ def test_a_digest_sees_one_flipped_bit_and_a_swap():
     [
         ("model.base.width", 32, "model.base.width is 32, there it is 16"),
         ("data.inputs", ("mel",), "data.inputs"),
-        ("train.batch_size", (3,), "train.batch_size"),
+        ("train.base.batch_size", 3, "train.base.batch_size"),
         ("stage", "third", "all, base, upsampler"),
         ("data.dir", "nowhere", "extract.run"),
         ("parallel", "threads", "parallel='threads': must be one of: shard_map, pmap"),
-        ("train.batch_size", (0,), r"batch_size=\(0,\): must be"),
-        ("train.accumulate", (3,), "batch_size=4: must be a multiple of config.train.accumulate=3"),
+        ("train.base.batch_size", 0, "batch_size=0: must be"),
+        ("train.base.accumulate", 3, "batch_size=4: must be a multiple of config.train.base.accumulate=3"),
         ("train.steps_per_dispatch", 3, "steps=.*must be a multiple of config.train.steps_per_dispatch=3"),
         ("train.steps_per_dispatch", 0, "steps_per_dispatch=0: must be a whole number of at least 1"),
         ("train.max_to_keep", 0, "max_to_keep=0: must be"),
@@ -334,15 +336,10 @@ def test_a_run_that_lost_its_config_is_told(fresh_config):
 
 
 def test_too_little_memory_is_told_with_the_batch_size(fresh_config):
-    with pytest.raises(UserError, match=r"out of memory: lower config.train.batch_size=\(") as error:
+    with pytest.raises(UserError, match="out of memory: lower config.train.STAGE.batch_size") as error:
         with explain_resource_errors(fresh_config("large")):
             jax.numpy.zeros((1 << 30, 1 << 16)).block_until_ready()
     assert "\n" not in str(error.value)
-
-
-def test_pairs_of_settings():
-    assert [for_stage((1, 2), name) for name in ("base", "upsampler")] == [1, 2]
-    assert for_stage((3,), "upsampler") == for_stage(3, "upsampler") == 3
 
 
 def test_a_run_directory_may_have_any_name(run, tmp_path, monkeypatch):
@@ -413,6 +410,7 @@ def test_a_damaged_file_of_the_run_is_named(copy, file):
 
 
 COMPILING = """
+from slf_jax.training.interruption import stop_signals
 import jax, jax.numpy as jnp
 
 def slow(x):
@@ -438,7 +436,7 @@ def test_a_second_ctrl_c_while_compiling_ends_at_once():
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() + process.stderr.readline() == "\nstopping after this step; Ctrl-C ends at once\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=400) == ("", "\ninterrupted; the last checkpoint is whole\n")
+    assert process.communicate(timeout=400) == ("", "\ninterrupted; the last checkpoint is intact\n")
     assert process.returncode == 130
 
 

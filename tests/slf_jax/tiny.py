@@ -24,10 +24,16 @@ def tiny_config(dataset, workdir, cache=""):
     config.data.dir, config.workdir = str(dataset), str(workdir)
     config.compilation_cache = cache
     config.data.inputs = ("mel", "age", "gender")
-    config.train.update(steps=(40, 8), batch_size=(4, 4), warmup_steps=1, learning_rate=(5e-3, 5e-3), log_every=1)
-    config.train.update(validate_every=8, preview_every=8, checkpoint_every=8)
+    set_stages(config, steps=(40, 8), batch_size=(4, 4), learning_rate=(5e-3, 5e-3))
+    config.train.update(warmup_steps=1, log_every=1, validate_every=8, preview_every=8, checkpoint_every=8)
     config.sample.update(steps=3)
     return config
+
+
+def set_stages(config, **settings):
+    """Sets training settings of both stages: key=(base, upsampler)."""
+    for key, values in settings.items():
+        config.train.base[key], config.train.upsampler[key] = values
 
 
 def write_config(config):
@@ -40,9 +46,9 @@ def write_config(config):
     return path
 
 
-def start_training(config, *overrides, devices=1):
-    """Training as a process of its own: numbers compared bit by bit must come from like processes."""
-    command = [sys.executable, "-m", "slf_jax.train", "--config", str(write_config(config)), *overrides]
+def start_training(config, *overrides, devices=1, program=("-m", "slf_jax.train")):
+    """Training in a process of its own: numbers compared bitwise must come from processes alike."""
+    command = [sys.executable, *program, "--config", str(write_config(config)), *overrides]
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
