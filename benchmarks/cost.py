@@ -121,8 +121,8 @@ def evaluation(stage: Stage) -> tuple[Callable, tuple]:
     matrix, mask = shape(1, MATRIX_ROWS, MATRIX_WIDTH), shape(1, MATRIX_ROWS, dtype=bool)
     cond = jax.eval_shape(stage.condition, params, matrix, mask)
     image = shape(1, stage.size, stage.size, 3)
-    start = LowResCond(image, shape(1), shape(1))
-    return lambda p, x, sigma, c, start: stage.denoiser(p, start)(x, sigma, c), (params, image, shape(1), cond, start)
+    lowres = LowResCond(image, shape(1), shape(1))
+    return lambda p, x, sigma, c, low: stage.denoiser(p, low)(x, sigma, c), (params, image, shape(1), cond, lowres)
 
 
 def stage_cost(stage: Stage) -> dict[str, float]:

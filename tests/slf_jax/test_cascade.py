@@ -68,16 +68,16 @@ def test_scale_one_is_plain_conditional_sampling(system, params, config, batch, 
     count, drawn = len(image), person_noise(0, jnp.arange(len(image)))
     for name in STAGES:
         stage = system.stages[name]
-        start = stage.start(image, jnp.ones(count), jnp.zeros(count))
-        cond, denoise = stage.condition(params[name], matrix, mask), stage.denoiser(params[name], start)
+        lowres = stage.lowres_cond(image, jnp.ones(count), jnp.zeros(count))
+        cond, denoise = stage.condition(params[name], matrix, mask), stage.denoiser(params[name], lowres)
 
-        def estimate(x, sigma, stage=stage, start=start, cond=cond, denoise=denoise):
-            clipped = jnp.clip(start.image + stage.sigma_data * denoise(x, sigma, cond), -1, 1)
-            return (guidance.match_average(clipped, thumbnails) - start.image) / stage.sigma_data
+        def estimate(x, sigma, stage=stage, lowres=lowres, cond=cond, denoise=denoise):
+            clipped = jnp.clip(lowres.image + stage.sigma_data * denoise(x, sigma, cond), -1, 1)
+            return (guidance.match_average(clipped, thumbnails) - lowres.image) / stage.sigma_data
 
         x = sigmas[0] * settings.init_noise_scale * drawn[name].first
         data = samplers.SAMPLERS[settings.sampler](estimate, x, sigmas, drawn[name].keys)
-        image = guidance.match_average_in_range(start.image + stage.sigma_data * data, thumbnails)
+        image = guidance.match_average_in_range(lowres.image + stage.sigma_data * data, thumbnails)
     np.testing.assert_allclose(sample(batch, [0.0, 1.0])[1], image, atol=2e-3)
 
 
@@ -85,10 +85,10 @@ def test_conditions_computed_once_equal_conditions_computed_each_step(system, pa
     stage, p = system.stages["base"], params["base"]
     matrix, mask = system.features(batch)
     thumbnails = make_thumbnail(to_float(batch["face"]))
-    start = stage.start(thumbnails, jnp.ones(6), jnp.zeros(6))
+    lowres = stage.lowres_cond(thumbnails, jnp.ones(6), jnp.zeros(6))
     x, sigmas = jax.random.normal(jax.random.key(0), (6, 32, 32, 3)), noise.karras_sigmas(3, 0.2, 5.0)
     cached = stage.condition(p, matrix, mask)
-    denoise = stage.denoiser(p, start)
+    denoise = stage.denoiser(p, lowres)
     keys = jax.random.split(jax.random.key(1), 6)
     once = samplers.heun(lambda x, s: denoise(x, s, cached), x, sigmas, keys)
     each = samplers.heun(lambda x, s: denoise(x, s, stage.condition(p, matrix, mask)), x, sigmas, keys)
@@ -131,7 +131,7 @@ def test_more_steps_cost_no_more_conditioning(system, params, config, batch):
         matmul_flops(jax.make_jaxpr(function)(params["base"]).jaxpr)
         for function in (
             lambda p: stage.condition(p, matrix, mask),
-            lambda p: stage.denoiser(p, stage.start(make_thumbnail(faces), jnp.ones(count), jnp.zeros(count)))(
+            lambda p: stage.denoiser(p, stage.lowres_cond(make_thumbnail(faces), jnp.ones(count), jnp.zeros(count)))(
                 noises["base"].first, jnp.ones(count), stage.condition(p, matrix, mask)
             ),
         )
@@ -148,9 +148,9 @@ def test_shared_conditions_equal_repeated_ones(system, params, batch):
     stage, p = system.stages["base"], params["base"]
     matrix, mask = system.features(batch)
     one, six = (stage.condition(p, 0 * matrix[:n], 0 * mask[:n] > 0) for n in (1, 6))
-    start = stage.start(make_thumbnail(to_float(batch["face"])), jnp.ones(6), jnp.zeros(6))
+    lowres = stage.lowres_cond(make_thumbnail(to_float(batch["face"])), jnp.ones(6), jnp.zeros(6))
     x = jax.random.normal(jax.random.key(0), (6, 32, 32, 3))
-    denoise = stage.denoiser(p, start)
+    denoise = stage.denoiser(p, lowres)
     np.testing.assert_allclose(denoise(x, jnp.ones(6), one), denoise(x, jnp.ones(6), six), atol=1e-5)
 
 
@@ -221,7 +221,7 @@ def test_the_loss_sees_guide_dropout_only_in_the_base_stage(system, params, batc
         ("model.base.mults", (1, 2, 3), "one entry per level"),
         ("model.base.head_width", 7, "multiple of head_width=7"),
         ("data.inputs", ("mel", "melody"), "unknown constituent 'melody'"),
-        ("model.supported_inputs", ("mel", "gender"), "'age', which config.model.supported_inputs leaves no room for"),
+        ("model.supported_inputs", ("mel", "gender"), "'age', which is missing from config.model.supported_inputs"),
         ("diffusion.base.preconditioning", "x1", "edm, v, eps, x0"),
         ("diffusion.base.sigma_distribution", "normal", "lognormal, cosine, linear"),
         ("diffusion.upsampler.weight", "p2", "weight='p2': must be one of: edm, snr"),
@@ -313,7 +313,7 @@ def sweep(system, params, config, batch):
     noises, stages = person_noise(0, jnp.arange(6)), ("base",)
 
     def run(batch, scales, interval):
-        settings = dataclasses.replace(sample_settings(config), interval=interval)
+        settings = dataclasses.replace(sample_settings(config), guidance_interval=interval)
         thumbnails, pairs = make_thumbnail(to_float(batch["face"])), jnp.stack([scales, scales], -1)
         return system.sample({"base": params["base"]}, batch, thumbnails, jnp.ones(6), noises, pairs, settings, stages)
 

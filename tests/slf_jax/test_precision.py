@@ -160,8 +160,8 @@ def test_norm_statistics_softmax_and_summaries_stay_in_float32(config, system, p
     stage = build_system(changed, system.layout, system.statistics).stages["base"]
 
     def both(p, matrix, mask):
-        start = stage.start(jnp.zeros((6, 8, 8, 3)), jnp.ones(6), jnp.zeros(6))
-        return stage.denoiser(p, start)(jnp.zeros((6, 32, 32, 3)), jnp.ones(6), stage.condition(p, matrix, mask))
+        lowres = stage.lowres_cond(jnp.zeros((6, 8, 8, 3)), jnp.ones(6), jnp.zeros(6))
+        return stage.denoiser(p, lowres)(jnp.zeros((6, 32, 32, 3)), jnp.ones(6), stage.condition(p, matrix, mask))
 
     found = set(reductions(jax.make_jaxpr(both)(params["base"], *system.features(batch)).jaxpr))
     assert {name for name, _ in found} >= {"reduce_sum", "exp", "rsqrt"}

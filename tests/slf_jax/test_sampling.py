@@ -174,7 +174,7 @@ def test_wrong_scales_are_refused(text, message):
 
 def test_scales_read_as_they_are_spelt():
     scales = parse_scales("0, 2.5,4:1")
-    assert scales == ((0, 0), (2.5, 2.5), (4, 1)) and [scales.format_scale(s) for s in scales] == ["0", "2.5", "4:1"]
+    assert scales == ((0, 0), (2.5, 2.5), (4, 1)) and [format_scale(s) for s in scales] == ["0", "2.5", "4:1"]
 
 
 def test_people_are_the_first_clip_of_each_speaker(dataset):

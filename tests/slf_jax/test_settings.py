@@ -16,6 +16,7 @@ from slf_jax.evaluation.ablation import ablate
 from slf_jax.evaluation.settings import RULES, check_config
 from slf_jax.models.blocks import group_norm
 from slf_jax.training import loop, settings
+from slf_jax.training.run import prepare
 from tfrecords import writer
 from tfrecords.schema import Constituent, Schema
 
@@ -342,7 +343,7 @@ def test_any_input_that_the_dataset_has_can_be_dropped_and_no_other(tmp_path):
     drop = "train.constituent_drop."
     config = load_config("configs/demo.py", {**overrides, f"{drop}wavlm": "0.2"}, RULES)
     settings.check_config(config)
-    run = train._prepare(config, False)
+    run = prepare(config, False)
     assert run.config.train.constituent_drop.wavlm == 0.2 and run.system.inputs == ("wavlm", "age")
     with pytest.raises(UserError, match="unknown constituent 'voice'; this dataset's are: .*wavlm"):
-        train(load_config("configs/demo.py", {**overrides, f"{drop}voice": "0.2"}, RULES))
+        loop.train(load_config("configs/demo.py", {**overrides, f"{drop}voice": "0.2"}, RULES))
