@@ -28,7 +28,7 @@ EXTRACT = [
     "plotly>=5,<8",
 ]
 # `make docs`; mkdocstrings reads the sources without importing them.
-DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2", "ruff>=0.12,<1"]
 
 setup(
     name="slf-jax",
