@@ -73,6 +73,13 @@ def test_modules_and_scripts_exist():
     assert [(page, path) for page, path in scripts if not (ROOT / path).exists()] == []
 
 
+def test_modules_of_the_api_pages_exist():
+    modules = re.findall(r"^::: ([\w.]+)$", text_of(ROOT / "docs" / "api.md"), re.MULTILINE)
+    paths = {name: ROOT / name.replace(".", "/") for name in modules}
+    assert modules
+    assert [n for n, p in paths.items() if not (p.with_suffix(".py").exists() or (p / "__init__.py").exists())] == []
+
+
 def defined_flags():
     """The names given to `add_argument` anywhere in the packages and benchmarks."""
     sources = [path for folder in (*PACKAGES, "benchmarks") for path in (ROOT / folder).rglob("*.py")]
