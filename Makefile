@@ -1,5 +1,6 @@
-# From a bare clone: `make demo` runs the whole path on the synthetic people, `make test` passes the tests.
-# Both make their own .venv. Another Python: `make demo PYTHON=python3.12`. A first look: `make demo SIZE=toy PEOPLE=24`.
+# From a bare clone: `make demo` runs the whole path on the synthetic people, `make test` runs the tests, `make docs`
+# builds the documentation into site/. All of them use .venv, and create it if needed. Another Python:
+# `make demo PYTHON=python3.12`. A quick check of the demo: `make demo SIZE=toy PEOPLE=24`.
 PYTHON ?= python3.11
 SIZE = demo
 PEOPLE =
@@ -7,7 +8,7 @@ PY = .venv/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 CONFIG = configs/demo.py$(if $(filter-out demo,$(SIZE)),:$(SIZE))
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: .venv/demo
 	$(PY) -m extract.talkers --out data/$(SIZE)/videos$(if $(PEOPLE), --people $(PEOPLE))
@@ -18,12 +19,15 @@ demo: .venv/demo
 test: .venv/test
 	$(PY) -m pytest
 
+docs: .venv/docs
+	$(PY) -m mkdocs build --strict
+
 $(PY):
 	$(PYTHON) -m venv .venv
 
-.venv/demo .venv/test: setup.py | $(PY)
+.venv/demo .venv/test .venv/docs: setup.py | $(PY)
 	$(PIP) --editable ".[$(notdir $@)]"
 	touch $@
 
 clean:
-	rm -rf .venv data/$(SIZE) runs/$(SIZE)
+	rm -rf .venv site data/$(SIZE) runs/$(SIZE)

@@ -27,6 +27,8 @@ EXTRACT = [
     "imbalanced-learn>=0.12,<1",
     "plotly>=5,<8",
 ]
+# `make docs`; mkdocstrings reads the sources without importing them.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2", "ruff>=0.12,<1"]
 
 setup(
     name="slf-jax",
@@ -37,6 +39,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["slf_common*", "slf_jax*", "extract*", "tfrecords*", "configs*"]),
+    package_data={
+        **{name: ["py.typed"] for name in ("slf_common", "tfrecords", "extract", "slf_jax")},
+        "slf_jax.plots": ["report.html.j2"],
+    },
     install_requires=[
         "jax>=0.8,<0.14",
         "flax>=0.12,<0.14",
@@ -50,6 +56,7 @@ setup(
         "numpy>=1.26,<3",
         "pillow>=10.1",
         "matplotlib>=3.8,<4",
+        "jinja2>=3.1,<4",
         "tensorboardX>=2.6,<3",
         "tqdm>=4.66,<5",
     ],
@@ -58,6 +65,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "cloud": ["gcsfs>=2024.2", "s3fs>=2024.2"],
         "demo": DEMO,
+        "docs": DOCS,
         "evaluate": EVALUATE,
         "extract": EXTRACT,
         "ray": ["ray>=2.40,<3"],
