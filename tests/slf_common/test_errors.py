@@ -28,7 +28,7 @@ def no_memory_left():
 
 
 def test_lack_of_memory_is_the_machines_fault_and_an_absurd_size_the_files():
-    """A `MemoryError` is the file's only where the machine has memory left (fault 11)."""
+    """A `MemoryError` is the file's only where the machine has memory left."""
     with no_memory_left(), pytest.raises(MemoryError):
         with decoding(DamagedError, "damaged"):
             bytearray(errors.SPARE_MEMORY)

@@ -57,7 +57,6 @@ def here(tmp_path, monkeypatch):
     "command, flags", [*OUTPUTS.items(), *INPUTS.items()], ids=[*OUTPUTS, *(f"{name} reads" for name in INPUTS)]
 )
 def test_a_bucket_is_refused_where_only_this_machine_will_do(command, flags, here):
-    """(fault 8)"""
     for url in ("gs://bucket/x", "s3://bucket/x"):
         with pytest.raises(UserError, match=f"{url}: must be a path on this machine; only datasets"):
             call(command, flags, url)
@@ -65,7 +64,6 @@ def test_a_bucket_is_refused_where_only_this_machine_will_do(command, flags, her
 
 
 def test_a_tilde_is_the_home_of_whoever_is_named(here, monkeypatch):
-    """(fault 8)"""
     assert local_path("~/x") == here.parent / "home" / "x" and local_path("~root") == Path("/root")
     assert local_path("a/~/b") == Path("a/~/b") and local_path(f"file://{here}/x") == here / "x"
     (here.parent / "home" / "data").mkdir()
@@ -83,7 +81,6 @@ def test_a_tilde_is_the_home_of_whoever_is_named(here, monkeypatch):
 
 
 def test_a_dataset_may_lie_in_a_folder_of_any_name(tmp_path):
-    """(fault 3)"""
     for name in ("a::b", "[x]*?", "c:d", "per%41cent", "#hash ü"):
         folder = files.Folder(tmp_path / name)
         folder.write("file", b"text")
@@ -107,7 +104,6 @@ def obstacles(here: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("command, flags", OUTPUTS.items(), ids=OUTPUTS)
 def test_every_command_looks_first_whether_it_can_write(command, flags, here):
-    """(fault 17)"""
     (here / "videos").mkdir()
     reasons = obstacles(here)
     before = sorted(here.rglob("*"))
@@ -119,7 +115,6 @@ def test_every_command_looks_first_whether_it_can_write(command, flags, here):
 
 
 def test_looking_leaves_nothing_behind(here):
-    """(fault 17)"""
     (here / "there").mkdir()
     before = sorted(here.rglob("*"))
     check_writable(here / "there", "a.json")
@@ -129,7 +124,6 @@ def test_looking_leaves_nothing_behind(here):
 
 
 def test_what_stands_where_a_file_will_be_is_told(here):
-    """(fault 17)"""
     (here / "a.json").mkdir()
     (here / "folder").write_text("")
     with pytest.raises(UserError, match="a.json: this is a directory, where a file is to be written"):
@@ -156,7 +150,6 @@ def no_room():
 
 
 def test_a_full_disk_is_noticed_before_the_work(here):
-    """(fault 17)"""
     with no_room(), pytest.raises(UserError, match=r"new/folder: cannot be written to \(File too large\)"):
         check_writable(Path("new/folder"))
     assert not list(here.iterdir())

@@ -32,7 +32,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 )
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_sets_a_picture_upright(tmp_path, suffix, options, orientation):
-    """All eight orientations, the mirrored ones too (fault 12)."""
+    """All eight orientations, the mirrored ones too."""
     upright = scene()
     stored = {
         1: upright, 2: upright[:, ::-1], 3: np.rot90(upright, 2), 4: upright[::-1], 5: upright.swapaxes(0, 1),
@@ -65,7 +65,7 @@ def broken_exif(orientation: int, bad: tuple[int, int, int]) -> bytes:
 
 @pytest.mark.parametrize("bad", BAD_ENTRIES.values(), ids=BAD_ENTRIES)
 def test_a_bad_exif_number_costs_no_picture(tmp_path, bad):
-    """It is ignored, and the orientation beside it holds (fault 11)."""
+    """It is ignored, and the orientation beside it holds."""
     upright, path = scene(), tmp_path / "a.jpg"
     Image.fromarray(np.ascontiguousarray(np.rot90(upright))).save(path, exif=broken_exif(6, bad), quality=95)
     assert np.abs(read_picture(path).astype(int) - upright).mean() < 3
@@ -89,7 +89,7 @@ GRADIENT = np.linspace(0, 1, 256)[None].repeat(4, 0)
     ids=["16-bit PNG", "16-bit TIFF", "big-endian", "32-bit", "signed", "0 to 1", "0 to 255", "any float"],
 )
 def test_deep_grey_is_scaled_to_8_bits(tmp_path, values, suffix):
-    """Grey of 16 or 32 bits, or floats, becomes no white area (fault 12)."""
+    """Grey of 16 or 32 bits, or floats, becomes no white area."""
     path = tmp_path / f"a{suffix}"
     Image.fromarray(values).save(path)
     got = read_picture(path)
@@ -132,7 +132,7 @@ def see_through(mode: str) -> Image.Image:
     ],
 )
 def test_hidden_colours_stay_hidden(tmp_path, mode, suffix, options):
-    """What is transparent shows the plain ground, not the colour stored there (fault 12)."""
+    """What is transparent shows the plain ground, not the colour stored there."""
     image, path = see_through(mode), tmp_path / f"a{suffix}"
     if mode == "P":  # index = grey level
         image = Image.fromarray(np.asarray(see_through("L")))
@@ -216,7 +216,7 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", samples())
 def test_whatever_pillow_raises_is_the_pictures_failure(tmp_path, name):
-    """struct.error, TypeError, ValueError, SyntaxError, RuntimeError... all end as one kind of error (fault 11)."""
+    """struct.error, TypeError, ValueError, SyntaxError, RuntimeError... all end as one kind of error."""
     rng, path, outcomes = np.random.default_rng(0), tmp_path / "a", set()
     data = samples()[name]
     for _ in range(150):
@@ -250,7 +250,7 @@ def test_what_is_wrong_with_a_picture_is_said(tmp_path, make, reason):
 
 
 def test_a_picture_that_the_system_cannot_read_is_no_damaged_picture(tmp_path):
-    """A missing file, a folder: the system's own error, which is not final (fault 6)."""
+    """A missing file, a folder: the system's own error, which is not final."""
     with pytest.raises(FileNotFoundError):
         read_picture(tmp_path / "a.png")
     with pytest.raises(IsADirectoryError):
@@ -258,7 +258,7 @@ def test_a_picture_that_the_system_cannot_read_is_no_damaged_picture(tmp_path):
 
 
 def test_a_bug_of_our_own_stays_a_bug(tmp_path, monkeypatch):
-    """Only what decoders raise is the file's failure (fault 11)."""
+    """Only what decoders raise is the file's failure."""
     Image.fromarray(GRADIENT.astype(np.float32)).save(tmp_path / "a.tif")
     monkeypatch.setattr(pictures, "_eight_bits", lambda values, mode: 1 / 0)
     with pytest.raises(ZeroDivisionError):

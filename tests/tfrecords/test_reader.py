@@ -144,7 +144,7 @@ def copied(dataset, tmp_path):
 
 
 def test_a_clip_is_found_without_decoding_the_others(copied, monkeypatch):
-    """Finding one clip by its id decoded all before it (fault 23)."""
+    """Finding one clip by its id decoded all before it."""
     decoded, decode, here = [], reader.decode_clip, threading.get_ident()
 
     def count(data, schema):
@@ -297,7 +297,6 @@ def damage(folder, what):
      "info of another kind", "info no text", "info is a folder"],
 )  # fmt: skip
 def test_a_damaged_split_is_not_an_absent_one(dataset, tmp_path, what):
-    """(fault 7)"""
     shutil.copytree(dataset, tmp_path / "copy", ignore=shutil.ignore_patterns("*.npz"))
     damage(tmp_path / "copy", what)
     with pytest.raises(UserError) as error:
@@ -307,6 +306,5 @@ def test_a_damaged_split_is_not_an_absent_one(dataset, tmp_path, what):
 
 @pytest.mark.parametrize("folder, split", [("", "valid"), ("nowhere", "train"), ("metadata.json", "train")])
 def test_a_split_or_a_dataset_that_is_not_there_is_absent(dataset, folder, split):
-    """(fault 7)"""
     with pytest.raises(reader.Absent, match="no clips in split 'valid'; it has|no dataset here"):
         Clips(dataset / folder, split)

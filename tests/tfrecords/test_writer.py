@@ -64,7 +64,7 @@ def test_failures_are_kept_with_their_reasons(tmp_path, schema):
     "shards", [{"test": 1}, {"train": 1, "test": 1}], ids=["no training split", "none of its clips"]
 )
 def test_without_clips_to_train_on_there_are_no_statistics(tmp_path, schema, shards):
-    """A dataset of test people had placeholders, mean 0 and deviation 1, for statistics (fault 9)."""
+    """A dataset of test people had placeholders, mean 0 and deviation 1, for statistics."""
     for split in shards:
         clips = [make_clip(i, split) for i in range(2) if split == "test"]
         writer.write_shard(tmp_path / writer.shard_name(split, 0, 1), schema, clips)
