@@ -123,7 +123,8 @@ def each(rule: Rule, least: int = 0, most: int | None = None, *, distinct: Calla
         return type(value)(values)
 
     size = f"{least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
-    entries = " ".join(filter(None, (size if least or most else "", "distinct" if distinct else "", "entries")))
+    noun = "entry" if (most or least) == 1 else "entries"
+    entries = " ".join(filter(None, (size if least or most else "", "distinct" if distinct else "", noun)))
     return Rule(f"a tuple of {entries}, each entry {rule.text}", read)
 
 
@@ -173,7 +174,7 @@ def check(
             raise UserError(f"config.{key}{_format_value(value)}: {_explain_unknown(rules, key)}")
     for key in rules:
         if missing := _find_missing(config, key.removeprefix(prefix).split(".")):
-            raise UserError(f"config.{prefix}{missing}: missing from this config; copy it from configs/base.py")
+            raise UserError(f"config.{prefix}{missing}: missing from this config; configs/base.py lists all settings")
     for key, value in leaves.items():
         if (rule := find_rule(rules, key)) is None:
             continue
