@@ -1,1 +1,1 @@
-"""What the record format, the extraction side and the JAX side share: errors, configs, commands, files."""
+"""Shared by `tfrecords`, `extract` and `slf_jax`: errors, configs, command lines, files and images."""

@@ -1,4 +1,4 @@
-"""What every command shares: its parser, config overrides, and mistakes reported in one line."""
+"""Shared by every command: the argument parser, config overrides, and one-line error reports."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from slf_common.errors import UserError
 from slf_common.rules import Rule
 
 PIPE_CLOSED = 141  # exit status: 128 + SIGPIPE
-# What libraries say where all is well; anything else is shown. Orbax: a run is opened for reading; a checkpoint that is
-# not OCDBT (slf_jax/state.py) has nothing to merge; not every checkpoint has a validation loss. pyannote: no FFmpeg,
-# while it is given waves and not files.
+# Library messages that report no problem; all others are shown. Orbax: the run is opened read-only; checkpoints are not
+# OCDBT (slf_jax/training/checkpoints.py), so there is nothing to merge; not every checkpoint has a validation loss.
+# pyannote: FFmpeg is missing, but waveforms in memory do not need it.
 HARMLESS = (
     "CheckpointManagerOptions.read_only=True, setting",
     "Given directory is read only=",
@@ -31,23 +31,25 @@ HARMLESS = (
     "Requested `tracked_metric`; did not provide metrics",
     "torchcodec is not installed correctly",
 )
-FOR_PROGRAMMERS = (
+DEVELOPER_WARNINGS = (
     DeprecationWarning, PendingDeprecationWarning, FutureWarning, SyntaxWarning, ImportWarning, ResourceWarning,
 )  # fmt: skip
-_told: set[str] = set()
-# A disk or a limit, whatever was being done; most such errors name no file.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SYSTEM = (*NO_ROOM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ESTALE)
+_reported: set[str] = set()  # warnings that `quiet` has printed
+# A full disk or a system limit. Most of these errors carry no file name.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SYSTEM = (*NO_SPACE, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ESTALE)
 
 
 def run(main: Callable[[], object]) -> None:
-    """Runs a command's `main`. A `UserError`, or a file that cannot be read or written, ends it with one line on
-    stderr and exit status 2; Ctrl-C with one line and 130; a reader of stdout that went away silently with 141.
+    """Runs a command's `main` and turns expected errors into an exit status.
+
+    A `UserError`, or a file that cannot be read or written: one line on stderr, status 2. Ctrl-C: one line, status 130.
+    A closed pipe on stdout: no message, status 141. Any other exception passes through.
     """
     interrupt.imports_done()
-    logging.getLogger("absl").addFilter(_is_news)
+    logging.getLogger("absl").addFilter(_is_relevant)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that the terminal cannot encode
     try:
         try:
             main()
@@ -66,16 +68,16 @@ def run(main: Callable[[], object]) -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """What to tell of a `UserError`, or of an `OSError` that a file or the system caused; None of any other error."""
+    """The one-line message of a `UserError` or of an `OSError` about a file or a system limit, else None."""
     if isinstance(error, UserError):
         return str(error)
     if not isinstance(error, OSError) or (error.filename is None and error.errno not in SYSTEM):
         return None
     reason = error.strerror or str(error)
-    way_on = "; make room there, then run the same command again" if error.errno in NO_ROOM else ""
+    advice = "; free some space there, then run the same command again" if error.errno in NO_SPACE else ""
     name = error.filename
     where = "" if name is None else f"{os.fsdecode(name) if isinstance(name, bytes) else name}: "
-    return f"{where}{reason}{way_on}"
+    return f"{where}{reason}{advice}"
 
 
 def _end(line: str, status: int) -> None:
@@ -85,7 +87,7 @@ def _end(line: str, status: int) -> None:
 
 
 def _discard_output() -> None:
-    """What stdout still holds goes nowhere if it cannot be written; Python would complain at exit."""
+    """Flushes stdout, or redirects it to /dev/null if that fails: otherwise Python prints an error at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError, AttributeError):
@@ -93,46 +95,46 @@ def _discard_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_relevant(record: logging.LogRecord) -> bool:
     return not any(text in record.getMessage() for text in HARMLESS)
 
 
 @contextlib.contextmanager
-def deaf_children() -> Iterator[None]:
-    """Processes started inside never hear an interrupt from the terminal; this one, which stops them, does after."""
-    heard: list[int] = []
-    # The mask is what children inherit. It is this thread's alone: another may take the signal, and Python would
-    # raise here, where a half-started child waits for its orders.
-    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+def block_sigint_in_children() -> Iterator[None]:
+    """Blocks SIGINT in processes started inside; this process, which stops them, handles an interrupt on leaving."""
+    received: list[int] = []
+    # Children inherit the signal mask. The mask covers this thread only: another thread may receive the signal, and
+    # Python would raise KeyboardInterrupt here while a child is half started. Hence the handler that only records it.
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.signal(signal.SIGINT, before)
-        if heard:
+        if received:
             signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, other people's libraries do not write to the terminal. Errors pass through; warnings that are for a
-    user are told afterwards, once each and in one line.
+    """Silences stdout and stderr of third-party libraries. Exceptions pass through; warnings meant for users are
+    printed afterwards, one line each, and only once per process.
     """
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
         with contextlib.redirect_stderr(io.StringIO()):
-            for kind in FOR_PROGRAMMERS:
+            for kind in DEVELOPER_WARNINGS:
                 warnings.simplefilter("ignore", kind)
             yield
     for warning in caught:
         line = (str(warning.message).strip().splitlines() or [""])[0]
-        if line not in _told and not any(text in line for text in HARMLESS):
-            _told.add(line)
+        if line not in _reported and not any(text in line for text in HARMLESS):
+            _reported.add(line)
             print(f"note: {warning.category.__name__}: {line}", file=sys.stderr)
 
 
 def parser(module: str, about: str, examples: Sequence[str]) -> argparse.ArgumentParser:
-    """An argument parser whose help ends with examples, one command to a line."""
+    """An argument parser whose help ends with example commands, one per line."""
     return argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=about,
@@ -147,13 +149,13 @@ def parse_with_config(
 ) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
     """Parses flags, `--config FILE` and any number of `--config.key=value` overrides.
 
-    `rules` tell which tables of the config take further keys; they are not checked here.
+    `rules` define the tables that accept new keys; values are not checked against them here.
     """
     arguments.add_argument("--config", required=True, metavar="FILE", help="configs/demo.py, configs/base.py, ...")
     arguments.add_argument_group(
         "overrides",
-        "--config.KEY=VALUE sets any leaf of the config, e.g. --config.train.steps=100; of several for one key the "
-        "last one counts",
+        "--config.KEY=VALUE or --config.KEY VALUE sets any value of the config, e.g. --config.seed=1; if a key is "
+        "given more than once, the last value is used",
     )
     args, overrides = parse_overrides(arguments, argv)
     return args, load_config(args.config, overrides, rules)
@@ -164,23 +166,25 @@ def parse_overrides(
 ) -> tuple[argparse.Namespace, dict[str, str]]:
     """Parses flags, and any number of `--config.key=value` or `--config.key value` into `{"key": "value"}`.
 
-    Of several for one key the last one counts.
+    If a key is given more than once, the last value is used. Raises `UserError` for an override without a value.
     """
     flags, overrides = _split(sys.argv[1:] if argv is None else argv)
     return arguments.parse_args(flags), overrides
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """A command's own flags, and the overrides among them."""
-    flags, overrides, rest = [], {}, iter(argv)
+    """Splits arguments into the command's own flags and the config overrides."""
+    flags: list[str] = []
+    overrides: dict[str, str] = {}
+    rest = iter(argv)
     for arg in rest:
         if not arg.startswith("--config."):
             flags.append(arg)
             continue
         key, equals, value = arg.removeprefix("--config.").partition("=")
         if not equals:
-            value = next(rest, None)
-        if value is None or (not equals and value.startswith("--")):
+            value = next(rest, "--")
+        if not equals and value.startswith("--"):
             raise UserError(f"{arg}: an override needs a value, as in --config.{key}=VALUE")
         overrides[key] = value
     return flags, overrides

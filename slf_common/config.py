@@ -1,8 +1,8 @@
-"""Loading a config and setting its leaves.
+"""Loading a config file and overriding its values.
 
-A config is a Python file with `get_config() -> ml_collections.ConfigDict`. Any leaf can be set on the
-command line as `--config.train.steps=100`; an unknown key or a value of another type is refused. What values a leaf
-may have is said by rules (`slf_common.rules`).
+A config is a Python file with `get_config() -> ml_collections.ConfigDict`. Any value can be set on the command line,
+as in `--config.seed=1`. Unknown keys and values of the wrong type are refused; the valid values of each key are defined
+by rules (`slf_common.rules`).
 """
 
 from __future__ import annotations
@@ -21,45 +21,46 @@ import ml_collections
 
 from slf_common.errors import UserError
 from slf_common.files import local_path
-from slf_common.rules import Rule, find_leaves, find_rule
+from slf_common.rules import Rule, find_leaves, find_rule, set_value
 
 WORDS = {"true": True, "false": False}
+PARSE_ERRORS = (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError)
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple", list: "a tuple"}
 
 
 def load_config(
     path: str, overrides: Mapping[str, str] | None = None, rules: Mapping[str, Rule] | None = None
 ) -> ml_collections.ConfigDict:
-    """Loads `get_config()` from a Python file and applies `{"a.b": "value"}` overrides; `FILE:NAME` calls it with NAME.
+    """Loads `get_config()` from a Python file and applies the overrides `{"a.b": "value"}`.
 
-    Raises `UserError` for a missing file, one that fails, an unknown key (naming the nearest valid one) or a wrong
-    type.
+    The path `FILE:NAME` calls `get_config(NAME)`. Raises `UserError` for a file that is missing or fails, an unknown
+    key (with the closest valid key), and a value of the wrong type.
     """
     path, name = str(local_path(path)), ""
-    if ":" in path and not Path(path).is_file():  # a colon may be in the path itself
+    if ":" in path and not Path(path).is_file():  # the path itself may contain a colon
         path, _, name = path.rpartition(":")
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such config file; the ones that ship are in configs/")
+        raise UserError(f"{path}: no such config file; configs/ has the ones that come with this package")
     config = _get_config(path, name)
     override(config, overrides or {}, rules)
     return config
 
 
 def _get_config(path: str, name: str) -> ml_collections.ConfigDict:
-    """What the file's `get_config()` gives; whatever goes wrong in it is told with its line."""
+    """Returns the result of the file's `get_config()`; an error inside is reported with its line number."""
     spec = importlib.util.spec_from_file_location("slf_config", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{path}: a config is a Python file (.py) with get_config()")
+        raise UserError(f"{path}: a config must be a Python file (.py) that defines get_config()")
     module, arguments = importlib.util.module_from_spec(spec), [name] if name else []
-    with _told_with_line(path):
+    with _report_line(path):
         spec.loader.exec_module(module)
     function = getattr(module, "get_config", None)
     if not callable(function):
-        raise UserError(f"{path}: a config file defines get_config()")
-    if not _takes(function, arguments):
-        wanted = f"it has no config named {name!r}" if name else f"get_config() takes a name, as in {path}:NAME"
-        raise UserError(f"{path}: {wanted}")
-    with _told_with_line(path):
+        raise UserError(f"{path}: a config file must define get_config()")
+    if not _accepts(function, arguments):
+        reason = f"it has no config named {name!r}" if name else f"get_config() takes a name, as in {path}:NAME"
+        raise UserError(f"{path}: {reason}")
+    with _report_line(path):
         try:
             config = function(*arguments)
         except KeyError as error:
@@ -72,8 +73,8 @@ def _get_config(path: str, name: str) -> ml_collections.ConfigDict:
 
 
 @contextlib.contextmanager
-def _told_with_line(path: str) -> Iterator[None]:
-    """Tells in one line what went wrong inside, and where in the file at `path`."""
+def _report_line(path: str) -> Iterator[None]:
+    """Converts an exception to a one-line `UserError` with its line number in the file at `path`."""
     try:
         yield
     except UserError:
@@ -81,13 +82,13 @@ def _told_with_line(path: str) -> Iterator[None]:
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         if isinstance(error, SyntaxError) and error.filename == path:
-            lines.append(error.lineno)
-        place = f"{path}, line {lines[-1]}" if lines else path
+            lines.append(error.lineno or 1)
+        where = f"{path}, line {lines[-1]}" if lines else path
         reason = next(iter(str(error).strip().splitlines()), "")
-        raise UserError(f"{place}: {type(error).__name__}: {reason}") from error
+        raise UserError(f"{where}: {type(error).__name__}: {reason}") from error
 
 
-def _takes(function: Callable, arguments: Sequence[str]) -> bool:
+def _accepts(function: Callable, arguments: Sequence[str]) -> bool:
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError:
@@ -98,34 +99,47 @@ def _takes(function: Callable, arguments: Sequence[str]) -> bool:
 def override(
     config: ml_collections.ConfigDict, overrides: Mapping[str, str], rules: Mapping[str, Rule] | None = None
 ) -> None:
-    """Sets `{"a.b": "value"}`, each read as the type that the config's own value has.
+    """Sets `{"a.b": "value"}`; each text is parsed as the type of the config's current value.
 
-    `rules` tell which tables take further keys. Raises `UserError`.
+    A key that the config lacks is added if `rules` have one for it: `train.constituent_drop.*` is the rule of a table
+    that accepts new keys. A value of another type is accepted if it fits the rule of its key. Raises `UserError`.
     """
     for key, text in overrides.items():
         _override(config, key, text, rules or {})
 
 
 def _override(config: ml_collections.ConfigDict, key: str, text: str, rules: Mapping[str, Rule]) -> None:
-    node = config
+    rule = find_rule(rules, key)
     *parents, leaf = key.split(".")
-    for depth, part in enumerate((*parents, leaf)):
-        new = depth == len(parents) and isinstance(node, ml_collections.ConfigDict) and part not in node
-        if new and leaf and find_rule(rules, key):
-            with node.unlocked():
-                node[leaf] = _plain(text)
-            return
-        if not isinstance(node, ml_collections.ConfigDict) or part not in node:
-            raise UserError(f"--config.{key}: no such key; {_nearest(config, key)}")
-        if depth < len(parents):
-            node = node[part]
-    if isinstance(node[leaf], ml_collections.ConfigDict):
-        raise UserError(f"--config.{key} is a group of settings; set one of: {', '.join(sorted(node[leaf]))}")
+    group = _find_group(config, parents, create=rule is not None)
+    if group is None or not leaf or (leaf not in group and rule is None):
+        raise UserError(f"--config.{key}: no such key; {_nearest(config, key)}")
+    if rule is not None and leaf not in group:
+        set_value(group, leaf, _parse_new(text, rule))
+        return
+    if isinstance(group[leaf], ml_collections.ConfigDict):
+        raise UserError(f"--config.{key} is a group of settings; set one of: {', '.join(sorted(group[leaf]))}")
     try:
-        node[leaf] = _typed(text, node[leaf])
-    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError):
-        kind = KINDS.get(type(node[leaf]), "a Python value")
-        raise UserError(f"--config.{key}={text}: must be {kind}; it is {node[leaf]!r} now") from None
+        group[leaf] = _parse(text, group[leaf])
+    except PARSE_ERRORS:
+        if rule is None or (fitting := _parse_fitting(text, rule)) is None:
+            kind = KINDS.get(type(group[leaf]), "a Python value")
+            raise UserError(f"--config.{key}={text}: must be {kind}; it is {group[leaf]!r} now") from None
+        set_value(group, leaf, fitting)
+
+
+def _find_group(
+    config: ml_collections.ConfigDict, names: Sequence[str], *, create: bool
+) -> ml_collections.ConfigDict | None:
+    """The group at this path, None if there is none; `create` adds the missing ones."""
+    group = config
+    for name in names:
+        if create and name and name not in group:
+            set_value(group, name, ml_collections.ConfigDict())
+        group = group.get(name)
+        if not isinstance(group, ml_collections.ConfigDict):
+            return None
+    return group
 
 
 def _nearest(config: ml_collections.ConfigDict, key: str) -> str:
@@ -133,30 +147,48 @@ def _nearest(config: ml_collections.ConfigDict, key: str) -> str:
     return f"did you mean --config.{near[0]}?" if near else "this config has no settings"
 
 
-def _typed(text: str, current: object) -> object:
-    """Reads `text` as the type that the config's own value has (tuples accept `a,b,c`)."""
+def _parse(text: str, current: object) -> object:
+    """Parses `text` as the type of the current value; tuples may be written as `a,b,c`."""
     if isinstance(current, str):
         return text
     if isinstance(current, bool):
-        return _bool(text)
+        return _parse_bool(text)
     if isinstance(current, int):
-        return _int(text)
+        return _parse_int(text)
     if isinstance(current, float):
         return float(text)
     if isinstance(current, (tuple, list)):
-        return _tuple(text, current)
+        return _parse_tuple(text, current)
     return ast.literal_eval(text)
 
 
-def _bool(text: str) -> bool:
+def _parse_fitting(text: str, rule: Rule) -> Any:
+    """The text as a value that the rule accepts, None if there is none."""
+    parsers: Sequence[Callable[[str], Any]] = (_parse_literal, _parse_bool, str, lambda text: _parse_tuple(text, ()))
+    for parse in parsers:
+        with contextlib.suppress(*PARSE_ERRORS):
+            return rule.read(parse(text))
+    return None
+
+
+def _parse_new(text: str, rule: Rule) -> Any:
+    """The value of a new key; one that does not fit the rule is refused later, by `rules.check`."""
+    if (fitting := _parse_fitting(text, rule)) is not None:
+        return fitting
+    with contextlib.suppress(*PARSE_ERRORS):
+        return _parse_literal(text)
+    return text
+
+
+def _parse_bool(text: str) -> bool:
     words = {**WORDS, "1": True, "0": False}
     if text.strip().lower() not in words:
         raise ValueError
     return words[text.strip().lower()]
 
 
-def _int(text: str) -> int:
-    """`100`, `1_000`, `1e5`, `2.0`; raises `ValueError` or `OverflowError` for what is not whole."""
+def _parse_int(text: str) -> int:
+    """Parses `100`, `1_000`, `1e5` or `2.0`; raises `ValueError` or `OverflowError` for other numbers."""
     with contextlib.suppress(ValueError):
         return int(text)
     number = float(text)
@@ -165,20 +197,21 @@ def _int(text: str) -> int:
     return int(number)
 
 
-def _tuple(text: str, current: Sequence) -> tuple:
+def _parse_tuple(text: str, current: Sequence) -> tuple:
     if text.strip().startswith(("(", "[")):
         value = ast.literal_eval(text)
         return tuple(value) if isinstance(value, (tuple, list)) else (value,)
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not current:  # nothing tells what it holds: numbers where all read as numbers
+    if not current:  # the type of the entries is not known: numbers if all of them are numbers
         with contextlib.suppress(ValueError, SyntaxError):
-            return tuple(_literal(part) for part in parts)
+            return tuple(_parse_literal(part) for part in parts)
         return tuple(parts)
-    return tuple(parts) if isinstance(current[0], str) else tuple(_literal(part) for part in parts)
+    return tuple(parts) if isinstance(current[0], str) else tuple(_parse_literal(part) for part in parts)
 
 
-def _literal(text: str) -> Any:
-    """A number, true or false, as in a tuple; raises `ValueError` or `SyntaxError`."""
+def _parse_literal(text: str) -> Any:
+    """Parses a number, true, false or another Python literal; raises `ValueError` or `SyntaxError`."""
+    text = text.strip()
     if text.lower() in WORDS:
         return WORDS[text.lower()]
     with contextlib.suppress(ValueError):
@@ -186,10 +219,3 @@ def _literal(text: str) -> Any:
     with contextlib.suppress(ValueError):
         return float(text)
     return ast.literal_eval(text)
-
-
-def _plain(text: str) -> Any:
-    """A value of which nothing is known but its text."""
-    with contextlib.suppress(ValueError, SyntaxError):
-        return _literal(text.strip())
-    return text

@@ -1,23 +1,24 @@
-"""The one error that users see, and what to make of errors that other people's decoders raise."""
+"""The error type shown to users, and a guard that converts the errors of third-party decoders."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SPARE_MEMORY = 256 << 20  # bytes; a machine that still has as many is not short of memory
+SPARE_MEMORY = 256 << 20  # bytes; a process that can still allocate this much is not out of memory
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one line that says what, where and what to do. Exit status 2."""
+    """An error that the user can fix. The message is one line: what is wrong, where, and what to do. Exit status 2."""
 
 
 @contextmanager
 def decoding(kind: type[Exception], what: str) -> Iterator[None]:
-    """Around calls of a decoder (Pillow, PyAV), and nothing else: whatever it raises becomes a `kind`, `what (reason)`.
+    """Converts every exception of a decoder (Pillow, PyAV) to `kind` with the message `what (reason)`.
 
-    Damaged files make decoders raise almost anything: struct.error, TypeError, SyntaxError, RuntimeError and so on.
-    A `MemoryError` passes where this machine is short of memory; else a damaged header asked for too much.
+    Wrap only calls of the decoder: with damaged files it can raise almost anything (struct.error, TypeError,
+    SyntaxError, RuntimeError). A `MemoryError` passes through if the machine is out of memory; otherwise a damaged
+    header asked for too much.
     """
     try:
         yield
@@ -28,7 +29,7 @@ def decoding(kind: type[Exception], what: str) -> Iterator[None]:
 
 
 def _explain(error: Exception) -> str:
-    """The reason in one line, the same in every run: no addresses of objects."""
+    """The reason in one line, without object addresses, so that it is the same in every run."""
     if text := getattr(error, "strerror", None):
         return text
     name, text = type(error).__name__, " ".join(str(error).split())

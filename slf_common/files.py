@@ -1,4 +1,4 @@
-"""Files: where paths are read, atomic writes, and folders on this machine or in a bucket (gs://, s3://)."""
+"""Files: path parsing, write checks, atomic writes, and folders on this machine or in a bucket (gs://, s3://)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from fsspec.implementations.local import LocalFileSystem
 from slf_common.errors import UserError
 
 URL = re.compile(r"(\w+::)*[A-Za-z][\w+.-]*://")  # gs://bucket, simplecache::s3://bucket
-# Control characters, line ends, and bytes that are not UTF-8: not every library that is given the path takes them.
+# Control characters, line breaks, and bytes that are not UTF-8: not every library accepts such paths.
 UNUSABLE = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 
 
 def local_path(text: str | Path) -> Path:
-    """A path on this machine, with `~` and `~user` expanded. Every path of a flag or a config is read here.
+    """A path on this machine, with `~` and `~user` expanded. Every path from a flag or a config is parsed here.
 
-    Raises `UserError` for a URL, an empty path, a home directory that is not known, and names that cannot be printed.
+    Raises `UserError` for a URL, an empty path, an unknown home directory, and names that cannot be printed.
     """
     text = str(text).removeprefix("file://")
     if not text:
-        raise UserError("an empty path was given; give a file or folder, or . for this folder")
+        raise UserError("an empty path was given; give a file or folder, or . for the current folder")
     if URL.match(text):
         raise UserError(
             f"{text}: must be a path on this machine; only datasets to read (--data, --gallery, --config.data.dir) "
@@ -41,23 +41,23 @@ def local_path(text: str | Path) -> Path:
 
 
 def check_writable(folder: Path, *names: str, flag: str = "--out") -> None:
-    """Raises `UserError` unless files can be written to `folder`, which is made when the first one is.
+    """Raises `UserError` unless files can be written to `folder`; it need not exist yet. Leaves nothing behind.
 
-    `names`: the files that will be written, and with a slash at the end the folders. Leaves nothing behind.
+    `names`: the files that will be written, and folders with a slash at the end.
     """
     folder = folder.absolute()
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     try:
-        # In a folder of its own, so that several processes can try this at once.
-        with tempfile.TemporaryDirectory(prefix=".probe-", dir=there) as probe:
-            trial = Path(probe) / folder.relative_to(there)
+        # A temporary folder, so that several processes can run this check at once.
+        with tempfile.TemporaryDirectory(prefix=".probe-", dir=existing) as probe:
+            trial = Path(probe) / folder.relative_to(existing)
             trial.mkdir(parents=True, exist_ok=True)
             write_atomically(trial / "file", b"0")
     except OSError as error:
         reason = error.strerror or str(error)
-        if there.exists() and not there.is_dir():
-            reason = f"{there} is a file"
-        raise UserError(f"{folder}: cannot be written to ({reason}); choose another place with {flag}") from None
+        if existing.exists() and not existing.is_dir():
+            reason = f"{existing} is a file"
+        raise UserError(f"{folder}: cannot be written to ({reason}); choose another path with {flag}") from None
     for name in names:
         path = folder / name
         if name.endswith("/"):
@@ -65,18 +65,18 @@ def check_writable(folder: Path, *names: str, flag: str = "--out") -> None:
                 check_writable(path, flag=flag)
         elif path.exists() and not path.is_file():
             kind = "a directory" if path.is_dir() else "not a regular file"
-            raise UserError(f"{path}: this is {kind}, where a file is to be written; choose another place with {flag}")
+            raise UserError(f"{path}: this is {kind}, but a file must be written here; choose another path with {flag}")
 
 
 def check_writable_file(path: Path, flag: str = "--out") -> None:
-    """Raises `UserError` unless the file can be written, or written anew. Leaves nothing behind."""
+    """Raises `UserError` unless the file can be created or overwritten. Leaves nothing behind."""
     if not path.name or os.path.isdir(path):
         raise UserError(f"{flag} {path}: this is a directory; give the name of a file in it")
     check_writable(path.parent, path.name, flag=flag)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes under a temporary name and renames: the file is whole or absent. An `OSError` names the file."""
+    """Writes to a temporary file and renames it: the file is complete or absent. An `OSError` names the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
     try:
@@ -86,14 +86,17 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = str(path)  # a full disk names none
+        error.filename = str(path)  # not set for a full disk
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 class Folder:
-    """Reads and writes files by name. Raises `UserError` if no such file system can be reached at all."""
+    """Reads and writes files of one folder by name. Raises `UserError` if its file system is not available."""
+
+    _fs: fsspec.AbstractFileSystem
+    _root: str
 
     def __init__(self, directory: str | Path) -> None:
         self.name = str(directory).rstrip("/") or "/"
@@ -110,21 +113,21 @@ class Folder:
             ) from None
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """A file's bytes, or those from `start` to `end`, without the rest of it."""
+        """The bytes of a file, or only those from `start` to `end`."""
         return self._fs.cat_file(f"{self._root}/{name}", start=start, end=end)
 
     def open(self, name: str) -> BinaryIO:
         return self._fs.open(f"{self._root}/{name}", "rb")
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a file, which is whole or absent."""
+        """Writes a file atomically: it is complete or absent."""
         if isinstance(self._fs, LocalFileSystem):
             write_atomically(Path(self._root) / name, data)
         else:
             self._fs.pipe_file(f"{self._root}/{name}", data)
 
     def stamps(self) -> dict[str, tuple[int, str]]:
-        """Size, and what else tells one state of a file from another, of each file here."""
+        """Size and modification stamp of each file here. The stamp is a time or an ETag, whichever the store has."""
         found = {}
         for info in self._fs.ls(self._root, detail=True):
             if info["type"] == "file":

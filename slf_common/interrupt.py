@@ -1,7 +1,7 @@
-"""Ctrl-C while a command still imports its libraries: one line and status 130, as `cli.run` gives it afterwards.
+"""Handles Ctrl-C while a command imports its libraries: one line and status 130, as `cli.run` does later.
 
-Imported by the packages with commands, before their libraries: an exception in the middle of a compiled module's
-import can crash the process. Does nothing where Python was not started as `python -m`.
+Packages with commands import this module before their libraries: a `KeyboardInterrupt` during the import of a compiled
+module can crash the process. Does nothing unless Python was started as `python -m`.
 """
 
 import os
@@ -17,11 +17,11 @@ def _end(*_: object) -> None:
 
 
 def imports_done() -> None:
-    """From here on, Ctrl-C raises `KeyboardInterrupt`."""
+    """Restores the default handler: from now on, Ctrl-C raises `KeyboardInterrupt`."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Until the module's own file is found, sys.argv begins with -m. Background jobs of a shell ignore the signal.
+# sys.argv[0] is "-m" until Python has located the module. Background jobs of a shell ignore SIGINT; keep it so.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)

@@ -1,14 +1,17 @@
-"""What the leaves of a config may hold: rules by key, and the check of a config against them.
+"""Rules that define the valid values of a config, and the check of a config against them.
 
-A key is the path of a leaf, `train.steps`. In a rule's key `*` stands for any name: a table that may have more entries.
+A rule belongs to a key such as `data.threads`. In the key of a rule, `*` matches any name: such a rule is for a table
+that accepts new keys.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import numbers
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,59 +19,63 @@ import ml_collections
 
 from slf_common.errors import UserError
 
-MOST = 2**31 - 1  # steps, seeds and sizes are int32 on a device
-FLOAT32 = (1.1754944e-38, 3.4028235e38)  # other magnitudes are 0 or infinite on a device
+INT32_MAX = 2**31 - 1  # steps, seeds and sizes are int32 on a device
+FLOAT32_RANGE = (1.1754944e-38, 3.4028235e38)  # other magnitudes become 0 or infinity on a device
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What one leaf may hold.
+    """The valid values of one key.
 
-    text: what follows "must be".
-    read: gives the value in the setting's own type (1e5 as an int, 1 as a float). Raises `ValueError` where it does not
-      fit, with a hint or without.
+    text: completes the sentence "must be ..." of error messages.
+    read: converts a value to the type of the setting (1e5 to an int, 1 to a float). Raises `ValueError` if the value is
+      not valid; its message, if any, is a hint for the user.
     """
 
     text: str
     read: Callable[[Any], Any]
 
 
-def integer(least: int, most: int = MOST) -> Rule:
-    """A whole number; 1e5 and 2.0 are whole."""
+def integer(least: int, most: int = INT32_MAX) -> Rule:
+    """A whole number; 1e5 and 2.0 are accepted."""
 
     def read(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value // 1:
+        if not _is_number(value) or value != value // 1:
             raise ValueError
         if not least <= value <= most:
             raise ValueError(f"at most {most}" if value > most else "")
         return int(value)
 
-    bounds = f"of at least {least}" if most == MOST else f"from {least} to {most}"
+    bounds = f"of at least {least}" if most == INT32_MAX else f"from {least} to {most}"
     return Rule(f"a whole number {bounds}", read)
 
 
 def real(
     least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf, below: float = math.inf
 ) -> Rule:
-    """A number that is finite, and not rounded to 0, in float32."""
+    """A number that is finite in float32 and does not underflow to 0."""
 
     def read(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        if not _is_number(value) or not (least <= value <= most and above < value < below):
             raise ValueError
-        if not (least <= value <= most and above < value < below):
-            raise ValueError
-        if value and not FLOAT32[0] <= abs(value) <= FLOAT32[1]:
-            raise ValueError("of a magnitude that float32 holds")
+        if value and not FLOAT32_RANGE[0] <= abs(value) <= FLOAT32_RANGE[1]:
+            raise ValueError("it is out of the range of float32")
         return float(value)
 
     if math.isfinite(least) and math.isfinite(most):
         return Rule(f"a finite number from {least:g} to {most:g}", read)
     bounds = {"of at least": least, "above": above, "of at most": most, "below": below}
-    told = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
-    return Rule(f"a finite number {told}".strip(), read)
+    described = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+    return Rule(f"a finite number {described}".strip(), read)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def flag() -> Rule:
+    """True or false."""
+
     def read(value: Any) -> bool:
         if not isinstance(value, bool):
             raise ValueError
@@ -78,17 +85,18 @@ def flag() -> Rule:
 
 
 def text(*, empty: bool = True) -> Rule:
-    """Any string; not `empty`: one that says something."""
+    """Any string; without `empty`, one with more than whitespace."""
 
     def read(value: Any) -> str:
         if not isinstance(value, str) or not (empty or value.strip()):
             raise ValueError
         return value
 
-    return Rule("a text" if empty else "a text that is not empty", read)
+    return Rule("a string" if empty else "a non-empty string", read)
 
 
 def choice(options: Iterable[str]) -> Rule:
+    """One of these strings."""
     options = tuple(options)
 
     def read(value: Any) -> str:
@@ -101,23 +109,27 @@ def choice(options: Iterable[str]) -> Rule:
 
 
 def each(rule: Rule, least: int = 0, most: int | None = None, *, distinct: Callable[[Any], Any] | None = None) -> Rule:
-    """A tuple or list of `least` to `most` values that fit `rule`; no two alike in what `distinct` gives of them."""
+    """A tuple or list of `least` to `most` values that are valid by `rule`.
+
+    `distinct` maps each value to a key; all keys must differ.
+    """
 
     def read(value: Any) -> Sequence:
         if not isinstance(value, (tuple, list)) or len(value) < least or (most is not None and len(value) > most):
             raise ValueError
         values = [rule.read(one) for one in value]
         if distinct and len(set(map(distinct, values))) < len(values):
-            raise ValueError("one is given twice")
+            raise ValueError("an entry is repeated")
         return type(value)(values)
 
-    size = "" if not least and most is None else f" of {least}" if most == least else f" of at least {least}"
-    size = f" of {least} to {most}" if most is not None and most != least else size
-    return Rule(f"a tuple{size}, each entry {rule.text}{', none twice' if distinct else ''}", read)
+    size = f"{least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
+    noun = "entry" if (most or least) == 1 else "entries"
+    entries = " ".join(filter(None, (size if least or most else "", "distinct" if distinct else "", noun)))
+    return Rule(f"a tuple of {entries}, each entry {rule.text}", read)
 
 
 def either(*rules: Rule) -> Rule:
-    """What fits one of the rules."""
+    """A value that is valid by one of the rules."""
 
     def read(value: Any) -> Any:
         for rule in rules:
@@ -131,7 +143,7 @@ def either(*rules: Rule) -> Rule:
 
 
 def constant(value: float) -> Rule:
-    """One number, such as a 0 that turns something off."""
+    """Exactly this number, such as a 0 that turns something off."""
 
     def read(given: Any) -> float:
         if isinstance(given, bool) or given != value:
@@ -144,54 +156,55 @@ def constant(value: float) -> Rule:
 def check(
     config: ml_collections.ConfigDict, rules: Mapping[str, Rule], *, root: str = "", ours: Callable[[str], bool] = bool
 ) -> None:
-    """Checks every leaf of a config, and puts numbers into their own type: 1e5 becomes an int where one belongs.
+    """Checks every value of a config, and converts numbers to the type of their rule (1e5 to an int).
 
     Args:
-      root: the key of `config` where it is a group of a larger one.
-      ours: tells of a key whether it is to be checked.
+      root: the key of `config`, if it is a group of a larger config.
+      ours: whether to check a key; all by default.
 
-    Raises `UserError` naming the first key that is unknown, is missing, or has a value that does not fit its rule.
+    Raises `UserError` that names the first key that is unknown, missing or has an invalid value.
     """
     prefix = f"{root}." if root else ""
     rules = {key: rule for key, rule in rules.items() if ours(key)}
     leaves = {key: value for key, value in find_leaves(config, prefix) if ours(key)}
     for key, value in list(leaves.items()):
         if _is_group(rules, key) and isinstance(value, ml_collections.ConfigDict):
-            del leaves[key]  # a table without entries
+            del leaves[key]  # an empty table
         elif find_rule(rules, key) is None:
-            raise UserError(f"config.{key}{_spell(value)}: {_unknown(rules, key)}")
+            raise UserError(f"config.{key}{_format_value(value)}: {_explain_unknown(rules, key)}")
     for key in rules:
-        if missing := _missing(config, key.removeprefix(prefix).split(".")):
-            raise UserError(
-                f"config.{prefix}{missing}: missing from this config; configs/base.py has every setting to start from"
-            )
+        if missing := _find_missing(config, key.removeprefix(prefix).split(".")):
+            raise UserError(f"config.{prefix}{missing}: missing from this config; configs/base.py lists all settings")
     for key, value in leaves.items():
-        read = read_value(key, value, find_rule(rules, key))
+        if (rule := find_rule(rules, key)) is None:
+            continue
+        read = read_value(key, value, rule)
         if repr(read) != repr(value):
-            _set(config, key.removeprefix(prefix).split("."), read)
+            *parents, leaf = key.removeprefix(prefix).split(".")
+            set_value(functools.reduce(operator.getitem, parents, config), leaf, read)
 
 
 def read_value(key: str, value: Any, rule: Rule) -> Any:
-    """The value as the rule reads it; raises `UserError` where it does not fit."""
+    """The value, converted by its rule. Raises `UserError` if it is not valid."""
     try:
         return rule.read(value)
     except (ValueError, OverflowError) as error:
         hint = f"; {error}" if str(error) else ""
-        raise UserError(f"config.{key}{_spell(value)}: must be {rule.text}{hint}") from None
+        raise UserError(f"config.{key}{_format_value(value)}: must be {rule.text}{hint}") from None
 
 
 def find_rule(rules: Mapping[str, Rule], key: str) -> Rule | None:
-    """The rule of a key: its own, or that of the table that it stands in."""
-    return rules.get(key) or next((rule for pattern, rule in rules.items() if _fits(pattern, key)), None)
+    """The rule of a key: its own, or that of the table it is in; None if there is none."""
+    return rules.get(key) or next((rule for pattern, rule in rules.items() if _matches(pattern, key)), None)
 
 
-def _fits(pattern: str, key: str) -> bool:
+def _matches(pattern: str, key: str) -> bool:
     parts, names = pattern.split("."), key.split(".")
     return len(parts) == len(names) and all(part in ("*", name) for part, name in zip(parts, names, strict=True))
 
 
 def find_leaves(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys and values of all settings, ("train.steps", ...); an empty group is its own value."""
+    """All keys and values, as in ("data.threads", 4); the value of an empty group is the group."""
     for name, value in config.items():
         if isinstance(value, ml_collections.ConfigDict) and len(value):
             yield from find_leaves(value, f"{prefix}{name}.")
@@ -201,42 +214,41 @@ def find_leaves(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator
 
 def _is_group(rules: Mapping[str, Rule], key: str) -> bool:
     depth = key.count(".") + 1
-    return any(_fits(".".join(pattern.split(".")[:depth]), key) for pattern in rules if pattern.count(".") >= depth)
+    return any(_matches(".".join(pattern.split(".")[:depth]), key) for pattern in rules if pattern.count(".") >= depth)
 
 
-def _unknown(rules: Mapping[str, Rule], key: str) -> str:
+def _explain_unknown(rules: Mapping[str, Rule], key: str) -> str:
     if _is_group(rules, key):
         return "must be a group of settings"
     parents = [".".join(key.split(".")[:depth]) for depth in range(1, key.count(".") + 1)]
     for parent in parents:
         if rule := find_rule(rules, parent):
-            return f"config.{parent} is no group; it must be {rule.text}"
+            return f"config.{parent} is not a group; it must be {rule.text}"
     near = difflib.get_close_matches(key, [pattern for pattern in rules if "*" not in pattern], 1, cutoff=0.0)
     return f"no such setting{f'; did you mean config.{near[0]}?' if near else ''}"
 
 
-def _missing(group: Any, parts: Sequence[str]) -> str:
-    """The key that a rule expects and a config lacks; "" if there is none."""
+def _find_missing(group: Any, parts: Sequence[str]) -> str:
+    """The key of a rule that the config lacks; "" if it lacks none."""
     head, *rest = parts
     if not isinstance(group, ml_collections.ConfigDict):
-        return ""  # a leaf in a group's place, which is refused as such
+        return ""  # a value instead of a group; it is refused elsewhere
     for name in list(group) if head == "*" else [head]:
         if name not in group:
             return ".".join([name, *rest]).removesuffix(".*")
-        if rest and (missing := _missing(group[name], rest)):
+        if rest and (missing := _find_missing(group[name], rest)):
             return f"{name}.{missing}"
     return ""
 
 
-def _set(config: ml_collections.ConfigDict, names: Sequence[str], value: Any) -> None:
-    *parents, leaf = names
-    for name in parents:
-        config = config[name]
-    with config.unlocked():
-        del config[leaf]  # a float's place would make a float of an int again
-        config[leaf] = value
+def set_value(group: ml_collections.ConfigDict, name: str, value: Any) -> None:
+    """Sets a new or existing key to a value of any type; plain assignment refuses or converts other types."""
+    with group.unlocked():
+        if name in group:
+            del group[name]
+        group[name] = value
 
 
-def _spell(value: Any) -> str:
-    told = repr(value).replace("\n", "")
-    return f"={told if len(told) <= 80 else told[:77] + '...'}"
+def _format_value(value: Any) -> str:
+    text = repr(value).replace("\n", "")
+    return f"={text if len(text) <= 80 else text[:77] + '...'}"

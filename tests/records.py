@@ -1,4 +1,4 @@
-"""Clips made with numpy alone: enough for the JAX side, which never touches media."""
+"""Clips of random numbers, for tests that need no media."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def make_clip(number: int, split: str = "train") -> dict:
-    """One clip of random numbers; a function of its number and split."""
+    """A clip of random numbers that depend only on its number and split."""
     rng = np.random.default_rng([number, *split.encode()])
     coarse = rng.integers(40, 216, (8, 8, 3)).repeat(16, 0).repeat(16, 1)
     return {

@@ -1,1 +1,1 @@
-"""The contract between the PyTorch side (`extract`) and the JAX side (`slf_jax`): records on disk."""
+"""The dataset format that `extract` (PyTorch) writes and `slf_jax` (JAX) reads: schema, codec, writer and reader."""

@@ -1,7 +1,7 @@
-"""TFRecord framing with its CRCs, and clips as `tf.train.Example`: what TFDS reads, without TensorFlow.
+"""TFRecord framing and clips as `tf.train.Example`, readable by TFDS and written without TensorFlow.
 
-A TFRecord file is a run of frames: length (uint64), CRC of the length, data, CRC of the data (each CRC-32C,
-masked as TFRecord does).
+A TFRecord file is a sequence of frames: length (uint64), CRC of the length, data, CRC of the data. Each CRC is a masked
+CRC-32C.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _IMPORTING = threading.Lock()
 
 
 class CorruptShard(UserError):
-    """A shard that is truncated or damaged; names the file and the record."""
+    """A truncated or damaged shard; the message names the file and the record."""
 
 
 def _masked_crc(data: bytes) -> int:
@@ -33,18 +33,18 @@ def _masked_crc(data: bytes) -> int:
 
 
 def frame(data: bytes) -> bytes:
-    """One record as it stands in a TFRecord file."""
+    """Frames the data of one record as in a TFRecord file."""
     length = struct.pack("<Q", len(data))
     return b"".join((length, struct.pack("<I", _masked_crc(length)), data, struct.pack("<I", _masked_crc(data))))
 
 
 def index_shard(file: BinaryIO, size: int, name: str) -> tuple[np.ndarray, CorruptShard | None]:
-    """Offsets and lengths [records, 2] of a shard's records; reads the headers only.
+    """Finds the offset and length of each record, int64 [records, 2], and the first fault; reads the headers only.
 
-    Where a header is damaged or the file ends inside a record, the records before that, and what is wrong.
+    If a header is damaged or the file ends inside a record, only the records before it are returned.
     """
-    spans, offset = [], 0
-    fault = None
+    spans: list[tuple[int, int]] = []
+    offset, fault = 0, None
     while offset < size:
         file.seek(offset)
         header = file.read(HEADER)
@@ -61,16 +61,18 @@ def index_shard(file: BinaryIO, size: int, name: str) -> tuple[np.ndarray, Corru
 
 
 def open_frame(data: bytes, name: str, record: int) -> bytes:
-    """The data of one record, given with its CRC, which is checked; raises `CorruptShard`."""
+    """Checks the CRC at the end of a record and returns the data before it. Raises `CorruptShard`."""
     data, crc = data[:-FOOTER], data[-FOOTER:]
     if struct.pack("<I", _masked_crc(data)) != crc:
-        raise CorruptShard(f"{name}: record {record} is damaged (CRC differs); write this shard again")
+        raise CorruptShard(f"{name}: record {record} is damaged (CRC mismatch); write this shard again")
     return data
 
 
 def _proto() -> ModuleType:
-    """TFDS's `tf.train.Example`. Imported late, as that costs more than reading a thousand records, and by one thread
-    at a time: TFDS's lazy imports lock each other out for ever when the threads of a reader start them together.
+    """The module with TFDS's `tf.train.Example`.
+
+    Imported on first use, since the import takes longer than reading a thousand records, and by one thread at a time:
+    TFDS's lazy imports deadlock when several reader threads start them together.
     """
     with _IMPORTING:
         from tensorflow_datasets.proto import tf_example_pb2
@@ -78,11 +80,11 @@ def _proto() -> ModuleType:
 
 
 def encode_clip(clip: dict, schema: Schema) -> bytes:
-    """A clip as a serialised `tf.train.Example`.
+    """Serialises a clip as a `tf.train.Example`.
 
-    `clip` holds clip_id, speaker_id (text), face [128,128,3] uint8, optionally age (years), gender, ethnicity,
-    language (indices) and each constituent as [rows, width] floats. What is missing is NaN or `UNKNOWN`.
-    Raises `ValueError` where a shape is not the schema's.
+    `clip` has clip_id and speaker_id (str), face uint8 [128, 128, 3], and optionally age (years), gender, ethnicity and
+    language (class indices) and each constituent as floats [rows, width]. Missing values are stored as NaN or
+    `UNKNOWN`. Raises `ValueError` if a shape differs from the schema.
     """
     example = _proto().Example()
     feature = example.features.feature
@@ -95,13 +97,13 @@ def encode_clip(clip: dict, schema: Schema) -> bytes:
     for part in schema.constituents:
         value = np.asarray(clip.get(part.name, np.full((part.rows, part.width), np.nan)), np.float16)
         if value.shape != (part.rows, part.width):
-            raise ValueError(f"{part.name} is {value.shape}, the schema says {(part.rows, part.width)}")
+            raise ValueError(f"{part.name} has shape {value.shape}, not {(part.rows, part.width)} as in the schema")
         feature[part.name].bytes_list.value.append(value.tobytes())
     return example.SerializeToString(deterministic=True)
 
 
 def decode_clip(data: bytes, schema: Schema) -> dict:
-    """The inverse of `encode_clip`: text, face uint8, age float32, labels int32, constituents float16."""
+    """The inverse of `encode_clip`: ids as str, face uint8, age float32, labels int32, constituents float16."""
     feature = _proto().Example.FromString(data).features.feature
     clip: dict = {name: feature[name].bytes_list.value[0].decode() for name in ("clip_id", "speaker_id")}
     clip["face"] = np.asarray(Image.open(io.BytesIO(feature["face"].bytes_list.value[0])))
@@ -115,7 +117,7 @@ def decode_clip(data: bytes, schema: Schema) -> dict:
 
 
 def decode_names(data: bytes) -> tuple[str, str]:
-    """The clip's and the speaker's id of a clip that `encode_clip` gave, without decoding the rest."""
+    """Decodes only clip_id and speaker_id of an encoded clip."""
     feature = _proto().Example.FromString(data).features.feature
     clip_id, speaker_id = (feature[name].bytes_list.value[0].decode() for name in ("clip_id", "speaker_id"))
     return clip_id, speaker_id
@@ -123,7 +125,7 @@ def decode_names(data: bytes) -> tuple[str, str]:
 
 def _encode_png(face: np.ndarray) -> bytes:
     if face.shape != (FACE_SIZE, FACE_SIZE, 3) or face.dtype != np.uint8:
-        raise ValueError(f"a face is {FACE_SIZE}x{FACE_SIZE}x3 uint8, not {face.shape} {face.dtype}")
+        raise ValueError(f"a face must be uint8 [{FACE_SIZE}, {FACE_SIZE}, 3], not {face.dtype} {list(face.shape)}")
     buffer = io.BytesIO()
     Image.fromarray(face).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Reading a dataset: random access to clips, and shuffled batches whose whole position is one integer."""
+"""Reading a dataset: random access to clips, and shuffled batches whose state is a single integer."""
 
 from __future__ import annotations
 
@@ -20,29 +20,34 @@ from tfrecords.codec import FOOTER, HEADER, CorruptShard, decode_clip, decode_na
 from tfrecords.schema import Schema
 
 TEXT = ("clip_id", "speaker_id")
-MISSING = -1  # the length of a record that damage cut off
+INFO, METADATA = "dataset_info.json", "metadata.json"
+MISSING = -1  # stands for the length of a record after the end of a truncated shard
 
 
 class Absent(UserError):
-    """A folder without a dataset, or a dataset without clips in a split: never one that is damaged or unreadable."""
+    """The folder holds no dataset, or the split no clips. Not raised for a damaged or unreadable dataset."""
 
 
 class Clips:
-    """One split of a dataset folder, by index; a source for Grain.
+    """Random access to the clips of one split of a dataset; a data source for Grain.
 
-    Attributes: `directory` as it was given, `schema`, `statistics`, `{constituent: {"mean": [width], "std": [width]}}`
-    or None where the dataset has no training split, and `corrupt`, the indices of records found damaged so far.
+    Attributes:
+      directory: as given.
+      schema: the constituents and labels of the dataset.
+      statistics: `{constituent: {"mean": [width], "std": [width]}}` of the training split, None if there is none.
+      corrupt: indices of the damaged records found so far.
 
     Args:
-      directory: a local path, or a gs:// or s3:// one.
-      skip_corrupt: damaged records are told on stderr, and the next whole one stands in their place.
+      directory: a local path, or a gs:// or s3:// URL.
+      skip_corrupt: report damaged records on stderr and return the next valid record in their place.
 
     Raises `Absent` if the folder holds no dataset or no clips in this split, `CorruptShard` if a shard is damaged, and
-    another `UserError` for whatever else cannot be read.
+    `UserError` if something else cannot be read.
     """
 
     def __init__(self, directory: str | Path, split: str = "train", *, skip_corrupt: bool = False) -> None:
-        self.directory, self.corrupt = directory, set()
+        self.directory = directory
+        self.corrupt: set[int] = set()
         self._folder, self._skip = Folder(directory), skip_corrupt
         info, metadata = _read_metadata(self._folder)
         try:
@@ -53,9 +58,7 @@ class Clips:
             }
             name, lengths = info["name"], _shard_lengths(info)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{directory}: damaged dataset_info.json or metadata.json ({error!r}); run extract.run again"
-            ) from None
+            raise UserError(f"{directory}: damaged {INFO} or {METADATA} ({error!r}); run extract.run again") from None
         if not sum(lengths.get(split, [])):
             known = [name for name, parts in lengths.items() if sum(parts)]
             raise Absent(f"{directory}: no clips in split {split!r}; it has {', '.join(known) or 'none'}")
@@ -69,20 +72,21 @@ class Clips:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict:
-        """One clip as `codec.decode_clip` gives it, its CRC checked."""
-        return self._decoded(index, lambda data: decode_clip(data, self.schema))
+        """One clip as from `codec.decode_clip`; checks its CRC."""
+        return self._decode(index, lambda data: decode_clip(data, self.schema))
 
-    def _decoded(self, index: int, decode: Callable[[bytes], Any]) -> Any:
+    def _decode(self, index: int, decode: Callable[[bytes], Any]) -> Any:
+        """Decodes a record; with `skip_corrupt`, the first valid one from this index on."""
         for number in ((index + i) % len(self) for i in range(len(self))):
             try:
                 return decode(self._read(number))
             except CorruptShard as error:
                 if not self._skip:
-                    raise CorruptShard(f"{error}, or go on without it: --config.data.skip_corrupt=true") from None
+                    raise CorruptShard(f"{error}, or skip it with --config.data.skip_corrupt=true") from None
                 if number not in self.corrupt:
                     self.corrupt.add(number)
                     print(f"warning: {error} (skipped; {len(self.corrupt)} so far)", file=sys.stderr)
-        raise UserError(f"{self.directory}: not one record of this split is whole; run extract.run again")
+        raise UserError(f"{self.directory}: all records of this split are damaged; run extract.run again")
 
     def _read(self, index: int) -> bytes:
         shard = bisect.bisect_right(self._ends, index)
@@ -90,29 +94,29 @@ class Clips:
         offset, length = self._spans[index].tolist()
         name = f"{self._folder.name}/{self._names[shard]}"
         if length == MISSING:
-            raise CorruptShard(f"{name}: record {record} is cut off; write this shard again")
+            raise CorruptShard(f"{name}: record {record} is missing, the file is truncated; write this shard again")
         start = offset + HEADER
         return open_frame(self._folder.read(self._names[shard], start, start + length + FOOTER), name, record)
 
     def names(self) -> Iterator[tuple[str, str]]:
-        """clip_id and speaker_id of each clip, in order, without decoding faces and features.
+        """Yields clip_id and speaker_id of each clip, in order, without decoding faces and features.
 
-        What was read so far is kept beside the shards when the iterator closes, so no record is read twice for this.
+        The names read so far are cached next to the shards when the iterator closes; no record is read twice for them.
         """
-        names = self._saved_names()
-        saved = len(names)
+        names = self._cached_names()
+        cached = len(names)
         yield from names
         try:
-            for i in range(saved, len(self)):
-                names.append(self._decoded(i, decode_names))
+            for i in range(cached, len(self)):
+                names.append(self._decode(i, decode_names))
                 yield names[-1]
         finally:
-            if len(names) > saved and not self.corrupt:
-                self._keep(self._ids, json.dumps({"key": self._key, "names": names}).encode())
+            if len(names) > cached and not self.corrupt:
+                self._write_cache(self._ids, json.dumps({"key": self._key, "names": names}).encode())
 
-    def _saved_names(self) -> list[tuple[str, str]]:
-        """Those of the first clips, as far as they were kept for this state of the shards."""
-        with contextlib.suppress(Exception):  # whatever is wrong with the file, the records have it all
+    def _cached_names(self) -> list[tuple[str, str]]:
+        """The names of the first clips, if they were cached for this version of the shards."""
+        with contextlib.suppress(Exception):  # the records are read if the cache is missing or damaged
             saved = json.loads(self._folder.read(self._ids))
             names = [(str(clip), str(speaker)) for clip, speaker in saved["names"]]
             if saved["key"] == self._key and len(names) <= len(self):
@@ -120,29 +124,29 @@ class Clips:
         return []
 
     def find(self, clip_id: str | None) -> dict:
-        """The clip of that id, None for the first. Raises `UserError` if there is none."""
+        """The clip with this id; the first clip for None. Raises `UserError` if there is none."""
         if clip_id is None:
             return self[0]
         for i, (found, _) in enumerate(self.names()):
             if found == clip_id:
                 return self[i]
-        raise UserError(f"no clip {clip_id!r} among the {len(self)} of this split")
+        raise UserError(f"{self.directory}: no clip {clip_id!r} among the {len(self)} clips of this split")
 
     def _index(self, cache: str, lengths: list[int]) -> tuple[str, np.ndarray]:
-        """Offset and length [records, 2] of all records, and a key that tells this state of the shards from others.
+        """Returns a key that identifies this version of the shards, and offset and length [records, 2] of all records.
 
-        Found once: then they lie beside the shards.
+        The result is cached next to the shards.
         """
         try:
             stamps = self._folder.stamps()
-        except Exception as error:  # each store has its own
+        except Exception as error:  # the type depends on the store
             raise UserError(f"{self._folder.name}: the folder cannot be listed ({error})") from None
         for name in self._names:
             if name not in stamps:
                 raise UserError(f"{self._folder.name}/{name}: shard is missing; run extract.run again to write it")
         key = json.dumps([(name, *stamps[name]) for name in self._names])
         if cache in stamps:
-            # Whatever is wrong with it, it can be made again.
+            # The index is made again if the cache is damaged.
             with contextlib.suppress(Exception), np.load(io.BytesIO(self._folder.read(cache))) as saved:
                 if str(saved["key"]) == key and saved["spans"].shape == (len(self), 2):
                     return key, saved["spans"]
@@ -151,12 +155,11 @@ class Clips:
         if (spans[:, 1] != MISSING).all():
             data = io.BytesIO()
             np.savez(data, key=key, spans=spans)
-            self._keep(cache, data.getvalue())
+            self._write_cache(cache, data.getvalue())
         return key, spans
 
-    def _keep(self, name: str, data: bytes) -> None:
-        """Writes what can be made again at any time."""
-        with contextlib.suppress(Exception):  # a folder or bucket may be for reading only
+    def _write_cache(self, name: str, data: bytes) -> None:
+        with contextlib.suppress(Exception):  # the folder or bucket may be read-only
             self._folder.write(name, data)
 
     def _index_shard(self, name: str, length: int, stamps: dict) -> np.ndarray:
@@ -165,7 +168,7 @@ class Clips:
             spans, fault = index_shard(file, stamps[name][0], path)
         if len(spans) != length and fault is None:
             fault = CorruptShard(
-                f"{path}: {len(spans)} records, dataset_info.json says {length}; run extract.run again"
+                f"{path}: {len(spans)} records, but dataset_info.json lists {length}; run extract.run again"
             )
         if fault and not (self._skip and len(spans) <= length):
             raise fault
@@ -173,9 +176,9 @@ class Clips:
 
 
 def first_split(directory: str | Path) -> str:
-    """The training split's name, or that of the first split with clips in a dataset that has none.
+    """The name of the training split or, if it has no clips, of the first split with clips.
 
-    Raises `UserError` if the folder is no dataset.
+    Raises `UserError` if the folder holds no dataset.
     """
     info, _ = _read_metadata(Folder(directory))
     lengths = _shard_lengths(info)
@@ -187,29 +190,29 @@ def _shard_lengths(info: dict) -> dict[str, list[int]]:
 
 
 def _read_metadata(folder: Folder) -> tuple[dict, dict]:
-    """What dataset_info.json and metadata.json hold. Raises `Absent` where there is neither."""
-    found = {name: _read_json(folder, name) for name in ("dataset_info.json", "metadata.json")}
-    missing = [name for name, content in found.items() if content is None]
-    if len(missing) == len(found):
+    """The contents of dataset_info.json and metadata.json. Raises `Absent` if both are missing."""
+    info, metadata = (_read_json(folder, name) for name in (INFO, METADATA))
+    if info is None and metadata is None:
         raise Absent(
-            f"{folder.name}: no dataset here ({missing[0]} is missing). Make one from your own videos with "
+            f"{folder.name}: no dataset here ({INFO} is missing). Make one from your own videos with "
             f"`python -m extract.run --config configs/base.py --videos DIR --out {folder.name}`, "
             "or the demo's with `make demo`"
         )
-    if missing:
+    if info is None or metadata is None:
+        missing = INFO if info is None else METADATA
         raise UserError(
-            f"{folder.name}/{missing[0]}: missing, though the rest of the dataset is there; run extract.run again"
+            f"{folder.name}/{missing}: missing from a dataset that is otherwise there; run extract.run again"
         )
-    return found["dataset_info.json"], found["metadata.json"]
+    return info, metadata
 
 
 def _read_json(folder: Folder, name: str) -> dict | None:
-    """A JSON file, None where there is none. Raises `UserError` if it cannot be read."""
+    """The contents of a JSON file, None if it is missing. Raises `UserError` if it cannot be read."""
     try:
         text = folder.read(name)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # each store has its own for no network, no credentials, no permission
+    except Exception as error:  # no network, credentials or permission: the type depends on the store
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{folder.name}/{name}: cannot be read ({reason})") from None
     try:
@@ -227,11 +230,11 @@ def batches(
     process: tuple[int, int] = (0, 1),
     threads: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches in a global shuffle that differs each epoch, as arrays with a leading batch axis.
+    """Endless batches as arrays with a leading batch axis, globally shuffled in another order each epoch.
 
-    The stream is a function of `seed` alone: batch k is the same however often the reader is reopened, so
-    `start` (how many batches were used before) is its whole state. `process`: (index, count) of hosts; each
-    reads its own `batch_size` clips of the global batch. Raises `UserError` if the split is shorter than that.
+    The stream depends only on `seed`: batch k is always the same, so its state is `start`, the number of batches used
+    before. `process` is (index, count) of this process; each reads its own `batch_size` clips of the global batch.
+    Raises `UserError` if the split has fewer clips than a global batch.
     """
     index, count = process
     if len(clips) < batch_size * count:
@@ -252,5 +255,5 @@ def _without_text(clip: dict) -> dict:
 
 
 def stack(clips: list[dict]) -> dict[str, np.ndarray]:
-    """Clips as one batch of arrays; text is left out."""
+    """Stacks clips to a batch of arrays, without the ids."""
     return {key: np.stack([clip[key] for clip in clips]) for key in clips[0] if key not in TEXT}

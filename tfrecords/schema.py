@@ -1,7 +1,7 @@
-"""What a record holds: one clip of one speaker, its face and its constituents.
+"""The schema of a record: one clip of one speaker, with its face, labels and constituents.
 
-A constituent is one named block of features: `rows` x `width` float16 values, raw (not normalised).
-Its rows are the rows it takes in the 256x768 feature matrix (paper, Table 1).
+A constituent is a named block of features: `rows` x `width` float16 values, not normalised. It takes as many rows of
+the 256x768 feature matrix (paper, Table 1).
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from slf_common.errors import UserError
 FACE_SIZE = 128
 MATRIX_ROWS, MATRIX_WIDTH = 256, 768
 
-# How a constituent is normalised on its way into the matrix (`slf_jax.features`).
-EMBEDDING = "embedding"  # to unit length times sqrt(width)
-CONTINUOUS = "continuous"  # standardised with the dataset's mean and std
-ONE_HOT = "one-hot"  # as it is: class membership, or a min-max scaled number
-ASIDE = "aside"  # kept in the record, no row in the matrix
+# How a constituent is normalised for the matrix (in `slf_jax.features`).
+EMBEDDING = "embedding"  # scaled to unit length times sqrt(width)
+CONTINUOUS = "continuous"  # standardised with the mean and std of the dataset
+ONE_HOT = "one-hot"  # not changed: class membership, or a min-max scaled number
+ASIDE = "aside"  # stored in the record, not part of the matrix
 
 
 @dataclasses.dataclass(frozen=True)
 class Constituent:
-    """One block of features: its shape, how it is normalised, and where it came from."""
+    """One block of features: its shape, normalisation and origin."""
 
     name: str
     rows: int
     width: int
     kind: str
-    extractor: str = ""  # framework and its version
-    weights: str = ""  # digest of the weights, empty where there are none
-    windows: str = ""  # window scheme, in words
+    extractor: str = ""  # framework and version
+    weights: str = ""  # digest of the weights, empty if there are none
+    windows: str = ""  # description of the windows
 
     def __post_init__(self) -> None:
         if not 1 <= self.width <= MATRIX_WIDTH or self.rows < 1:
-            raise ValueError(f"{self.name}: {self.rows}x{self.width} does not fit rows of {MATRIX_WIDTH}")
+            raise ValueError(f"{self.name}: {self.rows}x{self.width} does not fit into rows of {MATRIX_WIDTH}")
 
 
-# The paper's audio constituents in the matrix's order. Extractors may bring other windows, hence other row counts.
+# The paper's audio constituents, in the order of the matrix. Extractors with other windows have other row counts.
 AUDIO_CONSTITUENTS = (
     Constituent("ecapa", 1, 192, EMBEDDING, windows="whole clip"),
     Constituent("pyannote", 26, 512, EMBEDDING, windows="24/24, 12/4, 6/2, 3/2 s"),
@@ -48,10 +48,10 @@ AUDIO_CONSTITUENTS = (
     Constituent("mel", 111, 768, CONTINUOUS, windows="666 frames, six to a row"),
 )
 
-# Scores of the spoken languages, beside the label that they decide.
+# Scores of the spoken languages; the label is the best of them.
 LANGUAGE_LOGPROBS = Constituent("language_logprobs", 1, 45, ASIDE, windows="whole clip")
 
-# Class names of each label, spelt as DeepFace and SpeechBrain's CommonLanguage spell them, in lower case.
+# Class names of each label: those of DeepFace and of SpeechBrain's CommonLanguage, in lower case.
 LABELS = {
     "gender": ("female", "male"),
     "ethnicity": ("asian", "indian", "black", "white", "middle eastern", "latino hispanic"),
@@ -63,7 +63,7 @@ LABELS = {
         "russian", "sakha", "slovenian", "spanish", "swedish", "tamil", "tatar", "turkish", "ukrainian", "welsh",
     ),
 }  # fmt: skip
-UNKNOWN = -1  # a label nobody gave; an unknown age is NaN
+UNKNOWN = -1  # the index of an unknown label; an unknown age is NaN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,30 +85,30 @@ class Schema:
 
 
 def matrix_constituents(schema: Schema) -> tuple[Constituent, ...]:
-    """What has rows in the 256x768 matrix, in order: the paper's audio constituents (in the dataset's shape, if it
-    has them), the dataset's own further ones, then language, age, gender, ethnicity.
+    """The constituents of the 256x768 matrix, in order.
 
-    Raises `UserError` with the sum spelled out where they do not fit 256 rows.
+    These are the paper's audio constituents (with the dataset's shape if it has them), the dataset's other ones, then
+    language, age, gender and ethnicity. Raises `UserError` with the row counts if they do not fit into 256 rows.
     """
     own = {part.name: part for part in schema.constituents if part.kind != ASIDE}
     parts = [own.pop(part.name, part) for part in AUDIO_CONSTITUENTS] + list(own.values())
     widths = {"age": 1, **{name: len(names) for name, names in schema.labels.items()}}
     parts += [Constituent(name, 1, widths[name], ONE_HOT) for name in ("language", "age", "gender", "ethnicity")]
     if sum(part.rows for part in parts) > MATRIX_ROWS:
-        raise UserError(f"the matrix has {MATRIX_ROWS} rows, the constituents need {spell_rows(parts)}")
+        raise UserError(f"the matrix has {MATRIX_ROWS} rows, the constituents need {format_rows(parts)}")
     return tuple(parts)
 
 
-def spell_rows(parts: Sequence[Constituent]) -> str:
-    """`ecapa 1 + pyannote 26 + ... = 223`."""
+def format_rows(parts: Sequence[Constituent]) -> str:
+    """Formats row counts and their sum: `ecapa 1 + pyannote 26 + ... = 223`."""
     return " + ".join(f"{part.name} {part.rows}" for part in parts) + f" = {sum(part.rows for part in parts)}"
 
 
 def label_index(labels: dict[str, tuple[str, ...]], kind: str, value: str) -> int:
-    """Index of a class given in any case, `UNKNOWN` for an empty value; `ValueError` for a name nobody knows."""
+    """The index of a class name in any case; `UNKNOWN` for an empty value. Raises `ValueError` for other names."""
     value = value.strip().lower()
     if not value:
         return UNKNOWN
     if value not in labels[kind]:
-        raise ValueError(f"{kind} {value!r} is none of: {', '.join(labels[kind])}")
+        raise ValueError(f"{kind} {value!r} must be one of {', '.join(labels[kind])}")
     return labels[kind].index(value)

@@ -1,10 +1,10 @@
-"""Writing a dataset: shards (each whole or absent), then the metadata that TFDS and our reader open.
+"""Writing a dataset: first the shards, each atomically, then the metadata for TFDS and `tfrecords.reader`.
 
 Layout of a dataset folder:
     slf-train.tfrecord-00000-of-00008   a shard of clips
-    chunks/<shard>.json                 what is in it: clips, speakers, failures, counts, sums for the statistics
-    dataset_info.json, features.json    TFDS's metadata
-    metadata.json                       ours: schema and the statistics of the training split, null without one
+    chunks/<shard>.json                 its summary: clips, speakers, failures, counts, and sums for the statistics
+    dataset_info.json, features.json    metadata of TFDS
+    metadata.json                       schema, provenance, and statistics of the training split (null without one)
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ FORMAT_VERSION = "1.0.0"
 
 
 def shard_name(split: str, shard: int, shards: int) -> str:
-    """`slf-train.tfrecord-00000-of-00008`, TFDS's own pattern."""
+    """A file name such as `slf-train.tfrecord-00000-of-00008`, the pattern of TFDS."""
     return f"{NAME}-{split}.tfrecord-{shard:05d}-of-{shards:05d}"
 
 
 def summary_path(directory: Path, shard: str) -> Path:
-    """Where the summary of a shard lies; it is written before the shard, so a shard that exists has one."""
+    """The path of a shard's summary. It is written before the shard, so every shard that exists has one."""
     return directory / "chunks" / f"{shard}.json"
 
 
 def write_shard(
     path: Path, schema: Schema, clips: Iterable[dict], failures: Sequence[dict] = (), losses: Sequence[dict] = ()
 ) -> int:
-    """Writes the clips of one shard and its summary; returns how many. `failures`, clips that were not used, and
-    `losses`, clips used without their damaged parts: `{"clip", "reason"}` each.
+    """Writes the clips of one shard and its summary; returns the number of clips.
 
-    The shard appears last, by a rename, so a shard that exists is done.
+    `failures` are clips that were not used, `losses` clips that were used without their damaged parts; each is
+    `{"clip": id, "reason": text}`. The shard is renamed into place last, so a shard that exists is complete.
     """
     sums = {part.name: _empty_sums(part) for part in schema.constituents}
-    ids, frames, speakers, people = [], [], set(), {name: Counter() for name in ("age", *schema.labels)}
+    people: dict[str, Counter[int]] = {name: Counter() for name in ("age", *schema.labels)}
+    ids, frames, speakers = [], [], set()
     for clip in clips:
         frames.append(frame(encode_clip(clip, schema)))
         ids.append(clip["clip_id"])
@@ -68,7 +69,7 @@ def write_shard(
 
 
 def _count(people: dict[str, Counter], clip: dict) -> None:
-    """Adds a clip to the counts of its decade of age and of its labels; -1 is unknown."""
+    """Counts a clip by its decade of age and its labels; -1 is unknown."""
     for name, counts in people.items():
         value = clip.get(name, np.nan if name == "age" else UNKNOWN)
         counts[int(value if name != "age" else UNKNOWN if np.isnan(value) else value // 10)] += 1
@@ -79,7 +80,7 @@ def _empty_sums(part: Constituent) -> dict[str, np.ndarray]:
 
 
 def _add(sums: dict[str, np.ndarray], value: np.ndarray) -> None:
-    # As stored: the statistics describe what a reader sees.
+    # Rounded to float16, as stored: the statistics describe what a reader gets.
     rows = np.asarray(value, np.float16).astype(np.float64)
     known = np.isfinite(rows)
     rows = np.where(known, rows, 0.0)
@@ -89,11 +90,11 @@ def _add(sums: dict[str, np.ndarray], value: np.ndarray) -> None:
 
 
 def finalise(directory: Path, schema: Schema, shards: dict[str, int], provenance: dict | None = None) -> dict[str, int]:
-    """Merges the shards' summaries and writes the metadata; returns clips per split. Idempotent.
+    """Merges the summaries of all shards and writes the metadata; returns the number of clips per split. Idempotent.
 
-    `shards` gives the number of shards of each split; all of them must exist. `provenance`: what made faces and
-    attributes (constituents say it of themselves). Without clips to train on there are no statistics: such a dataset is
-    for sampling and evaluation, with those of whatever was trained.
+    `shards` is the number of shards of each split; all must exist. `provenance` describes how faces and attributes were
+    made (constituents have their own fields for it). Without training clips there are no statistics: such a dataset is
+    for sampling and evaluation, which use the statistics of the trained system.
     """
     summaries = {
         split: [json.loads(summary_path(directory, shard_name(split, i, n)).read_text()) for i in range(n)]
@@ -115,7 +116,7 @@ def finalise(directory: Path, schema: Schema, shards: dict[str, int], provenance
 def clip_statistics(schema: Schema, clip: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     """Mean and standard deviation over the rows of one clip: `{constituent: {"mean": [width], "std": [width]}}`.
 
-    For looking at a clip of a dataset that has no statistics of its own.
+    For plots of a clip from a dataset without statistics.
     """
     found = {}
     for part in schema.constituents:
@@ -126,7 +127,7 @@ def clip_statistics(schema: Schema, clip: Mapping[str, np.ndarray]) -> dict[str,
 
 
 def _mean_std(part: Constituent, sums: list[dict]) -> dict[str, list[float]]:
-    """Mean and standard deviation per feature; a feature never seen or constant gets std 1."""
+    """Mean and standard deviation per feature; the std of a missing or constant feature is 1."""
     total = _empty_sums(part)
     for shard in sums:
         for key in total:
@@ -148,7 +149,7 @@ def _write_tfds_metadata(directory: Path, schema: Schema, summaries: dict, metad
             "face": tfds.features.Image(shape=(FACE_SIZE, FACE_SIZE, 3), encoding_format="png"),
             "age": tfds.features.Scalar(np.float32),
             **{name: tfds.features.ClassLabel(names=list(names)) for name, names in schema.labels.items()},
-            # encoding="bytes": the default stores float16 as float32.
+            # The default encoding stores float16 as float32.
             **{
                 part.name: tfds.features.Tensor(shape=(part.rows, part.width), dtype=np.float16, encoding="bytes")
                 for part in schema.constituents
@@ -176,6 +177,6 @@ def _write_tfds_metadata(directory: Path, schema: Schema, summaries: dict, metad
         split_infos=splits,
         version=FORMAT_VERSION,
         filename_template=template,
-        check_data=False,  # reading back needs TensorFlow
+        check_data=False,  # the check needs TensorFlow
         metadata=tfds.core.MetadataDict(metadata),
     )

@@ -1,4 +1,4 @@
-"""What becomes of the errors that decoders raise."""
+"""Conversion of the errors that decoders raise."""
 
 import pickle
 import resource
@@ -16,8 +16,8 @@ class DamagedError(Exception):
 
 
 @contextmanager
-def no_memory_left():
-    """This process can have little more memory than it has."""
+def limited_memory():
+    """Limits this process to little more memory than it uses now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + errors.SPARE_MEMORY // 4, hard))
@@ -27,9 +27,9 @@ def no_memory_left():
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def test_lack_of_memory_is_the_machines_fault_and_an_absurd_size_the_files():
-    """A `MemoryError` is the file's only where the machine has memory left (fault 11)."""
-    with no_memory_left(), pytest.raises(MemoryError):
+def test_a_memory_error_is_converted_only_if_the_machine_has_memory_left():
+    """Otherwise the file is not to blame."""
+    with limited_memory(), pytest.raises(MemoryError):
         with decoding(DamagedError, "damaged"):
             bytearray(errors.SPARE_MEMORY)
     with pytest.raises(DamagedError, match=r"damaged \(MemoryError\)"):
@@ -52,5 +52,5 @@ def test_the_reason_is_one_line_and_the_same_in_every_run(error, text):
     assert str(found.value) == text and found.value.__cause__ is error
 
 
-def test_a_user_error_reaches_other_processes_whole():
+def test_a_user_error_can_be_pickled():
     assert str(pickle.loads(pickle.dumps(UserError("a.mp4: gone")))) == "a.mp4: gone"

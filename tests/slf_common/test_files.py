@@ -1,4 +1,4 @@
-"""Where paths are read, and whether there can be written to."""
+"""Path parsing, write checks, atomic writes and folders."""
 
 import contextlib
 import importlib
@@ -12,7 +12,7 @@ from slf_common import cli, files
 from slf_common.errors import UserError
 from slf_common.files import check_writable, check_writable_file, local_path
 
-# Every command, with the flags that it needs besides the one under test.
+# Every command with the flags it needs; the last one is under test.
 OUTPUTS = {
     "slf_jax.sample": ("--workdir", "run", "--out"),
     "slf_jax.sweep": ("--workdir", "run", "--scales", "1", "--out"),
@@ -37,7 +37,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def call(command: str, flags: tuple[str, ...], path: str) -> None:
-    """A command's `main`, in this process."""
+    """Runs the `main` of a command in this process."""
     *before, last = (flag.format(configs=CONFIGS) for flag in flags)
     end = [f"{last}={path}"] if last.startswith("--config.") else [last, path]
     importlib.import_module(command).main([*before, *end])
@@ -45,7 +45,7 @@ def call(command: str, flags: tuple[str, ...], path: str) -> None:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty working directory, and a home of its own."""
+    """An empty working directory, and a separate home directory."""
     (tmp_path / "here").mkdir()
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -56,16 +56,14 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "command, flags", [*OUTPUTS.items(), *INPUTS.items()], ids=[*OUTPUTS, *(f"{name} reads" for name in INPUTS)]
 )
-def test_a_bucket_is_refused_where_only_this_machine_will_do(command, flags, here):
-    """(fault 8)"""
+def test_a_bucket_is_refused_for_local_paths(command, flags, here):
     for url in ("gs://bucket/x", "s3://bucket/x"):
         with pytest.raises(UserError, match=f"{url}: must be a path on this machine; only datasets"):
             call(command, flags, url)
     assert not list(here.iterdir())
 
 
-def test_a_tilde_is_the_home_of_whoever_is_named(here, monkeypatch):
-    """(fault 8)"""
+def test_a_tilde_expands_to_the_home_of_the_named_user(here, monkeypatch):
     assert local_path("~/x") == here.parent / "home" / "x" and local_path("~root") == Path("/root")
     assert local_path("a/~/b") == Path("a/~/b") and local_path(f"file://{here}/x") == here / "x"
     (here.parent / "home" / "data").mkdir()
@@ -82,8 +80,7 @@ def test_a_tilde_is_the_home_of_whoever_is_named(here, monkeypatch):
         assert "\n" not in str(error.value)
 
 
-def test_a_dataset_may_lie_in_a_folder_of_any_name(tmp_path):
-    """(fault 3)"""
+def test_a_dataset_folder_may_have_any_name(tmp_path):
     for name in ("a::b", "[x]*?", "c:d", "per%41cent", "#hash ü"):
         folder = files.Folder(tmp_path / name)
         folder.write("file", b"text")
@@ -92,7 +89,7 @@ def test_a_dataset_may_lie_in_a_folder_of_any_name(tmp_path):
 
 
 def obstacles(here: Path) -> dict[str, str]:
-    """Places that even the superuser cannot write to, and the reason that is to be told."""
+    """Paths that even the superuser cannot write to, and the reason to be reported."""
     (here / "file").write_text("")
     (here / "loop").symlink_to("loop")
     (here / "nowhere").symlink_to("missing/folder")
@@ -106,8 +103,7 @@ def obstacles(here: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("command, flags", OUTPUTS.items(), ids=OUTPUTS)
-def test_every_command_looks_first_whether_it_can_write(command, flags, here):
-    """(fault 17)"""
+def test_every_command_checks_its_output_path_first(command, flags, here):
     (here / "videos").mkdir()
     reasons = obstacles(here)
     before = sorted(here.rglob("*"))
@@ -118,8 +114,7 @@ def test_every_command_looks_first_whether_it_can_write(command, flags, here):
     assert sorted(here.rglob("*")) == before
 
 
-def test_looking_leaves_nothing_behind(here):
-    """(fault 17)"""
+def test_a_write_check_leaves_nothing_behind(here):
     (here / "there").mkdir()
     before = sorted(here.rglob("*"))
     check_writable(here / "there", "a.json")
@@ -128,11 +123,10 @@ def test_looking_leaves_nothing_behind(here):
     assert sorted(here.rglob("*")) == before
 
 
-def test_what_stands_where_a_file_will_be_is_told(here):
-    """(fault 17)"""
+def test_a_folder_in_the_way_of_a_file_is_reported(here):
     (here / "a.json").mkdir()
     (here / "folder").write_text("")
-    with pytest.raises(UserError, match="a.json: this is a directory, where a file is to be written"):
+    with pytest.raises(UserError, match="a.json: this is a directory, but a file must be written here"):
         check_writable(here, "a.json")
     with pytest.raises(UserError, match="folder: cannot be written to .*folder is a file.; .* with --config.workdir"):
         check_writable(here, "folder/", flag="--config.workdir")
@@ -145,8 +139,8 @@ def test_what_stands_where_a_file_will_be_is_told(here):
 
 
 @contextlib.contextmanager
-def no_room():
-    """Inside, no file can grow: every write fails, as on a full disk."""
+def full_disk():
+    """Lets no file grow: every write fails, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
@@ -155,13 +149,12 @@ def no_room():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_noticed_before_the_work(here):
-    """(fault 17)"""
-    with no_room(), pytest.raises(UserError, match=r"new/folder: cannot be written to \(File too large\)"):
+def test_a_full_disk_is_detected_before_the_work(here):
+    with full_disk(), pytest.raises(UserError, match=r"new/folder: cannot be written to \(File too large\)"):
         check_writable(Path("new/folder"))
     assert not list(here.iterdir())
-    with no_room(), pytest.raises(OSError) as error:
+    with full_disk(), pytest.raises(OSError) as error:
         files.write_atomically(Path("report.html"), b"text")
     assert not list(here.iterdir())
-    told = cli.explain(pickle.loads(pickle.dumps(error.value)))  # as from a worker
-    assert told == "report.html: File too large; make room there, then run the same command again"
+    line = cli.explain(pickle.loads(pickle.dumps(error.value)))  # as from a worker
+    assert line == "report.html: File too large; free some space there, then run the same command again"

@@ -1,4 +1,4 @@
-"""Reading pictures: orientation, depth, transparency and colour, and files that are damaged."""
+"""Reading images: orientation, bit depth, transparency, colour, and damaged files."""
 
 import io
 import struct
@@ -12,11 +12,11 @@ from PIL import Image, ImageCms
 from slf_common import pictures
 from slf_common.pictures import PictureError, read_picture
 
-GREY = pictures.GROUND[0]
+GREY = pictures.BACKGROUND[0]
 
 
 def scene(height: int = 24, width: int = 32) -> np.ndarray:
-    """Smooth, and unlike itself after any turn or reflection: uint8 [H, W, 3]."""
+    """A smooth image without symmetries: uint8 [H, W, 3]."""
     down, across = np.mgrid[:height, :width]
     return np.stack(
         [across * 255 // width, down * 255 // height, (across + down) * 255 // (height + width)], -1
@@ -31,8 +31,8 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     "suffix, options", [(".jpg", {"quality": 95}), (".png", {}), (".webp", {"lossless": True}), (".tif", {})]
 )
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_sets_a_picture_upright(tmp_path, suffix, options, orientation):
-    """All eight orientations, the mirrored ones too (fault 12)."""
+def test_images_are_turned_upright_by_their_exif_orientation(tmp_path, suffix, options, orientation):
+    """All eight orientations, including the mirrored ones."""
     upright = scene()
     stored = {
         1: upright, 2: upright[:, ::-1], 3: np.rot90(upright, 2), 4: upright[::-1], 5: upright.swapaxes(0, 1),
@@ -47,7 +47,7 @@ def test_exif_orientation_sets_a_picture_upright(tmp_path, suffix, options, orie
     assert np.abs(got.astype(int) - upright).mean() < 3
 
 
-# EXIF entries (tag, type, value) that Pillow reads, and cannot write again.
+# EXIF entries (tag, type, value) that Pillow can read but not write.
 BAD_ENTRIES = {
     "struct.error": (0x0103, 4, 0xFFFFFFFF),
     "TypeError": (0x011A, 2, 0xFFFFFFFF),
@@ -56,7 +56,7 @@ BAD_ENTRIES = {
 
 
 def broken_exif(orientation: int, bad: tuple[int, int, int]) -> bytes:
-    """EXIF with an orientation and a bad entry."""
+    """EXIF data with an orientation and a broken entry."""
     entries = struct.pack("<HHII", pictures.ORIENTATION, 3, 1, orientation) + struct.pack(
         "<HHII", bad[0], bad[1], 1, bad[2]
     )
@@ -64,8 +64,8 @@ def broken_exif(orientation: int, bad: tuple[int, int, int]) -> bytes:
 
 
 @pytest.mark.parametrize("bad", BAD_ENTRIES.values(), ids=BAD_ENTRIES)
-def test_a_bad_exif_number_costs_no_picture(tmp_path, bad):
-    """It is ignored, and the orientation beside it holds (fault 11)."""
+def test_a_broken_exif_entry_is_ignored(tmp_path, bad):
+    """The orientation next to it is still used."""
     upright, path = scene(), tmp_path / "a.jpg"
     Image.fromarray(np.ascontiguousarray(np.rot90(upright))).save(path, exif=broken_exif(6, bad), quality=95)
     assert np.abs(read_picture(path).astype(int) - upright).mean() < 3
@@ -89,7 +89,7 @@ GRADIENT = np.linspace(0, 1, 256)[None].repeat(4, 0)
     ids=["16-bit PNG", "16-bit TIFF", "big-endian", "32-bit", "signed", "0 to 1", "0 to 255", "any float"],
 )
 def test_deep_grey_is_scaled_to_8_bits(tmp_path, values, suffix):
-    """Grey of 16 or 32 bits, or floats, becomes no white area (fault 12)."""
+    """Greyscale of 16 or 32 bits, or floats, does not become white."""
     path = tmp_path / f"a{suffix}"
     Image.fromarray(values).save(path)
     got = read_picture(path)
@@ -97,14 +97,14 @@ def test_deep_grey_is_scaled_to_8_bits(tmp_path, values, suffix):
     np.testing.assert_allclose(got[0, :, 0], np.arange(256), atol=1)
 
 
-def test_constant_deep_grey_and_values_that_are_no_numbers_are_read(tmp_path):
+def test_constant_deep_grey_and_nan_are_read(tmp_path):
     for i, values in enumerate([np.full((4, 4), -7, np.int32), np.full((4, 4), np.nan, np.float32)]):
         Image.fromarray(values).save(tmp_path / f"{i}.tif")
         assert (read_picture(tmp_path / f"{i}.tif") == 0).all()
 
 
-def see_through(mode: str) -> Image.Image:
-    """Left half: an opaque colour; right half: bright pixels that nobody should see."""
+def half_transparent(mode: str) -> Image.Image:
+    """Left half: an opaque colour; right half: bright transparent pixels."""
     grey = np.full((8, 16), 40, np.uint8)
     grey[:, 8:] = 255
     alpha = np.full((8, 16), 255, np.uint8)
@@ -131,11 +131,11 @@ def see_through(mode: str) -> Image.Image:
         ("I;16", ".png", {}),
     ],
 )
-def test_hidden_colours_stay_hidden(tmp_path, mode, suffix, options):
-    """What is transparent shows the plain ground, not the colour stored there (fault 12)."""
-    image, path = see_through(mode), tmp_path / f"a{suffix}"
+def test_colours_of_transparent_pixels_are_not_shown(tmp_path, mode, suffix, options):
+    """Transparent pixels show the background, not their stored colour."""
+    image, path = half_transparent(mode), tmp_path / f"a{suffix}"
     if mode == "P":  # index = grey level
-        image = Image.fromarray(np.asarray(see_through("L")))
+        image = Image.fromarray(np.asarray(half_transparent("L")))
         image.putpalette(bytes(np.repeat(np.arange(256, dtype=np.uint8), 3)))
     if mode == "I;16":  # older Pillows cannot write this
         image.save(path)
@@ -164,7 +164,7 @@ def test_other_modes_become_rgb(tmp_path):
     Image.fromarray(np.eye(8, dtype=bool)).save(tmp_path / "bit.png")
     np.testing.assert_array_equal(read_picture(tmp_path / "bit.png")[..., 0], 255 * np.eye(8, dtype=np.uint8))
     red.save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), (0, 0, 255))])
-    assert (read_picture(tmp_path / "a.gif") == (255, 0, 0)).all()  # the first of its frames
+    assert (read_picture(tmp_path / "a.gif") == (255, 0, 0)).all()  # the first frame
 
 
 def test_a_colour_profile_is_converted_and_a_broken_one_ignored(tmp_path):
@@ -173,7 +173,7 @@ def test_a_colour_profile_is_converted_and_a_broken_one_ignored(tmp_path):
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     names = {bytes(profile[i : i + 4]): i for i in range(132, 132 + 12 * 20, 12)}
     red, blue = names[b"rXYZ"], names[b"bXYZ"]
-    profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"  # in this space red is blue
+    profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"  # in this colour space red is blue
     image.save(tmp_path / "a.png", icc_profile=bytes(profile))
     np.testing.assert_allclose(read_picture(tmp_path / "a.png"), np.asarray(swapped), atol=3)
     image.save(tmp_path / "a.png", icc_profile=bytes(profile[:200]))
@@ -181,7 +181,7 @@ def test_a_colour_profile_is_converted_and_a_broken_one_ignored(tmp_path):
 
 
 def samples() -> dict[str, bytes]:
-    """One file of each format, with the metadata that break."""
+    """One file of each format, with metadata that are easily broken."""
     exif, found = broken_exif(6, BAD_ENTRIES["struct.error"]), {}
     image = Image.fromarray(scene())
     clear = image.convert("RGBA")
@@ -203,7 +203,7 @@ def samples() -> dict[str, bytes]:
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """The data cut off, or with some bytes changed, mostly near the beginning, where the structure is."""
+    """The data truncated, or with some bytes changed, mostly in the headers near the beginning."""
     if rng.random() < 0.25:
         return data[: rng.integers(1, len(data))]
     broken = np.frombuffer(data, np.uint8).copy()
@@ -215,8 +215,8 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", samples())
-def test_whatever_pillow_raises_is_the_pictures_failure(tmp_path, name):
-    """struct.error, TypeError, ValueError, SyntaxError, RuntimeError... all end as one kind of error (fault 11)."""
+def test_all_errors_of_pillow_become_picture_errors(tmp_path, name):
+    """Among them struct.error, TypeError, ValueError, SyntaxError and RuntimeError."""
     rng, path, outcomes = np.random.default_rng(0), tmp_path / "a", set()
     data = samples()[name]
     for _ in range(150):
@@ -230,7 +230,7 @@ def test_whatever_pillow_raises_is_the_pictures_failure(tmp_path, name):
 
 
 def bomb(path: Path) -> None:
-    """A PNG that says it has 100,000 x 100,000 pixels."""
+    """Writes a PNG whose header claims 100,000 x 100,000 pixels."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(bytes(100))))
 
@@ -239,27 +239,27 @@ def bomb(path: Path) -> None:
     "make, reason",
     [
         (Path.touch, "the file is empty"),
-        (lambda path: path.write_text("no picture"), r"cannot be read \(UnidentifiedImageError\)"),
+        (lambda path: path.write_text("not an image"), r"cannot be read \(UnidentifiedImageError\)"),
         (bomb, "DecompressionBombError"),
     ],
 )
-def test_what_is_wrong_with_a_picture_is_said(tmp_path, make, reason):
+def test_the_error_names_the_reason(tmp_path, make, reason):
     make(tmp_path / "a.png")
     with pytest.raises(PictureError, match=reason):
         read_picture(tmp_path / "a.png")
 
 
-def test_a_picture_that_the_system_cannot_read_is_no_damaged_picture(tmp_path):
-    """A missing file, a folder: the system's own error, which is not final (fault 6)."""
+def test_a_file_that_the_system_cannot_read_raises_the_systems_error(tmp_path):
+    """A missing file or a folder is not a damaged image."""
     with pytest.raises(FileNotFoundError):
         read_picture(tmp_path / "a.png")
     with pytest.raises(IsADirectoryError):
         read_picture(tmp_path)
 
 
-def test_a_bug_of_our_own_stays_a_bug(tmp_path, monkeypatch):
-    """Only what decoders raise is the file's failure (fault 11)."""
+def test_an_error_outside_of_pillow_is_not_converted(tmp_path, monkeypatch):
+    """It is a bug in this module."""
     Image.fromarray(GRADIENT.astype(np.float32)).save(tmp_path / "a.tif")
-    monkeypatch.setattr(pictures, "_eight_bits", lambda values, mode: 1 / 0)
+    monkeypatch.setattr(pictures, "_to_uint8", lambda values, mode: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         read_picture(tmp_path / "a.tif")

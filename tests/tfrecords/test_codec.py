@@ -6,7 +6,7 @@ from tfrecords import codec, writer
 from tfrecords.schema import UNKNOWN, Constituent, label_index
 
 
-def test_a_clip_comes_back_as_it_went(schema):
+def test_a_clip_is_decoded_as_it_was_encoded(schema):
     clip = make_clip(3)
     back = codec.decode_clip(codec.encode_clip(clip, schema), schema)
     assert (back["clip_id"], back["speaker_id"]) == (clip["clip_id"], clip["speaker_id"])
@@ -15,7 +15,7 @@ def test_a_clip_comes_back_as_it_went(schema):
     assert (back["age"], back["gender"], back["ethnicity"]) == (23.0, 1, 3)
 
 
-def test_what_is_missing_is_unknown_not_zero(schema):
+def test_missing_values_are_unknown_not_zero(schema):
     clip = {key: make_clip(0)[key] for key in ("clip_id", "speaker_id", "face")}
     back = codec.decode_clip(codec.encode_clip(clip, schema), schema)
     assert np.isnan(back["mel"]).all() and np.isnan(back["age"])
@@ -33,7 +33,7 @@ def test_a_constituent_wider_than_the_matrix_is_refused():
         Constituent("wide", 1, 769, "embedding")
 
 
-def test_the_frame_is_tfrecords():
+def test_the_frame_follows_the_tfrecord_format():
     data = b"123456789"
     crc = 0xE3069283  # CRC-32C's check value (RFC 3720)
     masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) % 2**32
@@ -64,22 +64,22 @@ def read_all(path):
 
 
 @pytest.mark.parametrize("cut", [1, 5, 1000])
-def test_a_truncated_shard_is_named_with_its_record(shard, cut):
+def test_a_truncated_shard_is_reported_with_its_record(shard, cut):
     shard.write_bytes(shard.read_bytes()[:-cut])
     with pytest.raises(codec.CorruptShard, match=rf"{shard.name}: truncated in record 3"):
         read_all(shard)
     assert len(index(shard)[0]) == 3
 
 
-def test_a_flipped_bit_is_named_with_its_record(shard):
+def test_a_flipped_bit_is_reported_with_its_record(shard):
     offset, length = index(shard)[0][2]
-    for place in (offset + 20, offset + length // 2):
+    for position in (offset + 20, offset + length // 2):
         data = bytearray(shard.read_bytes())
-        data[place] ^= 1
+        data[position] ^= 1
         shard.write_bytes(data)
         with pytest.raises(codec.CorruptShard, match=rf"{shard.name}: record 2"):
             read_all(shard)
-        data[place] ^= 1
+        data[position] ^= 1
         shard.write_bytes(data)
     assert len(read_all(shard)) == 4
 
@@ -94,11 +94,11 @@ def test_a_damaged_length_is_found_while_indexing(shard):
 
 
 @pytest.mark.parametrize("text", ["female", "FEMALE", " Female "])
-def test_labels_are_read_in_any_case(schema, text):
+def test_labels_are_parsed_in_any_case(schema, text):
     assert label_index(schema.labels, "gender", text) == 0
     assert label_index(schema.labels, "gender", "") == UNKNOWN
 
 
-def test_an_unknown_label_lists_the_known(schema):
-    with pytest.raises(ValueError, match="asian, indian"):
+def test_an_unknown_label_is_reported_with_the_valid_ones(schema):
+    with pytest.raises(ValueError, match="ethnicity 'martian' must be one of asian, indian"):
         label_index(schema.labels, "ethnicity", "martian")

@@ -21,11 +21,11 @@ from tfrecords.schema import Constituent, Schema
 
 
 def ages(stream, count):
-    """The clips' ages name them: 20 + number."""
+    """The ages of all clips in `count` batches. An age identifies its clip: 20 + number."""
     return np.concatenate([batch["age"] for batch in itertools.islice(stream, count)])
 
 
-def test_an_epoch_holds_every_clip_once_and_epochs_differ(dataset):
+def test_an_epoch_has_every_clip_once_and_epochs_differ(dataset):
     seen = ages(batches(Clips(dataset), 4, seed=1), 12)
     first, second = seen[:24], seen[24:]
     assert sorted(first) == sorted(second) == [20.0 + i for i in range(24)]
@@ -37,13 +37,13 @@ def test_the_shuffle_is_global(dataset):
     assert {bool(age >= 32) for age in first} == {True, False}  # both shards in one batch
 
 
-def test_the_seed_decides_the_order(dataset):
+def test_the_order_depends_on_the_seed(dataset):
     streams = [ages(batches(Clips(dataset), 4, seed=seed), 6).tolist() for seed in (1, 1, 2)]
     assert streams[0] == streams[1] != streams[2]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_reopened_at_a_batch_it_goes_on_exactly(dataset, threads):
+def test_batches_resume_exactly_at_any_batch(dataset, threads):
     whole = list(itertools.islice(batches(Clips(dataset), 5, seed=3), 9))
     rest = list(itertools.islice(batches(Clips(dataset), 5, seed=3, start=4, threads=threads), 5))
     for expected, found in zip(whole[4:], rest, strict=True):
@@ -88,34 +88,34 @@ def test_a_thousand_shards_need_few_open_files_and_are_indexed_once(many_shards,
     assert len(Clips(many_shards)) == 1000
 
 
-def test_an_index_that_does_not_fit_is_made_again(dataset, tmp_path):
+def test_an_index_of_other_shards_is_made_again(dataset, tmp_path):
     shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
     index, expected = tmp_path / "slf-train.index.npz", Clips(tmp_path)[13]["clip_id"]
     shard = tmp_path / writer.shard_name("train", 1, 2)
-    for harm in (
+    for spoil in (
         lambda: index.write_bytes(b"no archive"),
         lambda: index.write_bytes((dataset / "slf-test.index.npz").read_bytes()),
         lambda: os.utime(shard, ns=(0, 0)),
     ):
         Clips(dataset, "test")
-        harm()
+        spoil()
         before = index.read_bytes()
         assert Clips(tmp_path)[13]["clip_id"] == expected
         assert index.read_bytes() != before
 
 
-def test_a_folder_for_reading_only_will_do(dataset, tmp_path, monkeypatch):
+def test_a_read_only_folder_can_be_read(dataset, tmp_path, monkeypatch):
     shutil.copytree(dataset, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.npz"))
 
     def refuse(*_):
-        raise PermissionError("read-only")  # as the system does, but not to its superuser
+        raise PermissionError("read-only")  # as the system would, except for the superuser
 
     monkeypatch.setattr(files, "write_atomically", refuse)
     assert len(Clips(tmp_path)) == 24 and not list(tmp_path.glob("*.npz"))
 
 
-def test_a_dataset_in_a_bucket(dataset):
-    """fsspec's own file system in memory takes the place of a store."""
+def test_a_dataset_in_a_bucket_can_be_read(dataset):
+    """The in-memory file system of fsspec stands for a bucket."""
     Clips(dataset)
     store = fsspec.filesystem("memory")
     store.put(str(dataset), "/bucket/records", recursive=True)
@@ -130,7 +130,7 @@ def test_a_dataset_in_a_bucket(dataset):
     store.rm("/bucket", recursive=True)
 
 
-def test_a_store_without_its_package_names_the_extra(monkeypatch):
+def test_a_missing_package_for_a_bucket_is_reported_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
     with pytest.raises(UserError, match=r"gs://bucket/data: .*\[cloud\]"):
         Clips("gs://bucket/data")
@@ -138,32 +138,32 @@ def test_a_store_without_its_package_names_the_extra(monkeypatch):
 
 @pytest.fixture
 def copied(dataset, tmp_path):
-    """The dataset in a folder of its own, as no reader has seen it yet."""
+    """A copy of the dataset without the caches of a reader."""
     shutil.copytree(dataset, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.npz", "*.ids.json"))
     return tmp_path
 
 
 def test_a_clip_is_found_without_decoding_the_others(copied, monkeypatch):
-    """Finding one clip by its id decoded all before it (fault 23)."""
+    """Only ids are decoded in a search."""
     decoded, decode, here = [], reader.decode_clip, threading.get_ident()
 
     def count(data, schema):
-        decoded.extend([1] * (threading.get_ident() == here))  # other tests' readers may still read ahead
+        decoded.extend([1] * (threading.get_ident() == here))  # readers of other tests may still prefetch
         return decode(data, schema)
 
     monkeypatch.setattr(reader, "decode_clip", count)
     assert Clips(copied).find("train17/00000/00001")["age"] == 37 and len(decoded) == 1
-    with pytest.raises(UserError, match="no clip 'nobody' among the 24"):
-        Clips(copied).find("nobody")
+    with pytest.raises(UserError, match="no clip 'missing' among the 24"):
+        Clips(copied).find("missing")
     assert Clips(copied).find(None)["age"] == 20 and len(decoded) == 2
-    monkeypatch.setattr(reader, "decode_names", None)  # no record is read for its names any more
+    monkeypatch.setattr(reader, "decode_names", None)  # all names are cached by now
     clips = Clips(copied)
     assert list(clips.names()) == [(f"train{i}/00000/00001", f"train{i}") for i in range(24)]
     assert clips.find("train23/00000/00001")["age"] == 43
 
 
-def test_names_are_read_once_as_far_as_they_were_asked_for(copied, monkeypatch):
-    """What one search has read, the next does not read again; names of other shards than these count for nothing."""
+def test_each_name_is_read_once_and_only_if_needed(copied, monkeypatch):
+    """A search caches the names it reads. The cache is not used for other versions of the shards."""
     numbers, decode = [], reader.decode_names
     monkeypatch.setattr(reader, "decode_names", lambda data: numbers.append(1) or decode(data))
     Clips(copied).find("train5/00000/00001")
@@ -177,8 +177,8 @@ def test_names_are_read_once_as_far_as_they_were_asked_for(copied, monkeypatch):
     assert Clips(copied).find("train1/00000/00001")["age"] == 21
 
 
-def test_a_found_clip_is_whole(dataset, damaged):
-    """Its CRC is checked though its name was known; in the search too."""
+def test_finding_a_clip_checks_its_crc(dataset, damaged):
+    """Even if its name is cached; a search checks the CRCs of the records before it."""
     names = list(Clips(dataset).names())
     with pytest.raises(UserError, match=f"{damaged.name}: record .* is damaged"):
         list(Clips(damaged.parent).names())
@@ -193,17 +193,17 @@ def test_a_found_clip_is_whole(dataset, damaged):
         clips.find(names[bad][0])
 
 
-def test_a_folder_without_a_dataset_says_how_to_make_one(tmp_path):
+def test_a_folder_without_a_dataset_is_reported_with_how_to_make_one(tmp_path):
     with pytest.raises(UserError, match="extract.run.*make demo"):
         Clips(tmp_path)
 
 
-def test_an_unknown_split_names_the_known(dataset):
+def test_an_unknown_split_is_reported_with_the_existing_ones(dataset):
     with pytest.raises(UserError, match="train, validation, test"):
         Clips(dataset, "dev")
 
 
-def test_a_missing_shard_is_named(dataset, tmp_path):
+def test_a_missing_shard_is_reported(dataset, tmp_path):
     for path in dataset.glob("*.json"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(UserError, match="slf-train.tfrecord-00000-of-00002: shard is missing"):
@@ -221,30 +221,30 @@ def damaged(dataset, tmp_path):
     return path
 
 
-def test_damage_found_while_training_names_file_and_record(damaged):
+def test_damage_is_reported_with_file_and_record_while_training(damaged):
     with pytest.raises(UserError, match=rf"{damaged.name}: record \d+ is damaged.*config.data.skip_corrupt=true"):
         for _ in itertools.islice(batches(Clips(damaged.parent), 4, seed=0), 6):
             pass
 
 
-def test_damage_can_be_skipped_and_is_counted(dataset, damaged, capsys):
+def test_damaged_records_can_be_skipped_and_are_counted(dataset, damaged, capsys):
     clips = Clips(damaged.parent, skip_corrupt=True)
     seen = ages(batches(clips, 4, seed=0), 12)
     (bad,) = clips.corrupt
     whole = Clips(dataset)
     assert len(seen) == 48 and whole[bad]["age"] not in seen
     assert clips[bad]["clip_id"] == whole[(bad + 1) % 24]["clip_id"]
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1 and told[0].startswith("warning: ") and f"{damaged.name}: record {bad - 12} is" in told[0]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("warning: ") and f"{damaged.name}: record {bad - 12} is" in lines[0]
 
 
-def test_a_shard_cut_short_gives_what_is_whole(dataset, damaged, capsys):
+def test_complete_records_of_a_truncated_shard_can_be_read(dataset, damaged, capsys):
     damaged.write_bytes((dataset / damaged.name).read_bytes()[:-10])
     with pytest.raises(UserError, match=f"{damaged.name}: truncated in record 11"):
         Clips(damaged.parent)
     clips = Clips(damaged.parent, skip_corrupt=True)
     assert len(clips) == 24 and clips[23]["age"] == Clips(dataset)[0]["age"]
-    assert clips.corrupt == {23} and "record 11 is cut off" in capsys.readouterr().err
+    assert clips.corrupt == {23} and "record 11 is missing, the file is truncated" in capsys.readouterr().err
     assert clips[22]["age"] == 42
 
 
@@ -258,8 +258,8 @@ def test_reading_and_training_import_neither_tensorflow_nor_torch(dataset):
     assert found.stdout.strip() == "[]"
 
 
-def test_threads_that_decode_their_first_records_together_do_not_lock_each_other_out(dataset):
-    """TFDS, which they import for that, imports its parts lazily, under locks of its own."""
+def test_threads_that_decode_their_first_records_together_do_not_deadlock(dataset):
+    """Decoding imports TFDS, whose lazy imports use locks of their own."""
     code = (
         "import sys; from concurrent.futures import ThreadPoolExecutor; from tfrecords.reader import Clips;"
         f"clips = Clips({str(dataset)!r}); sys.setswitchinterval(1e-5);"
@@ -269,8 +269,8 @@ def test_threads_that_decode_their_first_records_together_do_not_lock_each_other
     assert done.stdout == "24\n", done.stderr
 
 
-def cut(path):
-    """Takes the last bytes off a file."""
+def truncate(path):
+    """Removes the last bytes of a file."""
     path.write_bytes(path.read_bytes()[:-7])
 
 
@@ -278,26 +278,25 @@ def damage(folder, what):
     """Damages a copy of the dataset in one way."""
     shard = folder / writer.shard_name("validation", 0, 1)
     {
-        "shard cut": lambda: cut(shard),
-        "shard gone": shard.unlink,
+        "shard truncated": lambda: truncate(shard),
+        "shard missing": shard.unlink,
         "shard is a folder": lambda: (shard.unlink(), shard.mkdir()),
-        "metadata cut": lambda: cut(folder / "metadata.json"),
-        "metadata gone": (folder / "metadata.json").unlink,
+        "metadata truncated": lambda: truncate(folder / "metadata.json"),
+        "metadata missing": (folder / "metadata.json").unlink,
         "metadata empty": lambda: (folder / "metadata.json").write_text("{}"),
-        "info gone": (folder / "dataset_info.json").unlink,
+        "info missing": (folder / "dataset_info.json").unlink,
         "info of another kind": lambda: (folder / "dataset_info.json").write_text("[1]"),
-        "info no text": lambda: (folder / "dataset_info.json").write_bytes(b"\xff\xfe"),
+        "info not UTF-8": lambda: (folder / "dataset_info.json").write_bytes(b"\xff\xfe"),
         "info is a folder": lambda: ((folder / "dataset_info.json").unlink(), (folder / "dataset_info.json").mkdir()),
     }[what]()
 
 
 @pytest.mark.parametrize(
     "what",
-    ["shard cut", "shard gone", "shard is a folder", "metadata cut", "metadata gone", "metadata empty", "info gone",
-     "info of another kind", "info no text", "info is a folder"],
+    ["shard truncated", "shard missing", "shard is a folder", "metadata truncated", "metadata missing",
+     "metadata empty", "info missing", "info of another kind", "info not UTF-8", "info is a folder"],
 )  # fmt: skip
-def test_a_damaged_split_is_not_an_absent_one(dataset, tmp_path, what):
-    """(fault 7)"""
+def test_a_damaged_split_is_not_reported_as_absent(dataset, tmp_path, what):
     shutil.copytree(dataset, tmp_path / "copy", ignore=shutil.ignore_patterns("*.npz"))
     damage(tmp_path / "copy", what)
     with pytest.raises(UserError) as error:
@@ -306,7 +305,6 @@ def test_a_damaged_split_is_not_an_absent_one(dataset, tmp_path, what):
 
 
 @pytest.mark.parametrize("folder, split", [("", "valid"), ("nowhere", "train"), ("metadata.json", "train")])
-def test_a_split_or_a_dataset_that_is_not_there_is_absent(dataset, folder, split):
-    """(fault 7)"""
+def test_a_missing_split_or_dataset_is_reported_as_absent(dataset, folder, split):
     with pytest.raises(reader.Absent, match="no clips in split 'valid'; it has|no dataset here"):
         Clips(dataset / folder, split)

@@ -33,7 +33,7 @@ def test_a_constant_feature_has_unit_std(tmp_path, schema):
     assert Clips(tmp_path).statistics["pyaudioanalysis"]["std"][5] == 1.0
 
 
-def test_a_shard_that_fails_half_way_leaves_nothing(tmp_path, schema):
+def test_an_interrupted_shard_leaves_no_files(tmp_path, schema):
     path = tmp_path / writer.shard_name("train", 0, 1)
 
     def clips():
@@ -53,7 +53,7 @@ def test_finalising_twice_changes_nothing(dataset, schema):
     assert before == {name: (dataset / name).read_bytes() for name in names}
 
 
-def test_failures_are_kept_with_their_reasons(tmp_path, schema):
+def test_failures_are_stored_with_their_reasons(tmp_path, schema):
     path = tmp_path / writer.shard_name("train", 0, 1)
     failure = {"clip": "a/b", "reason": "no audio stream"}
     writer.write_shard(path, schema, [make_clip(0)], [failure])
@@ -63,8 +63,8 @@ def test_failures_are_kept_with_their_reasons(tmp_path, schema):
 @pytest.mark.parametrize(
     "shards", [{"test": 1}, {"train": 1, "test": 1}], ids=["no training split", "none of its clips"]
 )
-def test_without_clips_to_train_on_there_are_no_statistics(tmp_path, schema, shards):
-    """A dataset of test people had placeholders, mean 0 and deviation 1, for statistics (fault 9)."""
+def test_there_are_no_statistics_without_training_clips(tmp_path, schema, shards):
+    """Placeholders such as mean 0 and std 1 would be taken for real ones."""
     for split in shards:
         clips = [make_clip(i, split) for i in range(2) if split == "test"]
         writer.write_shard(tmp_path / writer.shard_name(split, 0, 1), schema, clips)
