@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from slf_common.errors import UserError
-from slf_common.pictures import GROUND, read_picture
+from slf_common.pictures import BACKGROUND, read_picture
 from slf_jax import features, sample
 from slf_jax.cascade.images import make_thumbnail, to_float, to_uint8
 from slf_jax.evaluation import metrics
@@ -153,7 +153,7 @@ def test_a_guide_is_read_as_extraction_reads_pictures(tmp_path):
         eighths = read_thumbnail(tmp_path / name)[8::16, 8::16]
         np.testing.assert_array_equal(eighths, read_picture(tmp_path / name))
     assert 100 < read_thumbnail(tmp_path / "16.png").mean() < 150
-    assert (read_thumbnail(tmp_path / "clear.png") == GROUND).all()
+    assert (read_thumbnail(tmp_path / "clear.png") == BACKGROUND).all()
 
 
 def test_a_guide_that_cannot_be_read_is_one_line(tmp_path):

@@ -116,6 +116,9 @@ import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
+from slf_jax.inference.people import person_number
+from slf_jax.inference.sampler import Sampler
+from slf_jax.inference.trained import load
 from tfrecords.reader import Clips, stack
 clips = Clips({dataset!r}, "test")
 chosen = [clips[i] for i in range(5)]
