@@ -137,5 +137,5 @@ def test_a_system_that_sees_what_the_run_does_not_is_named(tiny, tmp_path):
     config = tiny.copy_and_resolve_references()
     config.workdir = str(tmp_path / "run")
     config.ablations.systems["no audio"].inputs = ("age", "ecapa")
-    with pytest.raises(UserError, match="'no audio' sees 'ecapa'"):
+    with pytest.raises(UserError, match="'no audio' uses 'ecapa'"):
         ablate.ablate(config)

@@ -108,10 +108,10 @@ def flip_a_bit(workdir, step):
 
 def test_a_damaged_checkpoint_is_never_used(copy):
     flip_a_bit(copy.workdir, 40)
-    with pytest.raises(UserError, match=r"base/40: (damaged|cannot be read).*--skip-damaged from the checkpoint bef"):
+    with pytest.raises(UserError, match=r"base/40: (damaged|cannot be read).*--skip-damaged to go back"):
         load(copy.workdir)
     copy.train.base.steps = 48
-    with pytest.raises(UserError, match="base/40: (damaged|cannot be read).*--skip-damaged .* go on from step 32"):
+    with pytest.raises(UserError, match="base/40: (damaged|cannot be read).*--skip-damaged .* resume from step 32"):
         train(copy)
     assert weights(copy)[0] == 40  # nothing was touched
     assert train(copy, skip_damaged=True)
@@ -286,7 +286,7 @@ def test_a_checkpoint_of_another_width_is_refused(run, system):
     wider = jax.tree.map(lambda x: np.empty([2 * n for n in x.shape], x.dtype), like)
     with Checkpoints(run.workdir, "base") as checkpoints:
         assert checkpoints.restore_ema(40, like)
-        with pytest.raises(UserError, match="base/40: (holds a model of other sizes|cannot be read as this model)"):
+        with pytest.raises(UserError, match="base/40: (its model has other sizes|cannot be read as this model)"):
             checkpoints.restore_ema(40, wider)
 
 
@@ -364,7 +364,7 @@ def test_a_checkpoint_is_read_back_before_older_ones_are_removed(run, tmp_path):
     """(fault 3)"""
     with Checkpoints(run.workdir, "base") as checkpoints:
         meta = checkpoints.meta(40)
-    with pytest.raises(UserError, match=r"base/2: .*written a moment ago.*--skip-damaged goes on from step 1"):
+    with pytest.raises(UserError, match=r"base/2: .*just been written.*--skip-damaged resumes from step 1"):
         with Checkpoints(tmp_path, "base", max_to_keep=1) as checkpoints:
             checkpoints.save(toy_state(1), meta)
             checkpoints.save(toy_state(2), meta)
@@ -377,7 +377,7 @@ def test_a_checkpoint_is_read_back_before_older_ones_are_removed(run, tmp_path):
         checkpoints.save(toy_state(2), meta)
         checkpoints._manager.wait_until_finished()
         flip_a_bit(tmp_path, 2)
-        with pytest.raises(UserError, match="written a moment ago"):  # at the end as well
+        with pytest.raises(UserError, match="just been written"):  # at the end as well
             checkpoints.__exit__(None, None, None)
     with Checkpoints(tmp_path, "base", max_to_keep=1) as checkpoints:
         assert checkpoints.resume(toy_state(0), skip_damaged=True).params["w"][0] == 1

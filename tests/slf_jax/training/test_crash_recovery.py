@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tiny import set_stages, write_config
 
-DRILL = Path(__file__).parents[2] / "benchmarks" / "drill.py"
+DRILL = Path(__file__).parents[3] / "benchmarks" / "crash_recovery.py"
 
 
 def test_killed_at_random_moments_eight_devices_end_with_the_same_numbers(fresh_config, tmp_path):
