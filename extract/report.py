@@ -93,7 +93,7 @@ def describe_result(
     """Describes a finished dataset: clips by split, damaged clips, failed clips by reason."""
     lines = [f"{out}: " + ", ".join(f"{count} {split}" for split, count in written.items()) + " clips"]
     if losses:
-        lines.append(f"{len(losses)} of them are damaged in part and used without those parts, see {losses_file}")
+        lines.append(f"{len(losses)} of them are partly damaged and used without the damaged parts, see {losses_file}")
     if failures:
         lines.append(f"{len(failures)} clips failed, see {failures_file}:")
         reasons = Counter(failure["reason"] for failure in failures)
