@@ -165,7 +165,7 @@ def time_pipeline(config: ml_collections.ConfigDict, people: int, label: str) ->
     with tempfile.TemporaryDirectory() as folder:
         videos, out = Path(folder) / "videos", Path(folder) / "data"
         generate(videos, people=people, workers=2)
-        (videos / dataset.ATTRIBUTES).unlink()
+        (videos / dataset.ATTRIBUTES_FILE).unlink()
         with config.unlocked():
             config.update(videos=str(videos), out=str(out), workers=1, detector="skip")
         start = time.perf_counter()

@@ -25,9 +25,8 @@ from slf_common.files import check_writable, local_path, write_atomically
 from tfrecords.schema import Schema, matrix_constituents
 from tfrecords.writer import SPLITS, finalise
 
-ATTRIBUTES = "people.csv"  # the attributes CSV in a folder of videos
-FAILURES = "failures.csv"
-LOSSES = "losses.csv"
+ATTRIBUTES_FILE = "people.csv"  # the attributes CSV in a folder of videos
+METADATA_FILES = ("metadata.json", "dataset_info.json", "features.json")
 
 
 def extract(settings: ml_collections.ConfigDict, *, dry_run: bool = False, part: tuple[int, int] = (0, 1)) -> None:
@@ -40,7 +39,7 @@ def extract(settings: ml_collections.ConfigDict, *, dry_run: bool = False, part:
     _check(settings)
     out = local_path(settings.out)
     if not dry_run:
-        check_writable(out, FAILURES, LOSSES, "metadata.json", "dataset_info.json", "features.json", "chunks/")
+        check_writable(out, *METADATA_FILES, plan.FAILURES_FILE, plan.LOSSES_FILE, "chunks/")
     clips, table, notes = _read_inputs(settings)
     chunks = plan.make_chunks(clips, table, settings.clips_per_shard)
     if dry_run:
@@ -102,7 +101,7 @@ def _read_inputs(settings: ml_collections.ConfigDict) -> tuple[list[Clip], Attri
 def _read_folder(videos: Path, attributes: str) -> tuple[list[Clip], AttributeTable, list[str]]:
     found, table = find_clips(videos), AttributeTable()
     notes: list[str] = []
-    path = local_path(attributes or videos / ATTRIBUTES)
+    path = local_path(attributes or videos / ATTRIBUTES_FILE)
     if attributes or os.path.lexists(path):  # a broken link is an error
         table, notes = read_attributes(path, found.clips)
     clips = [table.identify(clip) for clip in found.clips]
@@ -158,15 +157,15 @@ def _finish(chunks: Sequence[Chunk], out: Path, schema: Schema, provenance: dict
         written[chunk.split] += len(summary["clips"])
         failures += summary["failures"]
         losses += summary["losses"]
-    write_atomically(out / FAILURES, _csv(failures))
-    write_atomically(out / LOSSES, _csv(losses))
+    write_atomically(out / plan.FAILURES_FILE, _csv(failures))
+    write_atomically(out / plan.LOSSES_FILE, _csv(losses))
     shards = plan.count_shards(chunks)
     if not any(written.values()) or (shards["train"] and not written["train"]):
         split = " of the training split" if shards["train"] else ""
-        raise UserError(f"no clip{split} is usable; see {out / FAILURES}")
+        raise UserError(f"no clip{split} is usable; see {out / plan.FAILURES_FILE}")
     _remove_temporary_files(out)
     finalise(out, schema, shards, provenance)
-    return report.describe_result(out, written, failures, losses, out / FAILURES, out / LOSSES)
+    return report.describe_result(out, written, failures, losses)
 
 
 def _csv(rows: Sequence[dict]) -> bytes:

@@ -1,8 +1,8 @@
 """Imports librosa, whose functions numba compiles on import, with a compilation cache that all processes share.
 
 numba numbers its cache files without a lock: processes that compile at the same time overwrite each other's files, and
-a function loaded from such a cache crashes every later process with a segmentation fault. So numba's cache next to
-librosa is not used. This cache is filled by one process while the others wait; afterwards it is read-only, since each
+a function loaded from such a cache crashes every later process with a segmentation fault. Therefore numba's default
+cache is not used. This cache is filled by one process while the others wait; afterwards it is read-only, since each
 process uses a copy.
 """
 

@@ -19,6 +19,9 @@ from slf_common.files import write_atomically
 from tfrecords.schema import Schema
 from tfrecords.writer import SPLITS, shard_name, summary_path
 
+FAILURES_FILE = "failures.csv"  # clips that could not be used
+LOSSES_FILE = "losses.csv"  # clips used without their damaged parts
+
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:

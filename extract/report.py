@@ -83,19 +83,16 @@ def describe_stages(total: Mapping[str, float]) -> str:
 
 
 def describe_result(
-    out: Path,
-    written: Mapping[str, int],
-    failures: Sequence[Mapping],
-    losses: Sequence[Mapping],
-    failures_file: Path,
-    losses_file: Path,
+    out: Path, written: Mapping[str, int], failures: Sequence[Mapping], losses: Sequence[Mapping]
 ) -> str:
     """Describes a finished dataset: clips by split, damaged clips, failed clips by reason."""
     lines = [f"{out}: " + ", ".join(f"{count} {split}" for split, count in written.items()) + " clips"]
     if losses:
-        lines.append(f"{len(losses)} of them are partly damaged and used without the damaged parts, see {losses_file}")
+        lines.append(
+            f"{len(losses)} of them are partly damaged and used without the damaged parts, see {out / plan.LOSSES_FILE}"
+        )
     if failures:
-        lines.append(f"{len(failures)} clips failed, see {failures_file}:")
+        lines.append(f"{len(failures)} clips failed, see {out / plan.FAILURES_FILE}:")
         reasons = Counter(failure["reason"] for failure in failures)
         lines += [f"  {count} {reason}" for reason, count in reasons.most_common()]
     return "\n".join(lines)

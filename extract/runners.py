@@ -31,14 +31,14 @@ from tfrecords.schema import Schema
 
 RUNNERS = ("local", "ray")
 DEVICES = ("auto", "cpu", "cuda")
-# Read by the numeric libraries when a process loads them.
+# Environment variables that the numeric libraries read when they are imported.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-CORES_PER_WORKER = 4  # if it runs networks: more processes are no faster, and each holds all models
+CORES_PER_WORKER = 4  # with networks: more workers are not faster, and each loads all models
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 class Runner(Protocol):
-    """Processes chunks somewhere."""
+    """Loads the models and processes chunks, in one or several processes."""
 
     def describe(self) -> tuple[Schema, dict]:
         """Returns the schema of the models, and the provenance of faces and attributes."""

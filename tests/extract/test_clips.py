@@ -54,7 +54,7 @@ def test_clips_are_found_in_order_with_ids_from_folders(tmp_path):
         "alone", "id1/a c/it's \u00fc \u4f60", "id1/b/2", "id2/b/1", "id3/x", "id3/y",
     ]  # fmt: skip
     assert [clip.speaker_id for clip in clips] == ["alone", "id1", "id1", "id2", "id3", "id3"]
-    assert clips[3].path.suffix == ".mp4"  # not the sound beside it
+    assert clips[3].path.suffix == ".mp4"  # not the sound next to it
     assert clips[4].image == tmp_path / "id3/x.PNG" and clips[5].image is None
 
 

@@ -31,11 +31,11 @@ def test_a_bad_sound_packet_is_skipped_and_counted(tmp_path):
     whole, lost = media.decode_audio(path), []
     first = 10
     damage_packets(path, "audio", [first, 15])
-    heard = media.decode_audio(path, lost=lost)
+    decoded = media.decode_audio(path, lost=lost)
     assert len(lost) == 2 and all(reason.startswith("audio packet (") for reason in lost)
-    assert len(whole) - len(heard) == 2 * 1024  # samples of an AAC packet
+    assert len(whole) - len(decoded) == 2 * 1024  # samples of an AAC packet
     before = (first - 2) * 1024
-    np.testing.assert_array_equal(heard[:before], whole[:before])
+    np.testing.assert_array_equal(decoded[:before], whole[:before])
 
 
 ID3V1 = b"TAG" + b"Title".ljust(30, b"\0") + b"Artist".ljust(30, b"\0") + b"Album".ljust(30) + b"2001" + b"\0" * 31
@@ -49,9 +49,9 @@ def test_trailing_bytes_of_an_mp3_cause_no_loss(tmp_path, tail):
     path = write_video(tmp_path / "a.mp3", voice(1), codecs=("mp3", ""))
     whole = media.decode_audio(path)
     path.write_bytes(path.read_bytes() + tail)
-    heard = media.decode_audio(path)
-    np.testing.assert_array_equal(heard[: len(whole)], whole)
-    assert len(heard) - len(whole) < 2 * 1152  # samples of an MP3 frame
+    decoded = media.decode_audio(path)
+    np.testing.assert_array_equal(decoded[: len(whole)], whole)
+    assert len(decoded) - len(whole) < 2 * 1152  # samples of an MP3 frame
 
 
 def test_a_truncated_file_is_decoded_as_far_as_it_goes(tmp_path):
@@ -60,8 +60,8 @@ def test_a_truncated_file_is_decoded_as_far_as_it_goes(tmp_path):
         whole = media.decode_audio(path)
         data = path.read_bytes()
         path.write_bytes(data[: len(data) * 2 // 3])
-        heard = media.decode_audio(path)
-        assert 0.2 < len(heard) / len(whole) < 1
+        decoded = media.decode_audio(path)
+        assert 0.2 < len(decoded) / len(whole) < 1
         assert len(list(media.decode_frames(path, POSITIONS))) == 5
 
 
@@ -99,10 +99,10 @@ def test_a_sound_may_change_its_format_midway(tmp_path):
     stereo = write_video(tmp_path / "b.aac", voice(1, 32_000, 200, 2), rate=32_000)
     both = tmp_path / "both.aac"
     both.write_bytes(mono.read_bytes() + stereo.read_bytes())
-    heard, first, second = (media.decode_audio(path) for path in (both, mono, stereo))
-    assert len(heard) == pytest.approx(len(first) + len(second), abs=50)
-    np.testing.assert_array_equal(heard[:12_000], first[:12_000])
-    np.testing.assert_allclose(heard[-8_000:].std(), second[-8_000:].std(), rtol=0.1)
+    decoded, first, second = (media.decode_audio(path) for path in (both, mono, stereo))
+    assert len(decoded) == pytest.approx(len(first) + len(second), abs=50)
+    np.testing.assert_array_equal(decoded[:12_000], first[:12_000])
+    np.testing.assert_allclose(decoded[-8_000:].std(), second[-8_000:].std(), rtol=0.1)
 
 
 SOURCES = {
