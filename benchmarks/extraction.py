@@ -1,11 +1,11 @@
-"""What extraction costs: each extractor beside a plain call of its framework for every clip, and the whole pipeline.
+"""Measures the speed of each extractor against a plain call of its framework per clip, and of the whole pipeline.
 
     python -m extract.random_weights --out weights          # full-sized networks; no download
     python benchmarks/extraction.py --weights weights --clips 16
 
-Prints seconds a clip, their ratio (the median over alternating repeats), and for the pipeline with all extractors:
-clips a second, bytes a clip, the share of time outside the extractors, peak memory, and clips a second at 100 and at
-1,000 clips with the extractors that need no weights. Clips are synthesised; speed does not depend on what is said.
+Prints seconds per clip and their ratio (the median over alternating repeats), and for the pipeline with all extractors
+clips per second, bytes per clip, the share of time outside the extractors and peak memory; then clips per second for
+100 and 1,000 clips with the extractors that need no weights. Clips are synthetic; speed does not depend on content.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ import ml_collections
 import numpy as np
 
 from configs import base
-from extract import deepface, extractors, run
+from extract import dataset, deepface
 from extract.clips import find_clips
+from extract.extractors.registry import load
 from extract.frameworks import keep_memory, quiet
 from extract.media import CLIP_SAMPLES, SAMPLE_RATE
 from extract.talkers.population import generate
 
-Calls = dict[str, Callable[[np.ndarray], object]]  # of the sound of all clips
+Calls = dict[str, Callable[[np.ndarray], object]]  # each is called with the sound of all clips
 FRAME = (224, 224, 3)
 
 
@@ -50,13 +51,13 @@ def settings(weights: Path) -> ml_collections.ConfigDict:
 
 @functools.cache
 def our_calls(weights: Path) -> Calls:
-    """The extractors, the face detector and the estimator of attributes."""
+    """Returns this package's extractors, face detector and attribute estimator."""
     keep_memory()
     config = settings(weights)
     deepface.start(config.deepface)
-    estimator = deepface.Estimator(config.deepface.estimate)
-    detector = deepface.Detector(config.detector)
-    loaded = extractors.load(config.to_dict())
+    estimator = deepface.AttributeEstimator(config.deepface.estimate)
+    detector = deepface.DeepFaceDetector(config.detector)
+    loaded = load(config.to_dict())
     return {
         **dict(zip(config.extractors, loaded, strict=True)),
         config.detector: lambda waves: _each(detector, frames(len(waves))),
@@ -66,7 +67,7 @@ def our_calls(weights: Path) -> Calls:
 
 @functools.cache
 def plain_calls(weights: Path) -> Calls:
-    """The frameworks' own calls, once for every clip (and for every window length)."""
+    """Returns the frameworks' own calls, one per clip (and window length)."""
     deepface.start(settings(weights).deepface)
     import torch
 
@@ -79,8 +80,8 @@ def plain_calls(weights: Path) -> Calls:
         from speechbrain.inference.classifiers import EncoderClassifier
 
         def speechbrain(name: str) -> EncoderClassifier:
-            place = str(weights / name)
-            return EncoderClassifier.from_hparams(place, overrides={"pretrained_path": place}, savedir=None)
+            folder = str(weights / name)
+            return EncoderClassifier.from_hparams(folder, overrides={"pretrained_path": folder}, savedir=None)
 
         def nemo(name: str) -> EncDecSpeakerLabelModel:
             return EncDecSpeakerLabelModel.restore_from(str(weights / f"{name}.nemo"), map_location="cpu").eval()
@@ -89,7 +90,7 @@ def plain_calls(weights: Path) -> Calls:
         titanet, speakernet = nemo("titanet"), nemo("speakernet")
         model = Model.from_pretrained(weights / "pyannote")
     slides = [Inference(model, window="sliding", duration=d, step=s) for d, s in settings(weights).pyannote.windows]
-    mel, pyaudioanalysis = extractors.load({"extractors": ("mel", "pyaudioanalysis")})
+    mel, pyaudioanalysis = load({"extractors": ("mel", "pyaudioanalysis")})
 
     def pyannote(wave: np.ndarray) -> None:
         for slide in slides:
@@ -123,12 +124,12 @@ def _each(call: Callable[[np.ndarray], object], clips: np.ndarray) -> None:
 
 
 def frames(count: int) -> np.ndarray:
-    """Noise in the shape of VoxCeleb2's frames."""
+    """Returns noise in the shape of VoxCeleb2's frames."""
     return np.random.default_rng(0).integers(0, 256, (count, *FRAME), np.uint8)
 
 
 def seconds(calls: Callable[[Path], Calls], weights: Path, name: str, clips: int) -> float:
-    """How long one side takes for the clips, loading left out."""
+    """Returns the seconds that one side takes for the clips, without loading."""
     call = calls(weights)[name]
     waves = np.random.default_rng(0).normal(0, 0.1, (clips, CLIP_SAMPLES)).astype(np.float32)
     start = time.perf_counter()
@@ -137,7 +138,7 @@ def seconds(calls: Callable[[Path], Calls], weights: Path, name: str, clips: int
 
 
 def time_extractors(weights: Path, clips: int, repeats: int) -> None:
-    """Both sides in turn, each in a process of its own, as their settings of memory differ."""
+    """Times both sides alternately, each in its own process, since their memory settings differ."""
     sides = (our_calls, plain_calls)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as ours, ProcessPoolExecutor(1, context) as plain:
@@ -146,7 +147,7 @@ def time_extractors(weights: Path, clips: int, repeats: int) -> None:
             pools = zip((ours, plain), sides, strict=True)
             return [pool.submit(seconds, side, weights, name, count).result() for pool, side in pools]
 
-        print(f"{'seconds a clip':<18}{'ours':>9}{'plain':>9}{'ratio':>8}")
+        print(f"{'seconds per clip':<18}{'ours':>9}{'plain':>9}{'ratio':>8}")
         config = settings(weights)
         for name in (*config.extractors, config.detector, "attributes"):
             once(name, 1)
@@ -157,32 +158,32 @@ def time_extractors(weights: Path, clips: int, repeats: int) -> None:
 
 
 def time_pipeline(config: ml_collections.ConfigDict, people: int, label: str) -> None:
-    """Extracts the talkers of a population in this process, and prints what `extract.run` prints of its stages.
+    """Extracts a synthetic population in this process and prints the report of `extract.run`.
 
-    Faces are whole frames: random weights find none. Attributes are estimated, not read.
+    Faces are whole frames, since detectors with random weights find none. Attributes are estimated, not read.
     """
     with tempfile.TemporaryDirectory() as folder:
         videos, out = Path(folder) / "videos", Path(folder) / "data"
         generate(videos, people=people, workers=2)
-        (videos / run.PEOPLE).unlink()
+        (videos / dataset.ATTRIBUTES_FILE).unlink()
         with config.unlocked():
             config.update(videos=str(videos), out=str(out), workers=1, detector="skip")
         start = time.perf_counter()
-        run.extract(config)
+        dataset.extract(config)
         elapsed = time.perf_counter() - start
         written = sum(path.stat().st_size for path in out.glob("slf-*"))
         count = len(find_clips(videos).clips)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    size = f"{written / count / 1e3:.0f} kB a clip"
+    size = f"{written / count / 1e3:.0f} kB per clip"
     print(f"{label}: {count} clips in {elapsed:.1f} s with loading, {size}, peak {peak:.2f} GB")
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--weights", type=Path, help="made by extract.random_weights; without, only the light part")
+    arguments.add_argument("--weights", type=Path, help="from extract.random_weights")
     arguments.add_argument("--clips", type=int, default=16)
     arguments.add_argument("--repeats", type=int, default=3)
-    arguments.add_argument("--people", type=int, nargs="*", default=(86, 890), help="populations for the light part")
+    arguments.add_argument("--people", type=int, nargs="*", default=(86, 890), help="population sizes, without weights")
     args = arguments.parse_args()
     if args.weights:
         time_extractors(args.weights, args.clips, args.repeats)

@@ -1,3 +1,3 @@
-"""From videos to records: decode, crop, extract features, write shards. Knows nothing of the model they train."""
+"""From recordings to records: decode, crop faces, extract features, write shards. Independent of the trained model."""
 
-import slf_common.interrupt  # noqa: F401  (first of all)
+import slf_common.interrupt  # noqa: F401  (imported before everything else)

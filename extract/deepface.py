@@ -1,6 +1,6 @@
-"""DeepFace: its face detectors, and its models of age, gender and ethnicity, on the engine the config names.
+"""DeepFace's face detectors and its models of age, gender and ethnicity, on the engine given in the config.
 
-DeepFace keeps its weights in `$DEEPFACE_HOME/.deepface/weights` and downloads what is missing there.
+DeepFace stores its weights in `$DEEPFACE_HOME/.deepface/weights` and downloads missing ones.
 """
 
 from __future__ import annotations
@@ -12,60 +12,61 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from extract.frameworks import digest_file, quiet
+from extract.extractors.weights import digest_file
+from extract.frameworks import quiet
 from slf_common.errors import UserError
 from slf_common.files import local_path
 from tfrecords.schema import LABELS
 
-USUAL = ("retinaface", "opencv", "mtcnn")  # detectors; DeepFace has more
+COMMON_DETECTORS = ("retinaface", "opencv", "mtcnn")  # DeepFace has more
 ENGINES = ("pytorch", "onnx", "tensorflow")
-# Our names -> DeepFace's models, and the packages' own order of classes in our spelling.
+# Our names -> DeepFace's models; then DeepFace's order of classes, under our names.
 MODELS = {"age": "Age", "gender": "Gender", "ethnicity": "Race"}
 CLASSES = {"gender": ("female", "male"), "ethnicity": LABELS["ethnicity"]}
-_MISSING = 'faces need the package {}: pip install -e ".[extract]"'
-# The modules whose packages' versions belong to a detector's provenance; OpenCV runs the others.
+_MISSING_PACKAGE = 'faces need the package {}: pip install -e ".[extract]"'
+# Prefix of a detector's name -> the module whose version is part of its provenance; OpenCV for all others.
 _MODULES = {name: name for name in ("retinaface", "mtcnn", "dlib", "mediapipe")}
 _MODULES |= {"yolo": "ultralytics", "fastmtcnn": "facenet_pytorch"}
-BATCH = 32  # faces in one forward pass
-INPUT = (224, 224)
+BATCH_SIZE = 32  # faces in one forward pass
+INPUT_SIZE = (224, 224)
 
 
-def installed() -> bool:
-    """Whether DeepFace is, without importing it."""
+def is_installed() -> bool:
+    """Whether DeepFace is installed; does not import it."""
     return importlib.util.find_spec("deepface") is not None
 
 
 def check_detector(name: str) -> None:
-    """Raises `UserError` for a detector that the installed DeepFace does not have; loads no model and no engine."""
-    if name in USUAL:
+    """Raises `UserError` for a detector that the installed DeepFace does not have; loads no model."""
+    if name in COMMON_DETECTORS:
         return
-    if not installed():
+    if not is_installed():
         raise UserError(
-            f"config.extract.detector={name}: no such detector, or one of DeepFace's others, which is not installed "
-            f'(pip install -e ".[extract]"); the usual ones are {", ".join(USUAL)}, skip'
+            f"config.extract.detector={name}: no such detector, or one that needs DeepFace, which is not installed "
+            f'(pip install -e ".[extract]"); the common ones are {", ".join(COMMON_DETECTORS)}, skip'
         )
     from deepface.modules import modeling
 
     known = modeling.AVAILABLE_MODELS["face_detector"]
     if name not in known:
-        others = sorted(set(known) - set(USUAL))
-        raise UserError(
-            f"config.extract.detector={name}: no such detector; must be one of: {', '.join((*USUAL, 'skip', *others))}"
-        )
+        others = sorted(set(known) - set(COMMON_DETECTORS))
+        options = ", ".join((*COMMON_DETECTORS, "skip", *others))
+        raise UserError(f"config.extract.detector={name}: no such detector; must be one of {options}")
 
 
 def check_installed(settings: Mapping) -> None:
-    """Raises `UserError` where `config.extract` needs DeepFace and it is missing here."""
-    if (settings["detector"] != "skip" or settings["deepface"]["estimate"]) and not installed():
-        raise UserError(_MISSING.format("deepface"))
+    """Raises `UserError` if `config.extract` needs DeepFace and it is not installed."""
+    if (settings["detector"] != "skip" or settings["deepface"]["estimate"]) and not is_installed():
+        raise UserError(_MISSING_PACKAGE.format("deepface"))
 
 
 def start(settings: Mapping) -> None:
-    """Imports DeepFace on the engine of `config.extract.deepface`; once in a process. Raises `UserError`."""
-    home = settings["home"] or os.environ.get("DEEPFACE_HOME") or "~"  # which DeepFace itself would take for a name
+    """Imports DeepFace with the engine of `config.extract.deepface`, once per process. Raises `UserError`."""
+    home = settings["home"] or os.environ.get("DEEPFACE_HOME") or "~"  # DeepFace does not expand "~"
     os.environ["DEEPFACE_HOME"] = str(local_path(home).absolute())
     os.environ["DEEPFACE_BACKEND_ENGINE"] = settings["engine"]
     try:
@@ -75,26 +76,26 @@ def start(settings: Mapping) -> None:
             running = backend_utils.get_backend_engine()
             folder_utils.initialize_folder()
     except ModuleNotFoundError as error:
-        raise UserError(_MISSING.format(error.name)) from error
+        raise UserError(_MISSING_PACKAGE.format(error.name)) from error
     except (ValueError, OSError) as error:
         raise UserError(f"config.extract.deepface: {_first_line(error)}") from error
     if running != settings["engine"]:
-        raise UserError(f"DeepFace runs on {running} in this process already, not on {settings['engine']}")
+        raise UserError(f"DeepFace already runs on {running} in this process, not on {settings['engine']}")
 
 
-class Detector:
-    """Finds the largest face of a frame, with one of DeepFace's detectors. Make it after `start`."""
+class DeepFaceDetector:
+    """Finds the largest face of a frame with one of DeepFace's detectors. Call `start` first."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        with _explained("face_detector", name) as files:
-            # Some load their weights when they are first used.
+        with _record_weights("face_detector", name) as files:
+            # Some detectors load their weights at the first use.
             self(np.zeros((64, 64, 3), np.uint8))
         self._files = files
 
     def __call__(self, frame: np.ndarray) -> tuple[tuple[float, float, float, float], np.ndarray] | None:
-        """A frame uint8 RGB [H, W, 3] to the face's box (left, top, right, bottom) in pixels and the face, turned
-        upright, float RGB [h, w, 3] in [0, 1]; None where there is none.
+        """Maps a frame uint8 RGB [H, W, 3] to the box (left, top, right, bottom) of its face in pixels, and the face
+        itself, aligned, float RGB [h, w, 3] in [0, 1]. Returns None if there is no face.
         """
         from deepface.modules import detection
         from deepface.modules.exceptions import FaceNotDetected, ImgNotFound
@@ -104,12 +105,14 @@ class Detector:
         except (FaceNotDetected, ImgNotFound):
             return None
         area = found["facial_area"]
-        box = (area["x"], area["y"], area["x"] + area["w"], area["y"] + area["h"])
-        return (tuple(map(float, box)), found["face"]) if min(area["w"], area["h"]) > 0 else None
+        if min(area["w"], area["h"]) <= 0:
+            return None
+        left, top = float(area["x"]), float(area["y"])
+        return (left, top, float(area["x"] + area["w"]), float(area["y"] + area["h"])), found["face"]
 
     @property
     def provenance(self) -> dict[str, str]:
-        """The versions and the weights' digest, for the dataset's metadata."""
+        """Versions and digests of the weights, for the dataset's metadata."""
         known = (module for prefix, module in _MODULES.items() if self.name.startswith(prefix))
         packages = packages_distributions().get(next(known, "cv2"), [])
         about = [f"{package} {version(package)}" for package in sorted(set(packages))]
@@ -119,29 +122,30 @@ class Detector:
         return found
 
 
-class Estimator:
-    """Age, gender and ethnicity of faces in batches; the figures are `DeepFace.analyze`'s. Make it after `start`."""
+class AttributeEstimator:
+    """Estimates age, gender and ethnicity of faces in batches, as `DeepFace.analyze` does. Call `start` first."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
-        self._models, self._files = {}, {}
+        self._models: dict[str, Any] = {}
+        self._files: dict[str, list[Path]] = {}
         for name in names:
-            with _explained("facial_attribute", MODELS[name]) as files:
+            with _record_weights("facial_attribute", MODELS[name]) as files:
                 from deepface.modules import modeling
 
                 self._models[name] = modeling.build_model("facial_attribute", MODELS[name])
             self._files[name] = files
 
     def __call__(self, faces: Sequence[np.ndarray]) -> list[dict[str, float | int]]:
-        """Faces float RGB [h, w, 3] in [0, 1], of any size, to age in years and the labels' indices, for each."""
-        parts = [self._batch(faces[i : i + BATCH]) for i in range(0, len(faces), BATCH)]
+        """Maps faces, float RGB [h, w, 3] in [0, 1] of any size, to age in years and class indices of the labels."""
+        parts = [self._batch(faces[i : i + BATCH_SIZE]) for i in range(0, len(faces), BATCH_SIZE)]
         return [estimate for part in parts for estimate in part]
 
     def _batch(self, faces: Sequence[np.ndarray]) -> list[dict[str, float | int]]:
         from deepface.modules.preprocessing import resize_image
 
-        inputs = np.concatenate([resize_image(face[..., ::-1], INPUT) for face in faces])
-        # DeepFace drops the first axis of a batch of one.
+        inputs = np.concatenate([resize_image(face[..., ::-1], INPUT_SIZE) for face in faces])
+        # DeepFace drops the batch axis if there is one face.
         scores = {name: np.reshape(model.predict(inputs), (len(faces), -1)) for name, model in self._models.items()}
         return [{name: _value(name, scores[name][i]) for name in self.names} for i in range(len(faces))]
 
@@ -159,32 +163,33 @@ def _value(name: str, scores: np.ndarray) -> float | int:
     return LABELS[name].index(CLASSES[name][int(scores.argmax())])
 
 
-_LOADED: dict[
-    tuple[str, str], list[Path]
-] = {}  # DeepFace builds a model once in a process, and so reads its files once
+# (task, model) -> the files of its weights. DeepFace builds each model once per process, so the files are seen once.
+_LOADED: dict[tuple[str, str], list[Path]] = {}
 
 
 @contextmanager
-def _explained(task: str, name: str) -> Iterator[list[Path]]:
-    """Inside, one of DeepFace's models is built: yields the files of its weights, and tells what is missing.
+def _record_weights(task: str, name: str) -> Iterator[list[Path]]:
+    """Records and yields the files of the weights that DeepFace loads while a model is built inside the block.
 
-    Raises `UserError` for missing weights, a damaged file, a missing package: each model raises its own.
+    Raises `UserError` for missing weights, a damaged file or a missing package, whatever the model itself raises.
     """
     from deepface.commons import weight_utils
 
-    fetch, files, wanted = weight_utils.download_weights_if_necessary, [], []
+    fetch = weight_utils.download_weights_if_necessary
+    files: list[Path] = []
+    wanted: list = []  # name and address of the file that is being fetched
 
-    def watched(file_name: str, source_url: str | list[str], *others: object, **named: object) -> str:
+    def recorded_fetch(file_name: str, source_url: str | list[str], *others: object, **named: object) -> str:
         wanted[:] = file_name, source_url
         files.append(Path(fetch(file_name, source_url, *others, **named)))
         wanted.clear()
         return str(files[-1])
 
-    weight_utils.download_weights_if_necessary = watched
+    weight_utils.download_weights_if_necessary = recorded_fetch
     try:
         with quiet():
             yield _LOADED.setdefault((task, name), files)
-            if name == "retinaface":  # it has a loader of its own
+            if name == "retinaface":  # does not use DeepFace's loader
                 files.append(_weights_folder() / _retinaface_file()[0])
     except Exception as error:
         del _LOADED[task, name]
@@ -196,18 +201,18 @@ def _explained(task: str, name: str) -> Iterator[list[Path]]:
 
 
 def _explain(task: str, name: str, error: Exception, wanted: Sequence, files: Sequence[Path]) -> str:
-    """What is wrong with a model, and what to do. `wanted`: name and address of a file that is not there."""
+    """Describes an error of a model and what to do. `wanted`: name and address of the missing file, if any."""
     what = f"config.extract.detector={name}" if task == "face_detector" else f"DeepFace's {name}"
     path = _weights_folder() / wanted[0] if wanted else next(reversed(files), None)
     if path is not None and path.exists():
-        return f"{what}: {path} cannot be loaded ({_first_line(error)}); remove it and fetch it again"
+        return f"{what}: {path} cannot be loaded ({_first_line(error)}); remove it to download it again"
     if path is None or not wanted:
         return f"{what}: {_first_line(error)}"
     url = wanted[1] if isinstance(wanted[1], str) else wanted[1][0]
     packed = Path(url).suffix if Path(url).suffix in (".bz2", ".zip") else ""
     unpack = f", unpack it ({packed})" if packed else ""
     return (
-        f"{what}: no weights at {path}, nor could they be downloaded; where there is a network: "
+        f"{what}: no weights at {path}, and the download failed; on a machine with a network: "
         f"curl -L --create-dirs -o '{path}{packed}' {url}{unpack}; or set config.extract.deepface.home"
     )
 
@@ -223,7 +228,7 @@ def _weights_folder() -> Path:
 
 
 def _retinaface_file() -> tuple[str, str]:
-    """File name and address of RetinaFace's weights."""
+    """Returns file name and address of RetinaFace's weights."""
     kind = {"pytorch": "_pth", "onnx": "_onnx", "tensorflow": ""}[os.environ["DEEPFACE_BACKEND_ENGINE"]]
     urls = importlib.import_module(f"retinaface.model.retinaface{kind}_model").WEIGHTS_URLS
     url = urls if isinstance(urls, str) else urls[0]

@@ -1,205 +1,17 @@
-"""Shows what is in a dataset: counts, attributes, what is missing or failed, faces, one clip's constituents."""
+"""Summarises a dataset as text and a figure: counts, attributes, missing rows, failures, faces, one clip's features."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-import numpy as np
-
+from extract.contents import describe, draw, read_contents
 from slf_common import cli
-from slf_common.errors import UserError
 from slf_common.files import check_writable_file, local_path
 from tfrecords.reader import Clips, first_split
-from tfrecords.schema import CONTINUOUS, UNKNOWN, Schema
-from tfrecords.writer import SPLITS, clip_statistics, shard_name, summary_path
-
-if TYPE_CHECKING:
-    from matplotlib.figure import SubFigure
-
-FACES = (4, 16)  # rows and columns of the page of faces
-MOST = 12  # bars in a histogram
-
-
-@dataclasses.dataclass
-class Contents:
-    """What the summaries of a dataset's shards add up to."""
-
-    schema: Schema
-    provenance: dict
-    clips: dict[str, int]  # per split
-    speakers: dict[str, int]
-    shards: dict[str, int]
-    bytes: int
-    people: dict[str, Counter]  # attribute -> class in words -> clips
-    missing: dict[str, float]  # constituent -> share of its rows
-    failures: Counter  # reason -> clips
-
-
-def read_contents(directory: Path) -> Contents:
-    """Reads metadata and summaries, no records. Raises `UserError` where there is no dataset."""
-    metadata, info = (_read(directory, directory / name) for name in ("metadata.json", "dataset_info.json"))
-    shards = {split["name"]: len(split["shardLengths"]) for split in info["splits"]}
-    summaries = {
-        split: [_read(directory, summary_path(directory, shard_name(split, i, n))) for i in range(n)]
-        for split, n in shards.items()
-    }
-    every = [summary for parts in summaries.values() for summary in parts]
-    schema = Schema.from_json(metadata)
-    return Contents(
-        schema,
-        metadata["provenance"],
-        {split: sum(len(s["clips"]) for s in parts) for split, parts in summaries.items()},
-        {split: len({name for s in parts for name in s["speakers"]}) for split, parts in summaries.items()},
-        shards,
-        sum(summary["bytes"] for summary in every),
-        _people(schema, every),
-        _missing(schema, every),
-        Counter(failure["reason"] for summary in every for failure in summary["failures"]),
-    )
-
-
-def _read(directory: Path, path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{directory}: no dataset here ({path.relative_to(directory)} is missing)") from None
-    except ValueError:
-        raise UserError(f"{path}: not valid JSON; run extract.run again") from None
-
-
-def _people(schema: Schema, summaries: Sequence[Mapping]) -> dict[str, Counter]:
-    people = {}
-    for name in ("age", *schema.labels):
-        counts: Counter[int] = Counter()
-        for summary in summaries:
-            counts.update({int(value): count for value, count in summary["people"][name].items()})
-        people[name] = Counter({_in_words(schema, name, value): counts[value] for value in sorted(counts)})
-    return people
-
-
-def _in_words(schema: Schema, name: str, value: int) -> str:
-    if value == UNKNOWN:
-        return "unknown"
-    return f"{10 * value}-{10 * value + 9}" if name == "age" else schema.labels[name][value]
-
-
-def _missing(schema: Schema, summaries: Sequence[Mapping]) -> dict[str, float]:
-    clips = sum(len(summary["clips"]) for summary in summaries)
-    missing = {}
-    for part in schema.constituents:
-        known = sum(min(summary["sums"][part.name]["count"]) for summary in summaries)
-        missing[part.name] = 1 - known / max(1, clips * part.rows)
-    return missing
-
-
-def describe(directory: Path, contents: Contents) -> str:
-    """The contents as text."""
-    total = sum(contents.clips.values())
-    lines = [
-        f"{directory}: {total} clips, {contents.bytes / 1e6:.1f} MB, {contents.bytes / max(total, 1) / 1e3:.0f} kB each"
-    ]
-    for split in SPLITS:
-        if split in contents.clips:
-            clips, speakers, shards = (getattr(contents, name)[split] for name in ("clips", "speakers", "shards"))
-            lines.append(f"  {split:<12}{clips:>9} clips {speakers:>8} speakers {shards:>6} shards")
-    lines.append("attributes, in clips:")
-    for name, counts in contents.people.items():
-        lines.append(f"  {name:<12}" + ", ".join(f"{value} {count}" for value, count in _largest(counts)))
-    lines.append("constituents, and the share of their rows that is missing:")
-    for part in contents.schema.constituents:
-        about = "; ".join(text for text in (part.extractor, part.windows, part.weights) if text)
-        lines.append(f"  {part.name:<18}{part.rows:>4} x {part.width:<4}{contents.missing[part.name]:>7.2%}  {about}")
-    for name, value in contents.provenance.items():
-        lines.append(f"  {name}: {', '.join(map(str, value.values() if isinstance(value, dict) else value))}")
-    lines.append(f"failed: {sum(contents.failures.values())} clips")
-    lines += [f"  {count} {reason}" for reason, count in contents.failures.most_common()]
-    return "\n".join(lines)
-
-
-def _largest(counts: Counter) -> list[tuple[str, int]]:
-    """All classes in order, or the commonest and the rest as one."""
-    if len(counts) <= MOST:
-        return list(counts.items())
-    common = counts.most_common(MOST - 1)
-    return [*common, (f"{len(counts) - len(common)} others", sum(counts.values()) - sum(count for _, count in common))]
-
-
-def draw(contents: Contents, clips: Clips, clip: Mapping, path: Path) -> None:
-    """One picture: histograms, missing rows, failures, a page of faces and the constituents of one clip."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    page = _page_of_faces(clips)
-    heights = (5, 0.5 + 16 * page.shape[0] / page.shape[1], 7)  # inches, on a page 16 wide
-    figure = Figure(figsize=(16, sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
-    bars, faces, parts = figure.subfigures(3, 1, height_ratios=heights)
-    _draw_bars(bars, contents)
-    faces.suptitle(f"faces, evenly from {len(clips)} clips")
-    axes = faces.subplots()
-    axes.imshow(page)
-    axes.axis("off")
-    parts.suptitle(
-        f"constituents of {clip['clip_id']}: windows upwards, features to the right "
-        f"(continuous ones in standard deviations of {'the training split' if clips.statistics else 'this clip'})"
-    )
-    statistics = clips.statistics or clip_statistics(contents.schema, clip)
-    _draw_constituents(parts, contents.schema, clip, statistics)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
-
-
-def _draw_bars(figure: SubFigure, contents: Contents) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    panels: dict[str, list[tuple[str, float]]] = {name: _largest(counts) for name, counts in contents.people.items()}
-    panels["rows missing, %"] = [(name, 100 * share) for name, share in contents.missing.items()]
-    panels["failed clips"] = [(reason[:40], count) for reason, count in contents.failures.most_common(MOST)]
-    for axes, (title, values) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
-        names, counts = zip(*values, strict=True) if values else ((), ())
-        axes.barh(range(len(names)), counts, color="tab:blue")
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.invert_yaxis()
-        axes.set_xlim(0, 1.05 * max([1, *counts]))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_title(title if values else f"{title}: none", fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
-
-
-def _page_of_faces(clips: Clips) -> np.ndarray:
-    """Faces side by side, uint8 [rows * 128, columns * 128, 3]."""
-    rows, columns = FACES
-    chosen = np.unique(np.linspace(0, len(clips) - 1, rows * columns).round().astype(int))
-    pictures = [clips[int(i)]["face"] for i in chosen]
-    pictures += [np.full_like(pictures[0], 255)] * (-len(pictures) % columns)
-    return np.concatenate([np.concatenate(pictures[i : i + columns], 1) for i in range(0, len(pictures), columns)])
-
-
-def _draw_constituents(figure: SubFigure, schema: Schema, clip: Mapping, statistics: Mapping) -> None:
-    columns = 4
-    grid = figure.subplots(-(-len(schema.constituents) // columns), columns, squeeze=False)
-    for axes in grid.flat[len(schema.constituents) :]:
-        axes.axis("off")
-    for axes, part in zip(grid.flat, schema.constituents, strict=False):
-        value = np.asarray(clip[part.name], np.float32)
-        known = np.isfinite(value).any()
-        axes.set_title(f"{part.name} {part.rows} x {part.width}{'' if known else ': missing'}", fontsize=10)
-        if part.rows == 1:
-            axes.plot(value[0], linewidth=0.8)
-        elif part.kind == CONTINUOUS:
-            scaled = (value - statistics[part.name]["mean"]) / statistics[part.name]["std"]
-            axes.imshow(scaled, aspect="auto", origin="lower", vmin=-3, vmax=3, cmap="RdBu_r", interpolation="nearest")
-        else:
-            axes.imshow(value, aspect="auto", origin="lower", cmap="RdBu_r", interpolation="nearest")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Runs the command."""
     arguments = cli.parser(
         "extract.inspect",
         __doc__,
@@ -209,16 +21,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         ],
     )
     arguments.add_argument("--data", required=True, type=local_path, metavar="DIR", help="dataset folder")
-    arguments.add_argument("--split", help="whose faces to show (default: train, if there is one)")
-    arguments.add_argument("--clip", help="whose constituents to draw (default: the split's first)")
-    arguments.add_argument("--out", default="inspect.png", type=local_path, metavar="PNG", help="picture to write")
+    arguments.add_argument("--split", help="split whose faces are drawn (default: train if it exists)")
+    arguments.add_argument("--clip", help="clip whose constituents are drawn (default: the first in the split)")
+    arguments.add_argument("--out", default="inspect.png", type=local_path, metavar="PNG", help="figure to write")
     args = arguments.parse_args(argv)
     check_writable_file(args.out)
     contents = read_contents(args.data)
     clips = Clips(args.data, args.split or first_split(args.data))
     print(describe(args.data, contents))
     draw(contents, clips, clips.find(args.clip), args.out)
-    print(f"picture: {args.out}")
+    print(f"figure: {args.out}")
 
 
 if __name__ == "__main__":

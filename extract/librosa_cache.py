@@ -1,9 +1,9 @@
-"""librosa, whose functions numba compiles on import: once for all processes.
+"""Imports librosa, whose functions numba compiles on import, with a compilation cache that all processes share.
 
-numba numbers the files of its cache without a lock: processes that compile at the same time overwrite each other's
-files, and a function loaded from such a cache ends every later process with a segmentation fault. So the cache beside
-librosa is not used. Ours is filled by one process while the others wait; then nobody writes to it any more, as each
-process works on a copy.
+numba numbers its cache files without a lock: processes that compile at the same time overwrite each other's files, and
+a function loaded from such a cache crashes every later process with a segmentation fault. Therefore numba's default
+cache is not used. This cache is filled by one process while the others wait; afterwards it is read-only, since each
+process uses a copy.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from importlib.metadata import distribution
 from pathlib import Path
 from types import ModuleType
 
-# Those that compile on import.
+# The modules that compile functions on import.
 COMPILED = ("librosa.core.spectrum", "librosa.core.pitch", "librosa.filters", "librosa.feature")
 
 
 def import_librosa() -> ModuleType:
-    """librosa, its compiled functions loaded. Call it before anything else in the process imports librosa.
+    """Imports librosa with its compiled functions. Call it before anything else in the process imports librosa.
 
-    The cache lies in `$NUMBA_CACHE_DIR`, or else in `~/.cache/slf_jax/numba`; where that cannot be written to, the
-    process compiles for itself. Raises `ModuleNotFoundError` where librosa is not installed.
+    The cache is in `$NUMBA_CACHE_DIR`, or else in `~/.cache/slf_jax/numba`; if that is not writable, this process
+    compiles into a temporary folder. Raises `ModuleNotFoundError` if librosa is not installed.
     """
     import numba
 
     root = _root()
     shared = root / _versions()
     with tempfile.TemporaryDirectory(dir=root) as own, contextlib.ExitStack() as stack:
-        # Not the environment variable: child processes would look for their cache inside this one.
-        numba.config.CACHE_DIR = own
+        # Not the environment variable, which child processes inherit.
+        numba.config.CACHE_DIR = own  # type: ignore[attr-defined]  # numba sets its options at run time
         if not shared.exists():
             stack.enter_context(_locked(shared.with_suffix(".lock")))
         compiled = shared.exists()
@@ -54,25 +54,25 @@ def import_librosa() -> ModuleType:
 
 
 def _versions() -> str:
-    """A name for these versions, this librosa and this host (file locks may not hold across hosts)."""
+    """Returns a name for these versions, this librosa and this host (file locks may not work across hosts)."""
     installed = [distribution(name) for name in ("librosa", "numba", "llvmlite", "numpy")]
-    made_from = [sys.version, platform.node(), platform.machine(), str(installed[0].locate_file(""))]
-    made_from += [f"{each.name} {each.version}" for each in installed]
-    return hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16]
+    sources = [sys.version, platform.node(), platform.machine(), str(installed[0].locate_file(""))]
+    sources += [f"{each.name} {each.version}" for each in installed]
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
 
 
 def _root() -> Path:
-    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the user has no home directory
         root = Path(os.environ.get("NUMBA_CACHE_DIR") or Path.home() / ".cache" / "slf_jax" / "numba")
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):
             return root
-    # Not a fixed name under /tmp, where another user could place code for us to load.
+    # Not a fixed name under /tmp, where another user could put code for this process to load.
     return Path(tempfile.mkdtemp(prefix="slf_jax-numba-"))
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a kill
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also if the process is killed
         yield

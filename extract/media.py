@@ -1,4 +1,4 @@
-"""Decoding clips: 16 kHz mono sound, and frames as RGB."""
+"""Decodes clips: sound as 16 kHz mono, frames as upright RGB."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import errno
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar, overload
 
 import av
+import av.container
+import av.stream
 import numpy as np
 from av.sidedata.sidedata import Type
 from PIL import Image
@@ -21,70 +25,73 @@ from slf_common.pictures import PictureError, read_picture
 SAMPLE_RATE = 16_000
 CLIP_SECONDS = 24
 CLIP_SAMPLES = SAMPLE_RATE * CLIP_SECONDS
-WINDOW = SAMPLE_RATE // 10  # samples in which a level is measured
-SILENCE = -60.0  # dBFS; a sound whose loudest window lies below holds no voice
-CANCELLED = 20.0  # dB that the average of the channels lies below one of them where they cancel
-UPRIGHT = np.array([1, 0, 0, 0, 1, 0, 0, 0, 1], np.int32)  # the display matrix that changes nothing
-STRETCHED = 8.0  # pixels longer than 8:1 come from a damaged header
+LEVEL_WINDOW = SAMPLE_RATE // 10  # samples over which a level is measured
+SILENCE = -60.0  # dBFS; a sound whose loudest window is below this contains no voice
+CANCELLATION = 20.0  # dB by which the average of channels that cancel is below the loudest one
+UPRIGHT = np.array([1, 0, 0, 0, 1, 0, 0, 0, 1], np.int32)  # the identity as a display matrix
+MAX_PIXEL_ASPECT = 8.0  # a more extreme pixel aspect ratio comes from a damaged header
+
+_Stream = TypeVar("_Stream", av.AudioStream, av.VideoStream)
 
 
 class MediaError(Exception):
-    """A clip that cannot be used; says why in a few words, without the file's name."""
+    """A clip that cannot be used; the message is the reason, without the file name."""
 
 
 def decode_audio(path: Path, seconds: float = CLIP_SECONDS, lost: list[str] | None = None) -> np.ndarray:
-    """The first `seconds` of a file's sound: float32 [samples] in [-1, 1], mono, 16 kHz.
+    """Decodes the first `seconds` of a file's sound: float32 [samples] in [-1, 1], mono, 16 kHz.
 
-    Packets that do not decode are skipped, as FFmpeg does; each adds a line to `lost`. Raises `MediaError` for what
-    is wrong with the file, `UserError` where this machine cannot read it.
+    Packets that do not decode are skipped, as FFmpeg does; each appends a reason to `lost`. Raises `MediaError` if the
+    file is damaged or has no usable sound, `UserError` if this machine cannot read it.
     """
-    wanted, lost = round(seconds * SAMPLE_RATE), [] if lost is None else lost
+    count, lost = round(seconds * SAMPLE_RATE), [] if lost is None else lost
     before = len(lost)
     with _open(path) as media:
-        wave = _mono(media.frames(media.first("audio"), lost), wanted, lost)
+        wave = _mono(media.frames(media.audio_stream(), lost), count, lost)
     if not len(wave):
         skipped = lost[before:]
-        raise MediaError(f"no part of the sound can be used: {skipped[0]}" if skipped else "the sound has no samples")
+        raise MediaError(f"no part of the sound is usable: {skipped[0]}" if skipped else "the sound has no samples")
     level = _levels(wave).max()
     if level < SILENCE:
-        heard = f"in its first {seconds:g} s" if len(wave) == wanted else "throughout"
-        raise MediaError(f"the sound is silent {heard} (loudest 0.1 s: {level:.0f} dBFS)")
+        extent = f"in its first {seconds:g} s" if len(wave) == count else "throughout"
+        raise MediaError(f"the sound is silent {extent} (loudest 0.1 s: {level:.0f} dBFS)")
     return wave.astype(np.float32) / 32768
 
 
-def _mono(frames: Iterable[av.AudioFrame], wanted: int, lost: list[str]) -> np.ndarray:
-    """The first `wanted` samples of the frames as 16 kHz mono, int16."""
-    runs, last, got = [], None, 0
-    for frame in chain(frames, [None]):  # None: what the resampler still holds
+def _mono(frames: Iterable[av.AudioFrame], count: int, lost: list[str]) -> np.ndarray:
+    """Returns the first `count` samples of the frames as 16 kHz mono, int16."""
+    segments: list[_Segment] = []
+    last, available = None, 0
+    for frame in chain(frames, [None]):  # None flushes the resampler
         if frame and (form := (frame.format.name, frame.layout.name, frame.sample_rate)) != last:
-            # A new resampler, as in FFmpeg, which gives up what the old one still holds: less than 2 ms.
-            runs.append(_Run(frame.layout))
+            # A new resampler, as in FFmpeg, which does not flush the old one either: less than 2 ms are lost.
+            segments.append(_Segment(frame.layout))
             last = form
         try:
-            got += runs[-1].add(frame) if runs else 0
+            available += segments[-1].add(frame) if segments else 0
         except MediaError as error:
             lost.append(str(error))
-        if got >= wanted:
+        if available >= count:
             break
-    return np.concatenate([np.zeros(0, np.int16), *(run.mono() for run in runs)])[:wanted]
+    return np.concatenate([np.zeros(0, np.int16), *(segment.mono() for segment in segments)])[:count]
 
 
-class _Run:
-    """Frames of one format, resampled to 16 kHz: their average, and the channels apart."""
+class _Segment:
+    """Consecutive frames of one format, resampled to 16 kHz: the average of the channels, and each channel."""
 
     def __init__(self, layout: av.AudioLayout) -> None:
-        self._layout, self._average, self._channels = layout, [np.zeros((1, 0), np.int16)], []
-        # 16-bit: only for integers does FFmpeg average channels; floats it adds, so that stereo is louder.
+        self._layout = layout
+        self._average = [np.zeros((1, 0), np.int16)]
+        self._channels: list[np.ndarray] = []
+        # 16-bit: FFmpeg averages the channels of integer formats but adds those of float formats.
         self._mixer = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
         self._splitter = av.AudioResampler(format="s16p", rate=SAMPLE_RATE) if layout.nb_channels > 1 else None
 
     def add(self, frame: av.AudioFrame | None) -> int:
-        """Adds a frame or, for None, what the resamplers still hold; returns how many samples came out."""
+        """Adds a frame, or flushes the resamplers for None; returns the number of new samples."""
         with decoding(MediaError, "audio frame"):
-            infinite = (
-                frame and frame.format.name.startswith(("flt", "dbl")) and not np.isfinite(frame.to_ndarray()).all()
-            )
-        if infinite:
+            finite = frame is None or _is_finite(frame)
+        if not finite:
             raise MediaError("audio frame with NaN or infinite samples")
         blocks = _resample(self._mixer, frame)
         self._average += blocks
@@ -93,126 +100,136 @@ class _Run:
         return sum(block.shape[1] for block in blocks)
 
     def mono(self) -> np.ndarray:
-        """int16 [samples]: FFmpeg's average of the channels, or the loudest one where they cancel."""
+        """Returns int16 [samples]: FFmpeg's average of the channels, or the loudest channel if they cancel."""
         average = np.concatenate(self._average, 1)[0]
         channels = np.concatenate(self._channels, 1)[:, : len(average)] if self._channels else average[None, :0]
         if channels.shape[1] < len(average) or not len(average):
             return average
-        return _audible(average, np.delete(channels, _bass(self._layout), 0))
+        return _loudest_if_cancelled(average, np.delete(channels, _lfe_channels(self._layout), 0))
+
+
+def _is_finite(frame: av.AudioFrame) -> bool:
+    return not frame.format.name.startswith(("flt", "dbl")) or bool(np.isfinite(frame.to_ndarray()).all())
 
 
 def _resample(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> list[np.ndarray]:
-    """Blocks int16 [channels, samples]."""
+    """Returns blocks int16 [channels, samples]."""
     with decoding(MediaError, "audio frame that cannot be resampled"):
         return [part.to_ndarray() for part in resampler.resample(frame) if part is not None]
 
 
-def _bass(layout: av.AudioLayout) -> list[int]:
-    """The channels for low frequencies, which FFmpeg leaves out of the average."""
+def _lfe_channels(layout: av.AudioLayout) -> list[int]:
+    """Returns the indices of the low-frequency channels, which FFmpeg leaves out of the average."""
     names = [channel.name for channel in layout.channels]
-    if set(names) == {"NONE"}:  # the file names none: FFmpeg takes its own order
+    if set(names) == {"NONE"}:  # the file does not name them: FFmpeg's default order
         return {3: [2], 6: [3], 7: [3], 8: [3]}.get(len(names), [])
     return [i for i, name in enumerate(names) if name.startswith("LFE")]
 
 
-def _audible(average: np.ndarray, channels: np.ndarray) -> np.ndarray:
-    """The average of the channels, int16 [n], or the loudest of `channels` [channels, n] where they cancel."""
+def _loudest_if_cancelled(average: np.ndarray, channels: np.ndarray) -> np.ndarray:
+    """Returns the average of the channels, int16 [n], or the loudest of `channels` [channels, n] if they cancel."""
     levels = np.array([_levels(wave) for wave in channels])
-    best = int(levels.max(1).argmax())
-    heard = levels[best] >= SILENCE
-    if heard.any() and np.median((levels[best] - _levels(average))[heard]) > CANCELLED:
-        return channels[best]
+    loudest = int(levels.max(1).argmax())
+    audible = levels[loudest] >= SILENCE
+    if audible.any() and np.median((levels[loudest] - _levels(average))[audible]) > CANCELLATION:
+        return channels[loudest]
     return average
 
 
 def _levels(wave: np.ndarray) -> np.ndarray:
-    """The level of each 0.1 s of a sound, int16 [samples], in dBFS: RMS without the mean, full scale being 1."""
-    windows = np.array_split(wave / 32768, max(1, len(wave) // WINDOW))
+    """Returns the level of each 0.1 s of a sound, int16 [samples], in dBFS: RMS without the mean, relative to 1."""
+    windows = np.array_split(wave / 32768, max(1, len(wave) // LEVEL_WINDOW))
     with np.errstate(divide="ignore"):
         return 20 * np.log10([window.std() for window in windows])
 
 
 def fit_audio(wave: np.ndarray, seconds: float = CLIP_SECONDS) -> np.ndarray:
-    """Exactly `seconds` of sound, float32 [seconds * 16000]: the beginning of a long one, a short one repeated."""
+    """Truncates or repeats a sound to exactly `seconds`: float32 [seconds * 16000]."""
     return np.resize(wave, round(seconds * SAMPLE_RATE))
 
 
 def face_frames(clip: Clip, count: int = 1, lost: list[str] | None = None) -> Iterator[np.ndarray]:
-    """Pictures of a clip to look for a face in, uint8 RGB [H, W, 3]: up to `count` frames of a video, its middle
-    first, or a sound's one image. Decoded as they are asked for. Raises and adds to `lost` as `decode_audio` does.
+    """Yields images of a clip to search for a face, uint8 RGB [H, W, 3]: up to `count` frames of a video, starting in
+    the middle, or the image of a sound. They are decoded lazily. Raises and appends to `lost` as `decode_audio` does.
     """
     if clip.path.suffix.lower() in VIDEO:
-        yield from decode_frames(clip.path, [spread(i) for i in range(count)], lost)
+        yield from decode_frames(clip.path, [frame_position(i) for i in range(count)], lost)
     elif clip.image is None:
-        raise MediaError("no image of the same name beside the sound (png, jpg, jpeg)")
+        raise MediaError("no image of the same name next to the sound (png, jpg, jpeg)")
     else:
         yield read_image(clip.image)
 
 
-def spread(number: int) -> float:
-    """Where to look, as a share of the duration: 1/2, 1/4, 3/4, 1/8, 5/8, ... (van der Corput's sequence)."""
-    share, place = 0.0, 0.5
+def frame_position(number: int) -> float:
+    """Position of the n-th frame as a share of the duration: 1/2, 1/4, 3/4, 1/8, 5/8, ... (van der Corput)."""
+    position, weight = 0.0, 0.5
     number += 1
     while number:
         number, bit = divmod(number, 2)
-        share += bit * place
-        place /= 2
-    return share
+        position += bit * weight
+        weight /= 2
+    return position
 
 
 def decode_frames(
     path: Path, positions: Sequence[float] = (0.5,), lost: list[str] | None = None
 ) -> Iterator[np.ndarray]:
-    """Frames of a video, uint8 RGB [H, W, 3] each, at `positions` in [0, 1] of its duration, as FFmpeg shows them:
-    upright, with square pixels.
+    """Yields frames of a video, uint8 RGB [H, W, 3], at `positions` in [0, 1] of its duration: upright, with square
+    pixels, as FFmpeg displays them.
 
-    The same file gives the same frames. A position whose frame does not decode is left out. Raises and adds to `lost`
-    as `decode_audio` does; `MediaError` where no position gives a frame.
+    Deterministic. A position whose frame does not decode is skipped. Raises and appends to `lost` as `decode_audio`
+    does; raises `MediaError` if no position gives a frame.
     """
     lost = [] if lost is None else lost
     with _open(path) as media:
-        start, length = _span(media)
+        start, duration = _span(media)
     reasons = []
     for position in positions:
         try:
-            picture = _picture_at(path, start + position * length, lost)
+            image = _image_at(path, start + position * duration, lost)
         except MediaError as error:
             reasons.append(str(error))
             lost.append(f"video frame: {error}")
         else:
-            yield picture
+            yield image
     if len(reasons) == len(positions):
         raise MediaError(reasons[0])
 
 
 def _span(media: _Media) -> tuple[float, float]:
-    """Start and duration of the video stream in seconds."""
-    stream = media.first("video")
-    start = float((stream.start_time or 0) * stream.time_base)
+    """Returns start and duration of the video stream in seconds."""
+    stream = media.video_stream()
+    unit = _time_base(stream)
+    start = float((stream.start_time or 0) * unit)
     if stream.duration:
-        return start, float(stream.duration * stream.time_base)
+        return start, float(stream.duration * unit)
     if media.container.duration:
         return start, media.container.duration / av.time_base
-    # Browsers record WebM without a duration.
+    # WebM files recorded by browsers have no duration.
     last = max((packet.pts for packet in media.packets(stream, []) if packet.pts is not None), default=0)
-    return start, float(last * stream.time_base) - start
+    return start, float(last * unit) - start
 
 
-def _picture_at(path: Path, seconds: float, lost: list[str]) -> np.ndarray:
-    """The first frame at or after `seconds`, or the last one, as RGB.
+def _time_base(stream: av.VideoStream) -> Fraction:
+    """Returns the unit of the stream's timestamps in seconds; 1 if FFmpeg does not know it."""
+    return stream.time_base or Fraction(1)
 
-    The file is opened anew, so that no look suffers from another's damage. Where seeking leads to no frame, as after a
-    damaged index, all frames from the first on are decoded.
+
+def _image_at(path: Path, seconds: float, lost: list[str]) -> np.ndarray:
+    """Returns the first frame at or after `seconds`, or the last frame, as RGB.
+
+    The file is opened again for each frame, so that damage at one position does not affect another. If seeking finds no
+    frame, for example because the index is damaged, all frames are decoded from the start.
     """
     skipped: list[str] = []
     for seek in (True, False):
         skipped.clear()
         with _open(path) as media:
-            stream = media.first("video")
+            stream = media.video_stream()
             if frame := _frame_at(media, stream, seconds, seek, skipped):
                 lost += skipped
-                return _displayed(media, stream, frame)
-    raise MediaError(f"no part of the video can be used: {skipped[0]}" if skipped else "the video has no frames")
+                return _display(media, stream, frame)
+    raise MediaError(f"no part of the video is usable: {skipped[0]}" if skipped else "the video has no frames")
 
 
 def _frame_at(
@@ -221,41 +238,41 @@ def _frame_at(
     if seek:
         try:
             with media.guard("cannot seek"):
-                media.container.seek(int(seconds / stream.time_base), stream=stream)
+                media.container.seek(int(seconds / _time_base(stream)), stream=stream)
         except MediaError:
             return None
     found = None
     for frame in media.frames(stream, lost):
         found = frame
-        if frame.pts is None or float(frame.pts * stream.time_base) >= seconds:
+        if frame.pts is None or float(frame.pts * _time_base(stream)) >= seconds:
             break
     return found
 
 
-def _displayed(media: _Media, stream: av.VideoStream, frame: av.VideoFrame) -> np.ndarray:
-    """A frame as RGB [H, W, 3], turned and mirrored by its display matrix, then widened to square pixels."""
+def _display(media: _Media, stream: av.VideoStream, frame: av.VideoFrame) -> np.ndarray:
+    """Returns a frame as RGB [H, W, 3], rotated and flipped by its display matrix, then resized to square pixels."""
     with media.guard("the frame cannot be converted"):
         image = frame.to_ndarray(format="rgb24")
-        data = frame.side_data.get(Type.DISPLAYMATRIX)
+        data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]  # PyAV's stub: keys are str
         matrix = np.frombuffer(bytes(data), np.int32) if data else UPRIGHT
         ratio = stream.sample_aspect_ratio
     angle = _angle(matrix)
-    image = np.ascontiguousarray(_turned(image, angle, matrix))
-    if not ratio or not 1 / STRETCHED <= ratio <= STRETCHED or ratio == 1:
+    image = np.ascontiguousarray(_rotate(image, angle, matrix))
+    if not ratio or not 1 / MAX_PIXEL_ASPECT <= ratio <= MAX_PIXEL_ASPECT or ratio == 1:
         return image
     height, width = image.shape[:2]
-    wide = round(width / ratio if angle in (90, 270) else width * ratio)
-    return np.array(Image.fromarray(image).resize((max(1, wide), height), Image.Resampling.BICUBIC))
+    square_width = round(width / ratio if angle in (90, 270) else width * ratio)
+    return np.array(Image.fromarray(image).resize((max(1, square_width), height), Image.Resampling.BICUBIC))
 
 
 def _angle(matrix: np.ndarray) -> int:
-    """Degrees from 0 to 359 by which FFmpeg turns a picture clockwise, of its display matrix."""
+    """Returns the clockwise rotation in degrees, 0 to 359, that FFmpeg derives from a display matrix."""
     cosine, sine = matrix[0] / (np.hypot(matrix[0], matrix[3]) or 1), matrix[1] / (np.hypot(matrix[1], matrix[4]) or 1)
     return round(np.degrees(np.arctan2(sine, cosine))) % 360
 
 
-def _turned(image: np.ndarray, angle: int, matrix: np.ndarray) -> np.ndarray:
-    """An image [H, W, 3] turned and mirrored as FFmpeg does (`autorotate`)."""
+def _rotate(image: np.ndarray, angle: int, matrix: np.ndarray) -> np.ndarray:
+    """Rotates and flips an image [H, W, 3] as FFmpeg's `autorotate` does."""
     if angle == 90:
         return image.swapaxes(0, 1) if matrix[3] > 0 else np.rot90(image, -1)
     if angle == 270:
@@ -268,7 +285,7 @@ def _turned(image: np.ndarray, angle: int, matrix: np.ndarray) -> np.ndarray:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 RGB [H, W, 3], upright. Raises as `decode_audio` does."""
+    """Reads an image file as uint8 RGB [H, W, 3], upright. Raises as `decode_audio` does."""
     _check_file(path)
     try:
         return read_picture(path)
@@ -279,30 +296,30 @@ def read_image(path: Path) -> np.ndarray:
 
 
 class _Media:
-    """A media file that FFmpeg reads through `read` and `seek`.
+    """A media file that FFmpeg reads through `read` and `seek` of this object.
 
-    So no fault of the machine is lost between FFmpeg's own errors, which do not tell it from damage; and FFmpeg, which
-    may follow what a playlist says, opens nothing else.
+    FFmpeg's own errors do not distinguish an I/O error from damaged data; here the I/O error is recorded. FFmpeg also
+    cannot open other files or addresses, for example those in a playlist.
     """
 
     container: av.container.InputContainer
 
     def __init__(self, path: Path, file: io.RawIOBase) -> None:
-        self.name = f"media{path.suffix.lower()}"  # FFmpeg looks at the suffix, and knows UTF-8 alone
+        self.name = f"media{path.suffix.lower()}"  # FFmpeg uses the suffix and accepts only UTF-8
         self._path, self._file = path, file
-        self._fault: OSError | None = None
+        self._io_error: OSError | None = None
 
     def read(self, size: int) -> bytes:
         try:
             return self._file.read(size)
         except OSError as error:
-            self._fault = error
+            self._io_error = error
             return b""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         try:
             return self._file.seek(offset, whence)
-        except OSError:  # before the file's start, where damage led
+        except OSError:  # a position before the start, from damaged data
             return -1
 
     def tell(self) -> int:
@@ -310,27 +327,24 @@ class _Media:
 
     @contextmanager
     def guard(self, what: str) -> Iterator[None]:
-        """Around calls of PyAV: `MediaError` for whatever it raises, `UserError` if the file could not be read."""
+        """Wraps calls of PyAV: raises `MediaError` for any of its errors, `UserError` if the file could not be read."""
         try:
             with decoding(MediaError, what):
                 yield
         finally:
-            if self._fault:
-                raise _unreadable(self._path, self._fault)
+            if self._io_error:
+                raise _unreadable(self._path, self._io_error)
 
-    def first(self, kind: str) -> av.stream.Stream:
-        """The first stream of a kind, "audio" or "video"."""
-        streams = getattr(self.container.streams, kind)
-        if not streams:
-            raise MediaError(f"no {kind} stream")
-        if streams[0].codec_context is None:
-            raise MediaError(f"the {kind} stream's codec is unknown")
-        # Chunks are done side by side, so a decoder has one core.
-        streams[0].codec_context.thread_count = 1
-        return streams[0]
+    def audio_stream(self) -> av.AudioStream:
+        """Returns the first audio stream. Raises `MediaError` if there is none."""
+        return _prepared(self.container.streams.audio, "audio")
 
-    def packets(self, stream: av.stream.Stream, lost: list[str]) -> Iterator[av.Packet]:
-        """The packets of a stream. Where the file cannot be followed further, it ends, as for FFmpeg."""
+    def video_stream(self) -> av.VideoStream:
+        """Returns the first video stream. Raises `MediaError` if there is none."""
+        return _prepared(self.container.streams.video, "video")
+
+    def packets(self, stream: av.AudioStream | av.VideoStream, lost: list[str]) -> Iterator[av.Packet]:
+        """Yields the packets of a stream. Ends where the rest of the file cannot be read, as FFmpeg does."""
         demuxed = self.container.demux(stream)
         while True:
             try:
@@ -341,12 +355,16 @@ class _Media:
                 return
             if packet is None:
                 return
-            if packet.size:  # the empty one at the end is for `decode`
+            if packet.size:  # the last one is empty, to flush the decoder
                 yield packet
 
-    def frames(self, stream: av.stream.Stream, lost: list[str]) -> Iterator[av.AudioFrame | av.VideoFrame]:
-        """The frames of a stream, without packets that do not decode."""
-        for packet in chain(self.packets(stream, lost), [None]):  # None: what the decoder still holds
+    @overload
+    def frames(self, stream: av.AudioStream, lost: list[str]) -> Iterator[av.AudioFrame]: ...
+    @overload
+    def frames(self, stream: av.VideoStream, lost: list[str]) -> Iterator[av.VideoFrame]: ...
+    def frames(self, stream: av.AudioStream | av.VideoStream, lost: list[str]) -> Iterator:
+        """Yields the frames of a stream, without packets that do not decode."""
+        for packet in chain(self.packets(stream, lost), [None]):  # None flushes the decoder
             try:
                 with self.guard(f"{stream.type} packet"):
                     decoded = stream.decode(packet)
@@ -354,6 +372,17 @@ class _Media:
                 lost.append(str(error))
             else:
                 yield from decoded
+
+
+def _prepared(streams: Sequence[_Stream], kind: str) -> _Stream:
+    """Returns the first of the streams, set to decode on one thread. Raises `MediaError` if there is none."""
+    if not streams:
+        raise MediaError(f"no {kind} stream")
+    if streams[0].codec_context is None:
+        raise MediaError(f"the codec of the {kind} stream is unknown")
+    # One core for each decoder: chunks are processed in parallel.
+    streams[0].codec_context.thread_count = 1
+    return streams[0]
 
 
 @contextmanager
@@ -367,7 +396,7 @@ def _open(path: Path) -> Iterator[_Media]:
         media = _Media(path, file)
         with media.guard("damaged, or not a media file"):
             options = {"protocol_whitelist": "none"}
-            media.container = av.open(media, metadata_errors="replace", container_options=options)
+            media.container = av.open(media, "r", metadata_errors="replace", container_options=options)
         with media.container:
             yield media
 
@@ -386,8 +415,8 @@ def _check_file(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
-    """A fault of the machine, which may be gone at the next try, so that it must not count as the clip's."""
+    """An I/O error, which may be temporary and so must not count as a failure of the clip."""
     return UserError(
         f"{path}: cannot be read ({error.strerror or error}); this does not count as a failed clip: make it readable "
-        "and run the same command again, finished shards are kept"
+        "and run the same command again; finished shards are kept"
     )

@@ -1,5 +1,6 @@
-"""Models of random weights in each framework's own format, to try the whole extraction where nothing can be
-downloaded. Their features tell people apart no better than chance; only shapes, formats and speed are real.
+"""Writes models with random weights in each framework's format, to run the whole extraction without a download.
+
+Their features distinguish people no better than chance; only shapes, formats and speed are realistic.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from slf_common.errors import UserError
 from slf_common.files import check_writable, local_path
 from tfrecords.schema import LABELS
 
-SPEAKERS = 7205  # classes of the heads that the published speaker models carry
+SPEAKERS = 7205  # classes in the heads of the published speaker models
 
 
 def write_all(out: Path, small: bool) -> list[str]:
-    """Writes all models below `out`; returns the flags of `extract.run` that use them."""
+    """Writes all models to `out`; returns the flags that make `extract.run` use them."""
     if out.exists():
         raise UserError(f"{out} exists; give another --out, or remove it")
     write_ecapa(out / "ecapa", small)
@@ -30,9 +31,9 @@ def write_all(out: Path, small: bool) -> list[str]:
     write_nemo(out / "speakernet.nemo", "speakernet", small)
     engine = "onnx" if small else "pytorch"
     (write_small_faces if small else write_faces)(out / "faces")
-    places = {"ecapa": "ecapa", "language": "language", "pyannote": "pyannote"}
-    places |= {name: f"{name}.nemo" for name in ("titanet", "speakernet")}
-    flags = [f"--config.extract.{name}.weights={out / place}" for name, place in places.items()]
+    names = {"ecapa": "ecapa", "language": "language", "pyannote": "pyannote"}
+    names |= {name: f"{name}.nemo" for name in ("titanet", "speakernet")}
+    flags = [f"--config.extract.{name}.weights={out / file}" for name, file in names.items()]
     return [*flags, f"--config.extract.deepface.home={out / 'faces'}", f"--config.extract.deepface.engine={engine}"]
 
 
@@ -78,13 +79,13 @@ LOGPROBS = """!new:speechbrain.lobes.models.Xvector.Classifier
 
 
 def write_ecapa(folder: Path, small: bool) -> None:
-    """`spkrec-ecapa-voxceleb`: a folder with hyperparams.yaml, *.ckpt, label_encoder.txt."""
+    """Writes `spkrec-ecapa-voxceleb`: a folder with hyperparams.yaml, *.ckpt, label_encoder.txt."""
     speakers = 8 if small else SPEAKERS
     _write_speechbrain(folder, small, 80, 192, COSINES, [f"id{i:05d}" for i in range(speakers)])
 
 
 def write_language(folder: Path, small: bool, labels: Sequence[str]) -> None:
-    """A language model with these labels, such as `en: English`, in the same format."""
+    """Writes a language classifier with these labels, such as `en: English`, in the same format."""
     _write_speechbrain(folder, small, 60, 256, LOGPROBS, labels)
 
 
@@ -111,7 +112,7 @@ def _write_speechbrain(
 
 
 def write_pyannote(folder: Path, architecture: str = "XVectorSincNet") -> None:
-    """`pyannote/embedding` (or another class of pyannote.audio.models.embedding): a folder with pytorch_model.bin."""
+    """Writes `pyannote/embedding`, or another class of pyannote.audio.models.embedding: a folder."""
     import torch
 
     with quiet():
@@ -129,7 +130,7 @@ def write_pyannote(folder: Path, architecture: str = "XVectorSincNet") -> None:
 
 
 def write_nemo(path: Path, name: str, small: bool) -> None:
-    """TitaNet-L or SpeakerNet as a .nemo file."""
+    """Writes TitaNet-L or SpeakerNet as a .nemo file."""
     import torch
 
     with quiet():
@@ -166,7 +167,7 @@ def _nemo_config(name: str, small: bool) -> dict:
     return {
         "sample_rate": rate,
         "labels": None,
-        # NeMo's own embedding of a file reads the rate here.
+        # NeMo reads the sample rate here when it embeds a file.
         "train_ds": {"manifest_filepath": None, "sample_rate": rate, "labels": None, "batch_size": 1, "shuffle": False},
         "preprocessor": {
             "_target_": f"{modules}.AudioToMelSpectrogramPreprocessor", "normalize": "per_feature",
@@ -186,7 +187,7 @@ def _nemo_config(name: str, small: bool) -> dict:
 
 
 def write_faces(home: Path) -> None:
-    """DeepFace's own networks for age, gender, ethnicity and RetinaFace, for its engine pytorch (1.7 GB)."""
+    """Writes DeepFace's networks for age, gender, ethnicity and RetinaFace, for its engine pytorch (1.7 GB)."""
     import importlib
 
     import torch
@@ -204,9 +205,9 @@ def write_faces(home: Path) -> None:
 
 
 def write_small_faces(home: Path) -> None:
-    """Tiny graphs with the same inputs and outputs, for DeepFace's engine onnx.
+    """Writes tiny graphs with the same inputs and outputs as DeepFace's networks, for its engine onnx.
 
-    The RetinaFace among them takes any large area that is not dark for a face.
+    Its RetinaFace detects a face in any large area that is not dark.
     """
     folder = home / ".deepface" / "weights"
     folder.mkdir(parents=True)
@@ -218,8 +219,10 @@ def write_small_faces(home: Path) -> None:
     }
     for seed, (name, count) in enumerate(classes.items()):
         _save_onnx(folder / f"{name}.onnx", _classifier(count, seed), ["n", 224, 224, 3], {"y": ["n", count]})
-    shapes = {f"{kind}{stride}": [1, "h", "w", n] for stride in STRIDES for kind, n in CHANNELS.items()}
-    _save_onnx(folder / "retinaface.onnx", _lit_areas(), [1, "H", "W", 3], shapes)
+    shapes: dict[str, list] = {
+        f"{kind}{stride}": [1, "h", "w", n] for stride in STRIDES for kind, n in CHANNELS.items()
+    }
+    _save_onnx(folder / "retinaface.onnx", _bright_areas(), [1, "H", "W", 3], shapes)
 
 
 STRIDES = (32, 16, 8)
@@ -227,7 +230,7 @@ CHANNELS = {"score": 4, "box": 8, "landmark": 20}  # RetinaFace's outputs for it
 
 
 def _classifier(count: int, seed: int) -> list:
-    """Means of 28x28 squares through one random layer and a softmax."""
+    """Returns nodes: means of 28x28 squares, one random layer, a softmax."""
     import numpy as np
     from onnx import helper, numpy_helper
 
@@ -242,15 +245,15 @@ def _classifier(count: int, seed: int) -> list:
     ]
 
 
-def _lit_areas() -> list:
-    """Scores at stride 32: three times the mean brightness in [0, 1]; other strides, boxes and landmarks: zeros."""
+def _bright_areas() -> list:
+    """Returns nodes: scores at stride 32 are three times the mean brightness in [0, 1]; all other outputs are zero."""
     import numpy as np
     from onnx import helper, numpy_helper
 
     nodes = [helper.make_node("Transpose", ["x"], ["planes"], perm=[0, 3, 1, 2])]
     for stride in STRIDES:
-        window = {"kernel_shape": [stride, stride], "strides": [stride, stride]}
-        nodes.append(helper.make_node("AveragePool", ["planes"], [f"mean{stride}"], **window))
+        size = [stride, stride]
+        nodes.append(helper.make_node("AveragePool", ["planes"], [f"mean{stride}"], kernel_shape=size, strides=size))
         for kind, channels in CHANNELS.items():
             scale = np.zeros((channels, 3, 1, 1), np.float32)
             if kind == "score" and stride == 32:
@@ -280,7 +283,7 @@ def _save_onnx(path: Path, nodes: list, shape: list, outputs: dict[str, list]) -
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Runs the command."""
     arguments: argparse.ArgumentParser = cli.parser(
         "extract.random_weights",
         __doc__,

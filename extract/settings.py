@@ -1,16 +1,17 @@
-"""What the settings of `config.extract` may be: the one place where they are checked."""
+"""The valid values of the settings in `config.extract`; everything that can be checked without loading a model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from extract import deepface, models, runners
-from extract.extractors import EXTRACTORS
+from extract import deepface, faces, runners
+from extract.extractors.registry import EXTRACTORS, plan_constituents
 from slf_common import rules
 from slf_common.rules import Rule, choice, each, integer, real, text
-from tfrecords.schema import matrix_constituents
+from tfrecords.schema import Schema, matrix_constituents
 
 WITHOUT_WINDOWS = ("pyaudioanalysis", "mel", "language")
 WITHOUT_WEIGHTS = ("pyaudioanalysis", "mel")
@@ -18,7 +19,7 @@ WITHOUT_WEIGHTS = ("pyaudioanalysis", "mel")
 
 def _windows(value: Any) -> Any:
     each(each(real(above=0), 2, 2), 1).read(value)
-    return value  # as it is written: it goes into a dataset's plan
+    return value  # unchanged, since it is stored in a dataset's plan
 
 
 _of_extractors = {
@@ -49,10 +50,18 @@ RULES: dict[str, Rule] = {f"extract.{key}": rule for key, rule in _extract.items
 
 
 def check_config(settings: ml_collections.ConfigDict) -> None:
-    """Checks `config.extract`, and puts numbers into their own type; loads nothing.
+    """Validates `config.extract` and converts numbers to the type of the setting; loads no model.
 
-    Raises `UserError`, one line with key, value and what it must be.
+    Raises `UserError` with the key, its value and what it must be.
     """
     rules.check(settings, RULES, root="extract")
-    models.check(settings)
-    matrix_constituents(models.planned_schema(settings))
+    faces.check_detector(settings)
+    matrix_constituents(planned_schema(settings))
+
+
+def planned_schema(settings: Mapping) -> Schema:
+    """Returns the schema with the paper's models; other weights may have other widths and languages.
+
+    Raises `UserError` for windows longer than a clip.
+    """
+    return Schema(tuple(plan_constituents(settings)))

@@ -1,17 +1,17 @@
-"""ECAPA-TDNN speaker embeddings by SpeechBrain: `speechbrain/spkrec-ecapa-voxceleb`, 192 numbers."""
+"""ECAPA-TDNN speaker embeddings by SpeechBrain: `speechbrain/spkrec-ecapa-voxceleb`, 192 dimensions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from extract.extractors.speechbrain import VERSION, load_classifier
-from extract.extractors.windows import Embedder
+from extract.extractors.windows import WindowEmbedder
 
 
-def load(settings: Mapping) -> Embedder:
-    """The extractor `ecapa`: raw embeddings, as `encode_batch` gives them."""
+def load(settings: Mapping) -> WindowEmbedder:
+    """Loads the extractor `ecapa`; its embeddings are those of `encode_batch`, not normalised."""
     classifier = load_classifier(settings)
-    return Embedder(
+    return WindowEmbedder(
         settings["name"],
         classifier.mods["embedding_model"],
         lambda waves: classifier.encode_batch(waves)[:, 0],

@@ -1,7 +1,7 @@
-"""Spoken language by SpeechBrain: `speechbrain/lang-id-commonlanguage_ecapa`, or VoxLingua107 by config.
+"""Spoken language identification by SpeechBrain: `speechbrain/lang-id-commonlanguage_ecapa`, or VoxLingua107.
 
-The constituent holds the log-probability of every language; the record's label is the likeliest, unless the
-attributes' table knows better. The languages, in the model's order, become the dataset's.
+The constituent holds the log-probability of every language. The record's label is the most likely language unless the
+attributes CSV gives one. The dataset's languages are the model's, in its order.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import numpy as np
 import torch
 
 from extract.extractors.speechbrain import VERSION, load_classifier
-from extract.frameworks import by_passes, digest
+from extract.extractors.weights import digest
+from extract.frameworks import apply_in_batches
 from tfrecords.schema import ASIDE, LANGUAGE_LOGPROBS, Constituent
 
-SPELLING = {"ukranian": "ukrainian", "mangolian": "mongolian"}  # as CommonLanguage writes them
+SPELLING = {"ukranian": "ukrainian", "mangolian": "mongolian"}  # CommonLanguage's misspellings
 
 
-class Language:
-    """Waves float32 [clips, 384000] to log-probabilities [clips, 1, languages]; their names are `labels`."""
+class LanguageClassifier:
+    """Maps waves float32 [clips, 384000] to log-probabilities [clips, 1, languages], in the order of `labels`."""
 
     def __init__(self, settings: Mapping) -> None:
         self._classifier = load_classifier(settings)
@@ -31,21 +32,21 @@ class Language:
         )
 
     def __call__(self, waves: np.ndarray) -> np.ndarray:
-        return by_passes(self._classify, waves)[:, None]
+        return apply_in_batches(self._classify, waves)[:, None]
 
     def _classify(self, waves: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             scores = self._classifier.classify_batch(torch.from_numpy(waves))[0]
-            # Leaves log-probabilities as they are; CommonLanguage's classifier gives cosines.
+            # CommonLanguage's classifier returns cosines; log-probabilities are unchanged by a second log-softmax.
             return torch.log_softmax(scores, -1).float().cpu().numpy()
 
 
 def plain_name(label: str) -> str:
-    """A language as people write it: `uk: Ukranian` is `ukrainian`."""
+    """Returns the plain name of a language: `ukrainian` for `uk: Ukranian`."""
     name = label.split(": ", 1)[-1].strip().lower()
     return SPELLING.get(name, name)
 
 
-def load(settings: Mapping) -> Language:
-    """The extractor `language`."""
-    return Language(settings)
+def load(settings: Mapping) -> LanguageClassifier:
+    """Loads the extractor `language`."""
+    return LanguageClassifier(settings)

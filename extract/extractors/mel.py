@@ -1,8 +1,8 @@
-"""Log-mel spectrogram by librosa: the whole clip, no gaps.
+"""Log-mel spectrogram of the whole clip by librosa.
 
-128 bands from 0 to 8 kHz (Slaney's scale and norm), natural logarithm of the power, not below ln(1e-10). 666
-windows (Hann, 64 ms) every 36 ms cover 24 s exactly, overlapping by 28 ms, once each end is padded with 2 ms of
-silence; without it the window would weigh the very first sample with 0. Six consecutive frames make a row.
+128 bands from 0 to 8 kHz (Slaney's scale and norm); natural logarithm of the power, at least ln(1e-10). Each end is
+padded with 2 ms of silence, since a Hann window gives its first sample zero weight; 666 windows of 64 ms, one every
+36 ms, then cover the 24 s without gaps. Six consecutive frames make a row.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ WINDOW, HOP, PADDING = 1024, 576, 32  # samples; 665 hops + 1 window = 24 s + 2 
 FLOOR = 1e-10
 
 
-class Mel:
-    """Waves float32 [clips, 384000] to log-mel [clips, 111, 768]."""
+class LogMel:
+    """Maps waves float32 [clips, 384000] to log-mel [clips, 111, 768]."""
 
     def __init__(self) -> None:
         self.constituent = Constituent(
@@ -42,12 +42,12 @@ class Mel:
     def _rows(self, wave: np.ndarray) -> np.ndarray:
         padded = np.pad(wave, PADDING)
         spectrum = librosa.stft(padded, n_fft=WINDOW, hop_length=HOP, center=False)
-        # In double precision the float16 that is stored does not depend on threads or the BLAS at hand.
+        # Double precision: the stored float16 then does not depend on the number of threads or on the BLAS library.
         power = self._bank.astype(np.float64) @ np.square(np.abs(spectrum).astype(np.float64))
         rows = np.log(np.maximum(power, FLOOR)).astype(np.float32)
         return rows.T.reshape(self.constituent.rows, self.constituent.width)
 
 
-def load(settings: Mapping) -> Mel:
-    """The extractor `mel`."""
-    return Mel()
+def load(settings: Mapping) -> LogMel:
+    """Loads the extractor `mel`."""
+    return LogMel()

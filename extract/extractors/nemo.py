@@ -1,4 +1,4 @@
-"""Speaker embeddings by NVIDIA NeMo: TitaNet-L (192 numbers) and SpeakerNet (256), from the hub or a .nemo file."""
+"""Speaker embeddings by NVIDIA NeMo: TitaNet-L (192 dimensions) and SpeakerNet (256), from the hub or a .nemo file."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from pathlib import Path
 
 import torch
 
-from extract.extractors.windows import Embedder
-from extract.frameworks import device, load_weights, quiet
+from extract.extractors.weights import load_weights
+from extract.extractors.windows import WindowEmbedder
+from extract.frameworks import device, quiet
 from extract.librosa_cache import import_librosa
 
-import_librosa()  # NeMo imports it too
+import_librosa()  # before NeMo imports it
 with quiet():
     from nemo.collections.asr.models import EncDecSpeakerLabelModel
     from nemo.utils import logging
 
 
-def load(settings: Mapping) -> Embedder:
-    """The extractors `titanet` and `speakernet`: the same class, other weights."""
+def load(settings: Mapping) -> WindowEmbedder:
+    """Loads the extractor `titanet` or `speakernet`: the same class with different weights."""
     logging.setLevel(logging.ERROR)
     model = load_weights(settings["name"], settings["weights"], _load)
 
@@ -27,7 +28,7 @@ def load(settings: Mapping) -> Embedder:
         lengths = torch.full((len(waves),), waves.shape[1], device=waves.device)
         return model.forward(input_signal=waves, input_signal_length=lengths)[1]
 
-    return Embedder(settings["name"], model, embed, settings["windows"], f"NeMo {version('nemo_toolkit')}")
+    return WindowEmbedder(settings["name"], model, embed, settings["windows"], f"NeMo {version('nemo_toolkit')}")
 
 
 def _load(source: str) -> EncDecSpeakerLabelModel:

@@ -1,6 +1,6 @@
-"""Speaker embeddings by pyannote.audio over windows: `pyannote/embedding`, 512 numbers, or WeSpeaker by config.
+"""Speaker embeddings by pyannote.audio over windows: `pyannote/embedding` (512 dimensions), or WeSpeaker.
 
-pyannote's own loader unpickles its checkpoints: give it only weights whose source you trust.
+pyannote's loader unpickles its checkpoints: use only weights from a source that you trust.
 """
 
 from __future__ import annotations
@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 
-from extract.extractors.windows import Embedder
-from extract.frameworks import device, load_weights, quiet
+from extract.extractors.weights import load_weights
+from extract.extractors.windows import WindowEmbedder
+from extract.frameworks import device, quiet
 
-with quiet():  # it warns where torchcodec finds no FFmpeg; we hand it waves, not files
+with quiet():  # pyannote warns if torchcodec finds no FFmpeg; we pass arrays, not files
     from pyannote.audio import Model
 
 
-def load(settings: Mapping) -> Embedder:
-    """The extractor `pyannote`."""
-    # The token, where one is needed, is read from HF_TOKEN by the hub's library.
+def load(settings: Mapping) -> WindowEmbedder:
+    """Loads the extractor `pyannote`."""
+    # The hub's library reads the token for gated models from HF_TOKEN.
     model = load_weights(settings["name"], settings["weights"], _load)
-    return Embedder(
+    return WindowEmbedder(
         settings["name"],
         model,
         lambda waves: model(waves[:, None]),
@@ -31,5 +32,5 @@ def load(settings: Mapping) -> Embedder:
 def _load(source: str) -> Model:
     model = Model.from_pretrained(source)
     if model is None:
-        raise FileNotFoundError("no model in it")
+        raise FileNotFoundError("it contains no model")
     return model.eval().to(device())

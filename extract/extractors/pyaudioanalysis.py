@@ -1,7 +1,7 @@
 """pyAudioAnalysis's 34 short-term features and their 34 deltas: windows of 0.5 s every 0.3 s.
 
-Zero crossings, energy and its entropy, five spectral features, 13 MFCCs, 12 chroma bands and their deviation.
-The library scales each clip to a peak of 1 first, so loudness is not among them.
+The features are zero crossings, energy and its entropy, five spectral features, 13 MFCCs, 12 chroma bands and their
+deviation. The library first scales each clip to a peak of 1, so the features do not depend on loudness.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WINDOW, STEP = SAMPLE_RATE // 2, SAMPLE_RATE * 3 // 10  # samples
 
 
 class PyAudioAnalysis:
-    """Waves float32 [clips, 384000] to short-term features [clips, 79, 68]."""
+    """Maps waves float32 [clips, 384000] to short-term features [clips, 79, 68]."""
 
     def __init__(self) -> None:
         self.constituent = Constituent(
@@ -41,5 +41,5 @@ class PyAudioAnalysis:
 
 
 def load(settings: Mapping) -> PyAudioAnalysis:
-    """The extractor `pyaudioanalysis`."""
+    """Loads the extractor `pyaudioanalysis`."""
     return PyAudioAnalysis()

@@ -1,4 +1,4 @@
-"""Loading SpeechBrain's classifiers, for `ecapa` and `language`."""
+"""Loads SpeechBrain's classifiers for the extractors `ecapa` and `language`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from extract.frameworks import device, load_weights, quiet
+from extract.extractors.weights import load_weights
+from extract.frameworks import device, quiet
 
 with quiet():
     from speechbrain.inference.classifiers import EncoderClassifier
@@ -15,12 +16,12 @@ VERSION = version("speechbrain")
 
 
 def load_classifier(settings: Mapping) -> EncoderClassifier:
-    """The model that `settings["weights"]` names. Raises `UserError`."""
+    """Loads the model at `settings["weights"]`. Raises `UserError`."""
     return load_weights(settings["name"], settings["weights"], _load)
 
 
 def _load(source: str) -> EncoderClassifier:
-    # A published folder's own paths lead back to the hub.
+    # The paths inside a published model's hyperparameters point to the hub.
     overrides = {"pretrained_path": source} if Path(source).exists() else {}
     classifier = EncoderClassifier.from_hparams(
         source=source, savedir=None, overrides=overrides, run_opts={"device": device()}

@@ -1,4 +1,4 @@
-"""Speaker embeddings over windows of each clip: what the pretrained embedders have in common."""
+"""Speaker embeddings over windows of each clip; shared by the pretrained speaker models."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from extract.extractors import Windows, spell_windows
-from extract.frameworks import by_passes, device, digest
+from extract.extractors.registry import Windows, format_windows
+from extract.extractors.weights import digest
+from extract.frameworks import apply_in_batches, device
 from extract.media import CLIP_SECONDS, SAMPLE_RATE
 from tfrecords.schema import EMBEDDING, Constituent
 
 
-class Embedder:
-    """Waves float32 [clips, 384000] to one embedding for each window: float32 [clips, windows, width].
+class WindowEmbedder:
+    """Maps waves float32 [clips, 384000] to one embedding for each window: float32 [clips, windows, width].
 
     Args:
-      name: of the constituent.
-      network: whose weights make the digest.
-      embed: sound [N, samples] on the network's device to embeddings [N, width].
-      windows: (length, hop) in seconds; the rows come in this order.
+      name: name of the constituent.
+      network: its weights give the digest.
+      embed: maps sound [N, samples] on the network's device to embeddings [N, width].
+      windows: (length, hop) in seconds; the rows are in this order.
       extractor: framework and version.
     """
 
@@ -46,17 +47,17 @@ class Embedder:
             EMBEDDING,
             self._extractor,
             digest(self._network),
-            spell_windows(self._windows),
+            format_windows(self._windows),
         )
 
     def __call__(self, waves: np.ndarray) -> np.ndarray:
-        return by_passes(self._pass, waves)
+        return apply_in_batches(self._embed_batch, waves)
 
-    def _pass(self, waves: np.ndarray) -> np.ndarray:
-        return np.concatenate([self._rows(waves, length, hop) for length, hop in self._windows], axis=1)
+    def _embed_batch(self, waves: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._embed_windows(waves, length, hop) for length, hop in self._windows], axis=1)
 
-    def _rows(self, waves: np.ndarray, length: float, hop: float) -> np.ndarray:
-        """All windows of one length, of all clips, as one batch."""
+    def _embed_windows(self, waves: np.ndarray, length: float, hop: float) -> np.ndarray:
+        """Embeds all windows of one length of all clips as one batch: float32 [clips, windows, width]."""
         samples, step = round(length * SAMPLE_RATE), round(hop * SAMPLE_RATE)
         windows = np.lib.stride_tricks.sliding_window_view(waves, samples, axis=1, writeable=True)[:, ::step]
         with torch.inference_mode():

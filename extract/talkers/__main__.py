@@ -1,8 +1,7 @@
-"""Write a population of synthetic talking people as mp4 files, with a table of who they are.
+"""Writes a population of synthetic talking people as mp4 files, with a CSV of their attributes.
 
-The folder looks like VoxCeleb2: OUT/p00042/00001/00001.mp4, and OUT/people.csv tells each
-person's age, gender, ethnicity and split. Files that are there already are kept, so an interrupted
-run is finished by running the same command again.
+The folder has VoxCeleb2's layout, OUT/p00042/00001/00001.mp4; OUT/people.csv gives each person's age, gender,
+ethnicity and split. Existing files are kept: run the same command again to continue an interrupted run.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from slf_common.files import check_writable, local_path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
     arguments = cli.parser(
         "extract.talkers",
         __doc__,
@@ -26,21 +26,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         ],
     )
     arguments.add_argument("--out", type=local_path, required=True, help="folder for clips and people.csv")
-    arguments.add_argument("--people", type=int, default=1024, help="at least 3 (default: 1024)")
-    arguments.add_argument("--seed", type=int, default=0, help="which population (default: 0)")
+    arguments.add_argument("--people", type=int, default=1024, help="number of people, at least 3 (default: 1024)")
+    arguments.add_argument("--seed", type=int, default=0, help="seed of the population (default: 0)")
     cores = os.cpu_count() or 1
     arguments.add_argument("--workers", type=int, default=cores, help="processes (default: all cores)")
     args = arguments.parse_args(argv)
     if not 3 <= args.people <= 100_000:
-        raise UserError(f"--people {args.people}: from 3, one for each split, to 100000: ids have five digits")
+        raise UserError(f"--people {args.people}: must be from 3 (one for each split) to 100000 (ids have five digits)")
     if args.seed < 0 or args.workers < 1:
-        raise UserError("--seed is at least 0, --workers at least 1")
+        raise UserError("--seed must be at least 0, --workers at least 1")
     check_writable(args.out, "people.csv")
     written = generate(args.out, args.people, args.seed, args.workers)
     total = sum(CLIPS[split] for split in splits(args.people))
     print(
         f"{args.out}: {args.people} people, {total} clips "
-        f"({written} written now, {total - written} were there), table in people.csv"
+        f"({written} written now, {total - written} already there), attributes in people.csv"
     )
 
 

@@ -1,13 +1,11 @@
-"""Who a synthetic person is: attributes, a hidden latent, and what follows from both.
+"""The identity of a synthetic person: attributes, a hidden latent, and the face and voice derived from both.
 
-Every visible factor of the face is a standardised score made of three parts: an effect of the
-attributes (age, gender, ethnicity), one of the latents that also shape the voice, and private
-noise. A listener who hears the voice and knows the attributes can therefore tell most of a factor,
-never all of it.
+Every visible factor of the face is a standardised score, the sum of three parts: an effect of the attributes (age,
+gender, ethnicity), an effect of the latents that also shape the voice, and private noise. Voice and attributes together
+therefore predict most of a factor, but never all of it.
 
-The effects of ethnicity are ARBITRARY directions drawn once from a fixed generator, and so is the
-table of which skin tone is commoner under which label. They only give the labels some structure
-to be learnt; nothing here encodes a claim about real groups.
+The effects of ethnicity are ARBITRARY directions drawn once from a fixed generator, and so are the odds of the skin
+tones for each label. They only give the labels some structure to learn; nothing here is a claim about real groups.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import numpy as np
 GENDERS = ("female", "male")
 ETHNICITIES = ("asian", "indian", "black", "white", "middle eastern", "latino hispanic")
 AGE_RANGE = (18.0, 80.0)
-LATENTS = 11  # entries of z; each one moves exactly one voice parameter, see `_voice`
+LATENTS = 11  # entries of z; each one changes exactly one voice parameter, see `_voice`
 
 SKIN_TONES = ((240, 204, 176), (222, 176, 138), (186, 132, 94), (142, 96, 68))
 HAIR_COLOURS = ((34, 28, 28), (96, 60, 36), (214, 172, 92), (178, 178, 180))  # the last is grey
@@ -27,13 +25,13 @@ HAIR_STYLES = ("short", "fringe", "long", "receding")
 IRIS_COLOURS = ((62, 36, 20), (66, 92, 44), (58, 110, 160), (120, 150, 168))
 FRAME_COLOURS = ((20, 20, 24), (128, 18, 30), (26, 42, 118))
 
-# Shares of a score's variance: attributes, voice latents; the rest is private noise. Thresholds
-# come on top: from attributes and exact latents a linear fit explains about 0.9 of the variance of
-# the sizes (lines 0.8), but 0.5 to 0.65 of the yes-or-no features, which it gets right 9 in 10.
+# Shares of a score's variance: attributes, voice latents; the rest is private noise. Thresholds lose more information:
+# from attributes and exact latents, a linear fit explains about 0.9 of the variance of the sizes (lines: 0.8), but only
+# 0.5 to 0.65 of the binary features, of which it classifies 9 in 10 correctly.
 ATTRIBUTE_SHARE = 0.3
 VOICE_SHARE = 0.6
 
-# factor: (effect of being male, of age, of ethnicity, {latent: weight}); relative weights.
+# factor: (effect of being male, of age, of ethnicity, {latent: weight}), as relative weights.
 _FACTORS: dict[str, tuple[float, float, float, dict[int, float]]] = {
     "hair_texture": (0.2, 0.2, 0.8, {10: 1.0}),
     "glasses": (0.0, 0.7, 0.8, {7: 1.0}),
@@ -60,7 +58,7 @@ _FACTORS: dict[str, tuple[float, float, float, dict[int, float]]] = {
 
 
 def _ethnicity_tables() -> tuple[np.ndarray, np.ndarray]:
-    """Arbitrary fixed effects: scores [6, factors] (mean 0, std 1 by column), skin odds [6, 4]."""
+    """Returns arbitrary fixed effects: scores [6, factors] (mean 0, std 1 per column), skin odds [6, 4]."""
     rng = np.random.default_rng(20240611)
     effects = rng.standard_normal((len(ETHNICITIES), len(_FACTORS)))
     effects = (effects - effects.mean(0)) / effects.std(0)
@@ -73,7 +71,7 @@ _ETHNICITY_EFFECTS, _SKIN_ODDS = _ethnicity_tables()
 
 @dataclass(frozen=True)
 class Face:
-    """Structure of a face. Floats are standard scores in [-2.2, 2.2] unless said otherwise."""
+    """Structure of a face. Floats are standard scores in [-2.2, 2.2] unless stated otherwise."""
 
     glasses: str  # none, round, square
     beard: str  # none, stubble, moustache, full
@@ -97,7 +95,7 @@ class Face:
 
 @dataclass(frozen=True)
 class Palette:
-    """Choices from small palettes that many people share: indices, and a style's name."""
+    """Choices from small palettes, shared by many people: indices into them, and the name of the hair style."""
 
     skin: int
     hair: int
@@ -121,7 +119,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Identity:
-    """One synthetic person; equal for every clip of that person."""
+    """One synthetic person; the same in every clip of that person."""
 
     speaker_id: str
     seed: int
@@ -136,7 +134,7 @@ class Identity:
 
 
 def draw_identity(seed: int, index: int) -> Identity:
-    """Draw person `index` of the population `seed`; the same arguments give the same person."""
+    """Samples person `index` of the population `seed`; deterministic."""
     rng = np.random.default_rng([seed, index])
     z = _draw_latent(rng)
     age = float(rng.uniform(*AGE_RANGE))
@@ -158,13 +156,13 @@ def draw_identity(seed: int, index: int) -> Identity:
 
 
 def _draw_latent(rng: np.random.Generator) -> np.ndarray:
-    """Latents [11] of mean 0 and variance 1: two Gaussians each, so that kinds of voice exist."""
+    """Samples latents [11] of mean 0 and variance 1, each from two Gaussians, so that voices form clusters."""
     side = rng.choice((-1.0, 1.0), LATENTS)
     return 0.86 * side + 0.51 * np.clip(rng.standard_normal(LATENTS), -2.5, 2.5)
 
 
 def _scores(z: np.ndarray, age: float, male: bool, ethnicity: int, rng: np.random.Generator) -> dict[str, float]:
-    """Standardised score of every factor: attributes + voice latents + private noise."""
+    """Returns the standardised score of every factor: attributes + voice latents + private noise."""
     low, high = AGE_RANGE
     age_score = (age - (low + high) / 2) / ((high - low) / np.sqrt(12))
     private_share = 1.0 - ATTRIBUTE_SHARE - VOICE_SHARE
@@ -185,7 +183,7 @@ def _scores(z: np.ndarray, age: float, male: bool, ethnicity: int, rng: np.rando
 
 
 def _face(scores: dict[str, float], male: bool) -> Face:
-    """Turn scores into structure: thresholds for kinds, the score itself for sizes."""
+    """Converts scores to structure: thresholds for categories, the score itself for sizes."""
     glasses = "none"
     if scores["glasses"] > 0.0:
         glasses = "square" if scores["glasses_shape"] > 0.0 else "round"
@@ -211,7 +209,7 @@ def _face(scores: dict[str, float], male: bool) -> Face:
 
 
 def _palette(scores: dict[str, float], age: float, male: bool, ethnicity: int, rng: np.random.Generator) -> Palette:
-    """Colours and hair style: few values, shared by many people."""
+    """Samples colours and hair style."""
     skin = int(rng.choice(len(SKIN_TONES), p=_SKIN_ODDS[ethnicity]))
     grey = len(HAIR_COLOURS) - 1
     turned = rng.random() < 1.0 / (1.0 + np.exp((58.0 - age) / 5.0))
@@ -228,7 +226,7 @@ def _palette(scores: dict[str, float], age: float, male: bool, ethnicity: int, r
 
 
 def _voice(z: np.ndarray, age: float, male: bool) -> Voice:
-    """Each latent moves one parameter, far enough to be heard in long-term statistics."""
+    """Returns the voice. Each latent changes one parameter, enough to be measurable in long-term statistics."""
     base = 112.0 if male else 205.0
     return Voice(
         f0=float(base * np.exp(0.17 * z[0]) * (1.0 - 0.0015 * (age - 49.0))),

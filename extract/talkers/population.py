@@ -1,4 +1,4 @@
-"""A whole population as mp4 files: who is in which split, and one job for every clip."""
+"""Writes a whole population as mp4 files: splits, the attributes CSV, and one task for each clip."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tqdm import tqdm
 
 from extract.talkers import face, video, voice
 from extract.talkers.identity import Identity, draw_identity
-from extract.talkers.look import draw_look
+from extract.talkers.scene import draw_scene
 from slf_common import cli
 from slf_common.errors import UserError
 from slf_common.files import write_atomically
 
 FPS = 4
-SECONDS = (3.0, 12.0)  # length of a clip; short ones are commoner
-_MOUTHS = 6  # distinct openings of the mouth in a clip, each drawn once
+SECONDS = (3.0, 12.0)  # duration of a clip; short ones are more common
+_MOUTHS = 6  # different openings of the mouth in a clip, each drawn once
 _SHARES = {"validation": 1 / 16, "test": 1 / 8}  # of the people; the rest train
 CLIPS = {"train": 1, "validation": 2, "test": 2}  # per person
 
 
 @dataclass(frozen=True)
-class Job:
-    """One clip to write; everything in it follows from the three numbers."""
+class ClipTask:
+    """One clip to write, fully determined by the three numbers."""
 
     seed: int
     index: int
@@ -37,64 +37,64 @@ class Job:
 
 
 def make_clip(identity: Identity, clip: int) -> tuple[np.ndarray, np.ndarray]:
-    """Make one clip: frames uint8 [T, 160, 160, 3] at 4 fps, audio float32 [4000 T] at 16 kHz."""
+    """Makes one clip: frames uint8 [T, 160, 160, 3] at 4 fps, audio float32 [4000 T] at 16 kHz."""
     rng = np.random.default_rng([identity.seed, identity.index, clip])
     low, high = SECONDS
     count = round((low + (high - low) * rng.beta(1.0, 1.6)) * FPS)
     audio = voice.synthesize(identity, count / FPS, rng)
-    look = draw_look(rng)
+    scene = draw_scene(rng)
     steps = np.round(voice.loudness(audio, count) * (_MOUTHS - 1)).astype(int)
-    drawn = {int(s): face.render(identity, look, s / (_MOUTHS - 1)) for s in np.unique(steps)}
+    drawn = {int(s): face.render(identity, scene, s / (_MOUTHS - 1)) for s in np.unique(steps)}
     return np.stack([drawn[int(s)] for s in steps]), audio
 
 
 def splits(people: int) -> list[str]:
-    """The split of every person, in order of index; each split has at least one person."""
+    """Returns the split of every person by index; each split has at least one person. Raises `ValueError` below 3."""
     held_out = {name: max(1, round(people * share)) for name, share in _SHARES.items()}
     train = people - sum(held_out.values())
     if train < 1:
-        raise ValueError(f"{people} people are too few for three splits; 3 is the least")
+        raise ValueError(f"{people} people are too few for three splits; at least 3 are needed")
     return ["train"] * train + [name for name, count in held_out.items() for _ in range(count)]
 
 
 def generate(out: Path, people: int = 1024, seed: int = 0, workers: int = 1) -> int:
-    """Write the population below `out` and return how many clips were written in this run.
+    """Writes the population to `out` and returns the number of clips written in this run.
 
-    Raises `UserError` when `out` already holds a different population.
+    Raises `UserError` if `out` already holds a different population.
     """
     out = Path(out)
     split_of = splits(people)
     _write_table(out / "people.csv", _table(seed, split_of))
-    jobs = [
-        Job(seed, index, clip, out / f"p{index:05d}" / f"{clip:05d}" / "00001.mp4")
+    tasks = [
+        ClipTask(seed, index, clip, out / f"p{index:05d}" / f"{clip:05d}" / "00001.mp4")
         for index, split in enumerate(split_of)
         for clip in range(1, CLIPS[split] + 1)
     ]
-    jobs = [job for job in jobs if not job.path.exists()]
-    progress = tqdm(total=len(jobs), desc="talkers", unit="clip", disable=not jobs)
+    tasks = [task for task in tasks if not task.path.exists()]
+    progress = tqdm(total=len(tasks), desc="talkers", unit="clip", disable=not tasks)
     with progress:
         if workers == 1:
-            for job in jobs:
-                _write_clip(job)
+            for task in tasks:
+                _write_clip(task)
                 progress.update()
         else:
             pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
             try:
                 with cli.deaf_children():
-                    written = pool.map(_write_clip, jobs, chunksize=4)
+                    written = pool.map(_write_clip, tasks, chunksize=4)
                 for _ in written:
                     progress.update()
             finally:
-                # At once: after an error or an interrupt none should do the rest first.
+                # Immediately: after an error or an interrupt no worker should finish the rest.
                 pool.shutdown(wait=False, cancel_futures=True)
                 for child in active_children():
                     child.terminate()
-    return len(jobs)
+    return len(tasks)
 
 
-def _write_clip(job: Job) -> None:
-    frames, audio = make_clip(draw_identity(job.seed, job.index), job.clip)
-    video.write_mp4(job.path, frames, FPS, audio, voice.RATE)
+def _write_clip(task: ClipTask) -> None:
+    frames, audio = make_clip(draw_identity(task.seed, task.index), task.clip)
+    video.write_mp4(task.path, frames, FPS, audio, voice.RATE)
 
 
 def _table(seed: int, split_of: list[str]) -> str:
@@ -108,11 +108,11 @@ def _table(seed: int, split_of: list[str]) -> str:
 
 
 def _write_table(path: Path, text: str) -> None:
-    """Writes people.csv, unless the same table stands there already."""
+    """Writes people.csv, unless it already exists with the same content."""
     if not path.exists():
         write_atomically(path, text.encode())
     elif path.read_text() != text:
         raise UserError(
-            f"{path} describes another population (other --people or --seed); "
-            "choose another --out or remove that folder"
+            f"{path} describes another population (different --people or --seed); give another --out, or remove that "
+            "folder"
         )

@@ -1,4 +1,4 @@
-"""A source-filter voice: glottal pulses and breath through moving formants, with fricatives."""
+"""Synthesises a voice with a source-filter model: glottal pulses and breath, moving formants, fricatives."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _BANDWIDTHS_HZ = np.array([80.0, 110.0, 160.0, 240.0])
 
 
 def synthesize(identity: Identity, seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """Let a person babble: float32 [seconds * 16000] at 16 kHz, RMS 0.08, peak below 1.
+    """Synthesises babble of a person: float32 [seconds * 16000] at 16 kHz, RMS 0.08, peak below 1.
 
-    `rng` decides what is said (vowels, pauses, melody); the voice itself comes from `identity`.
+    `rng` determines what is said (vowels, pauses, melody), `identity` the voice.
     """
     voice = identity.voice
     total = round(seconds * RATE)
@@ -41,17 +41,17 @@ def synthesize(identity: Identity, seconds: float, rng: np.random.Generator) -> 
 
 
 def loudness(audio: np.ndarray, count: int) -> np.ndarray:
-    """RMS of `count` equal stretches of the audio, relative to the loudest: float [count]."""
+    """Returns the RMS of `count` equal parts of the audio, relative to the loudest: float [count]."""
     level = np.array([np.sqrt(np.mean(part**2)) for part in np.array_split(audio, count)])
     return level / level.max()
 
 
 def _syllables(voice: Voice, total: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """First and last sample of every vowel; slow talkers make more and longer pauses."""
-    most = int(total / RATE * voice.rate * 2) + 4
-    length = rng.gamma(16.0, 1.0 / 16.0, most) / voice.rate
-    pauses = rng.random(most) < 0.6 / voice.rate
-    gap = np.where(pauses, rng.uniform(0.2, 0.5, most), 0.12 * length)
+    """Samples the first and last sample of every vowel; slow speakers make more and longer pauses."""
+    count = int(total / RATE * voice.rate * 2) + 4
+    length = rng.gamma(16.0, 1.0 / 16.0, count) / voice.rate
+    pauses = rng.random(count) < 0.6 / voice.rate
+    gap = np.where(pauses, rng.uniform(0.2, 0.5, count), 0.12 * length)
     starts = 0.05 + np.concatenate([[0.0], np.cumsum(length + gap)[:-1]])
     keep = starts + length < total / RATE - 0.02
     keep[0] = True
@@ -61,7 +61,7 @@ def _syllables(voice: Voice, total: int, rng: np.random.Generator) -> tuple[np.n
 def _contours(
     voice: Voice, total: int, starts: np.ndarray, stops: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Loudness of the voicing and pitch in Hz, both [total]."""
+    """Samples the loudness of the voicing and the pitch in Hz, both [total]."""
     knots, levels = [0.0], [0.0]
     for start, stop, level in zip(starts, stops, rng.uniform(0.6, 1.0, len(starts)), strict=True):
         ramp = 0.2 * (stop - start)
@@ -75,21 +75,21 @@ def _contours(
 
 
 def _pulses(pitch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Pulse train [total] with 1 % jitter, unit variance, each pulse split over two samples."""
+    """Returns a pulse train [total] of unit variance with 1 % jitter; each pulse is split between two samples."""
     phase = np.cumsum(pitch / RATE)
-    places = np.interp(np.arange(1.0, phase[-1]), phase, np.arange(len(phase)))
-    places += 0.01 * RATE / pitch[places.astype(int)] * rng.standard_normal(len(places))
-    places = np.clip(places, 0, len(pitch) - 2)
-    whole = places.astype(int)
+    times = np.interp(np.arange(1.0, phase[-1]), phase, np.arange(len(phase)))  # in samples
+    times += 0.01 * RATE / pitch[times.astype(int)] * rng.standard_normal(len(times))
+    times = np.clip(times, 0, len(pitch) - 2)
+    whole = times.astype(int)
     train = np.zeros(len(pitch))
-    np.add.at(train, whole, 1.0 - (places - whole))
-    np.add.at(train, whole + 1, places - whole)
+    np.add.at(train, whole, 1.0 - (times - whole))
+    np.add.at(train, whole + 1, times - whole)
     return train / np.std(train)
 
 
 def _vowels(source: np.ndarray, starts: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
-    """Filter the source by one vowel per syllable, gliding half-way into the next: [total]."""
-    rounds = len(starts) // len(_VOWELS_HZ) + 1  # every vowel once in a round, as in a long text
+    """Filters the source with one vowel per syllable, which glides half-way into the next: [total]."""
+    rounds = len(starts) // len(_VOWELS_HZ) + 1  # each vowel once per round, as in a long text
     order = np.concatenate([rng.permutation(len(_VOWELS_HZ)) for _ in range(rounds)])
     targets = _VOWELS_HZ[order[: len(starts) + 1]]
     targets = targets * rng.normal(1.0, 0.03, targets.shape)
@@ -107,7 +107,7 @@ def _vowels(source: np.ndarray, starts: np.ndarray, scale: float, rng: np.random
 
 
 def _resonators(formants: np.ndarray, scale: float) -> np.ndarray:
-    """Cascade of two-pole resonators with unit gain at 0 Hz: second-order sections [4, 6]."""
+    """Returns a cascade of two-pole resonators with unit gain at 0 Hz: second-order sections [4, 6]."""
     radius = np.exp(-np.pi * scale * _BANDWIDTHS_HZ / RATE)
     angle = 2 * np.pi * np.minimum(formants, 0.46 * RATE) / RATE
     sections = np.zeros((len(formants), 6))
@@ -119,7 +119,7 @@ def _resonators(formants: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _fricatives(noise: np.ndarray, starts: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
-    """Bursts of high noise just before a third of the syllables: [total]."""
+    """Returns bursts of high-frequency noise just before a third of the syllables: [total]."""
     envelope = np.zeros(len(noise))
     for start in starts[rng.random(len(starts)) < 0.35]:
         length = int(rng.uniform(0.05, 0.1) * RATE)
@@ -133,7 +133,7 @@ def _fricatives(noise: np.ndarray, starts: np.ndarray, scale: float, rng: np.ran
 
 
 def _colour(speech: np.ndarray, voice: Voice) -> np.ndarray:
-    """Give the voice its long-term spectrum: tilt and timbre bands, as one zero-phase filter."""
+    """Applies the voice's long-term spectrum, tilt and timbre bands, as one zero-phase filter."""
     size = fft.next_fast_len(len(speech), real=True)
     hz = np.clip(fft.rfftfreq(size, 1.0 / RATE), 60.0, None)
     octaves = np.log2(hz)

@@ -1,4 +1,4 @@
-"""A folder of talking people, and the command that extracts it."""
+"""A folder of videos of synthetic people, and the command that extracts it."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def get_config():
 
 @pytest.fixture(scope="session")
 def people_folder(tmp_path_factory) -> Path:
-    """Five speakers with two clips each, like VoxCeleb2, and a people.csv; not to be changed."""
+    """Five speakers with two clips each in VoxCeleb2's layout, and a people.csv; tests must not change it."""
     root = tmp_path_factory.mktemp("videos")
     lines = ["speaker_id,age,Gender,ethnicity,language,split"]
     for i, split in enumerate(("train", "train", "train", "validation", "test")):
@@ -41,7 +41,7 @@ def people_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def config_file(tmp_path_factory) -> Path:
-    """A config with the group `extract`."""
+    """A config with models that need no weights."""
     path = tmp_path_factory.mktemp("config") / "small.py"
     path.write_text(CONFIG)
     return path
@@ -55,7 +55,7 @@ def command(config_file):
 
 @pytest.fixture(scope="session")
 def run_command(command):
-    """Runs `extract.run` with more arguments, in a process of its own."""
+    """Runs `extract.run` with further arguments in a separate process."""
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}

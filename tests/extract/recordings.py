@@ -14,7 +14,7 @@ FPS = 10
 
 
 def voice(seconds: float, rate: int = 16_000, pitch: float = 120.0, channels: int = 1) -> np.ndarray:
-    """A buzz with a slow swell, over noise: float32 [channels, samples]."""
+    """Returns a buzz with a slow modulation plus noise: float32 [channels, samples]."""
     time = np.arange(round(seconds * rate)) / rate
     buzz = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 20))
     noise = np.random.default_rng(round(pitch)).normal(0, 0.02, len(time))
@@ -23,7 +23,7 @@ def voice(seconds: float, rate: int = 16_000, pitch: float = 120.0, channels: in
 
 
 def moving_frames(seconds: float, height: int = 48, width: int = 64) -> np.ndarray:
-    """A bright bar that goes from left to right: uint8 [frames, height, width, 3]."""
+    """Returns a bright bar that moves from left to right: uint8 [frames, height, width, 3]."""
     count = max(1, round(seconds * FPS))
     frames = np.full((count, height, width, 3), 40, np.uint8)
     for i in range(count):
@@ -35,9 +35,9 @@ def moving_frames(seconds: float, height: int = 48, width: int = 64) -> np.ndarr
 def write_video(
     path: Path, sound=None, frames=None, rate: int = 16_000, codecs=("aac", "mpeg4"), pixel=Fraction(1)
 ) -> Path:
-    """A video file of sound float32 [channels, samples] and frames uint8 [n, H, W, 3], either of them optional.
+    """Writes a video with sound float32 [channels, samples] and frames uint8 [n, H, W, 3], both optional.
 
-    `pixel`: a pixel's width by its height.
+    `pixel`: the pixel aspect ratio, width by height.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -59,7 +59,7 @@ def write_video(
 
 
 def set_matrix(path: Path, matrix: Sequence[float]) -> Path:
-    """Gives the first track of an MP4 the display matrix (a, b, c, d): x' = a x + c y, y' = b x + d y."""
+    """Sets the display matrix (a, b, c, d) of an MP4's first track: x' = a x + c y, y' = b x + d y."""
     a, b, c, d = (round(value * 0x10000) for value in matrix)
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40
@@ -68,20 +68,20 @@ def set_matrix(path: Path, matrix: Sequence[float]) -> Path:
     return path
 
 
-def hurt(path: Path, kind: str, numbers: Iterable[int]) -> int:
-    """Overwrites some packets of the first stream of a kind with zeros; returns how many packets there are."""
+def damage_packets(path: Path, kind: str, numbers: Iterable[int]) -> int:
+    """Overwrites some packets of the first stream of a kind with zeros; returns the stream's number of packets."""
     with av.open(str(path)) as container:
         packets = [(packet.pos, packet.size) for packet in container.demux(**{kind: 0}) if packet.size]
     data = bytearray(path.read_bytes())
     for number in numbers:
-        place, size = packets[number]
-        data[place : place + size] = bytes(size)
+        position, size = packets[number]
+        data[position : position + size] = bytes(size)
     path.write_bytes(data)
     return len(packets)
 
 
 def write_wav(path: Path, sound: np.ndarray, rate: int = 16_000) -> Path:
-    """A 16-bit WAV of sound float32 [channels, samples]."""
+    """Writes a 16-bit WAV of sound float32 [channels, samples]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with wave.open(str(path), "wb") as file:
         file.setnchannels(len(sound))
@@ -92,12 +92,12 @@ def write_wav(path: Path, sound: np.ndarray, rate: int = 16_000) -> Path:
 
 
 def write_clip(path: Path, seconds: float = 1.5, pitch: float = 120.0) -> Path:
-    """A talking video."""
+    """Writes a video with a voice."""
     return write_video(path, voice(seconds, pitch=pitch), moving_frames(seconds))
 
 
 def write_image(path: Path, height: int = 60, width: int = 80) -> Path:
-    """A picture whose red grows to the right."""
+    """Writes an image whose red increases to the right."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((height, width, 3), 30, np.uint8)
     pixels[..., 0] = np.linspace(0, 255, width)
@@ -106,6 +106,6 @@ def write_image(path: Path, height: int = 60, width: int = 80) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All that extraction wrote: not the index and the ids, which a reader leaves there for the next."""
+    """Returns all files that extraction wrote, without the caches that a reader adds (index and ids)."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith((".npz", ".ids.json")))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

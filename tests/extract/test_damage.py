@@ -1,4 +1,4 @@
-"""Damaged files, of which what decodes is used, and faults of the machine, which are no file's own."""
+"""Damaged files, whose decodable parts are used, and I/O errors, which are not the file's fault."""
 
 import errno
 import os
@@ -10,32 +10,32 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from recordings import hurt, moving_frames, voice, write_clip, write_image, write_video, write_wav
+from recordings import damage_packets, moving_frames, voice, write_clip, write_image, write_video, write_wav
 
 from extract import media
+from extract.dataset import run_chunks
 from extract.media import MediaError
-from extract.run import run_chunks
 from slf_common.errors import UserError
 from tfrecords.reader import Clips
 
-LOOKS = tuple(media.spread(i) for i in range(5))
+POSITIONS = tuple(media.frame_position(i) for i in range(5))
 QUICK = "--config.extract.extractors=pyaudioanalysis"
 
 
-# What FFmpeg decodes in spite of damage.
+# Damage that FFmpeg can decode around.
 
 
 def test_a_bad_sound_packet_is_skipped_and_counted(tmp_path):
-    """The sound before it stays as it was, the rest follows (fault 13)."""
+    """The sound before and after the packet is decoded (fault 13)."""
     path = write_clip(tmp_path / "a.mp4")
     whole, lost = media.decode_audio(path), []
     first = 10
-    hurt(path, "audio", [first, 15])
-    heard = media.decode_audio(path, lost=lost)
+    damage_packets(path, "audio", [first, 15])
+    decoded = media.decode_audio(path, lost=lost)
     assert len(lost) == 2 and all(reason.startswith("audio packet (") for reason in lost)
-    assert len(whole) - len(heard) == 2 * 1024  # samples of an AAC packet
+    assert len(whole) - len(decoded) == 2 * 1024  # samples of an AAC packet
     before = (first - 2) * 1024
-    np.testing.assert_array_equal(heard[:before], whole[:before])
+    np.testing.assert_array_equal(decoded[:before], whole[:before])
 
 
 ID3V1 = b"TAG" + b"Title".ljust(30, b"\0") + b"Artist".ljust(30, b"\0") + b"Album".ljust(30) + b"2001" + b"\0" * 31
@@ -44,65 +44,65 @@ APE = b"APETAGEX" + bytes([208, 7, 0, 0, 40, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 160])
 
 
 @pytest.mark.parametrize("tail", [ID3V1, APE, LYRICS, APE + ID3V1, LYRICS + ID3V1, b"\xff\xfb\x90\x64" + bytes(40)])
-def test_what_follows_the_sound_of_an_mp3_costs_nothing(tmp_path, tail):
-    """Tags of old players and other remains at the end are no reason to refuse the clip (fault 13)."""
+def test_trailing_bytes_of_an_mp3_cause_no_loss(tmp_path, tail):
+    """Tags of old players and other trailing bytes do not make a clip fail (fault 13)."""
     path = write_video(tmp_path / "a.mp3", voice(1), codecs=("mp3", ""))
     whole = media.decode_audio(path)
     path.write_bytes(path.read_bytes() + tail)
-    heard = media.decode_audio(path)
-    np.testing.assert_array_equal(heard[: len(whole)], whole)
-    assert len(heard) - len(whole) < 2 * 1152  # samples of an MP3 frame
+    decoded = media.decode_audio(path)
+    np.testing.assert_array_equal(decoded[: len(whole)], whole)
+    assert len(decoded) - len(whole) < 2 * 1152  # samples of an MP3 frame
 
 
-def test_a_file_cut_off_gives_what_is_there(tmp_path):
+def test_a_truncated_file_is_decoded_as_far_as_it_goes(tmp_path):
     for name, codecs in [("a.mkv", ("aac", "mpeg4")), ("a.webm", ("libopus", "libvpx"))]:
         path = write_video(tmp_path / name, voice(2, 48_000), moving_frames(2), 48_000, codecs)
         whole = media.decode_audio(path)
         data = path.read_bytes()
         path.write_bytes(data[: len(data) * 2 // 3])
-        heard = media.decode_audio(path)
-        assert 0.2 < len(heard) / len(whole) < 1
-        assert len(list(media.decode_frames(path, LOOKS))) == 5
+        decoded = media.decode_audio(path)
+        assert 0.2 < len(decoded) / len(whole) < 1
+        assert len(list(media.decode_frames(path, POSITIONS))) == 5
 
 
-def test_each_look_for_a_frame_is_tried_by_itself(tmp_path):
-    """Damage around the middle of a video takes that look, and no other (fault 13)."""
+def test_each_frame_position_is_decoded_independently(tmp_path):
+    """Damage around the middle of a video affects no other position (fault 13)."""
     path, lost = write_video(tmp_path / "a.mp4", voice(3), moving_frames(3)), []
-    whole = list(media.decode_frames(path, LOOKS))
-    count = hurt(path, "video", range(13, 18))
+    whole = list(media.decode_frames(path, POSITIONS))
+    count = damage_packets(path, "video", range(13, 18))
     assert count == 30
-    frames = list(media.decode_frames(path, LOOKS, lost))
+    frames = list(media.decode_frames(path, POSITIONS, lost))
     assert len(frames) == 5 and lost and lost[0].startswith("video packet (")
     np.testing.assert_array_equal(frames[1], whole[1])  # at a quarter
 
 
-def test_the_last_frame_before_the_damage_is_shown_where_none_follows(tmp_path):
+def test_the_last_frame_before_the_damage_is_used_if_none_follows(tmp_path):
     path = write_video(tmp_path / "a.mp4", frames=moving_frames(3))
     first = next(media.decode_frames(path, (0.0,)))
-    hurt(path, "video", range(1, 30))
-    assert all((frame == first).all() for frame in media.decode_frames(path, LOOKS))
+    damage_packets(path, "video", range(1, 30))
+    assert all((frame == first).all() for frame in media.decode_frames(path, POSITIONS))
 
 
-def test_where_nothing_decodes_the_reason_is_said(tmp_path):
+def test_if_nothing_decodes_the_reason_is_reported(tmp_path):
     path = write_clip(tmp_path / "a.mp4")
-    hurt(path, "audio", range(25))
-    hurt(path, "video", range(15))
-    with pytest.raises(MediaError, match="no part of the sound can be used: audio packet .Invalid data"):
+    damage_packets(path, "audio", range(25))
+    damage_packets(path, "video", range(15))
+    with pytest.raises(MediaError, match="no part of the sound is usable: audio packet .Invalid data"):
         media.decode_audio(path)
-    with pytest.raises(MediaError, match="no part of the video can be used: video packet .Invalid data"):
+    with pytest.raises(MediaError, match="no part of the video is usable: video packet .Invalid data"):
         next(media.decode_frames(path))
 
 
-def test_a_sound_that_changes_its_format_midway_goes_on(tmp_path):
-    """Another sampling rate and other channels from one packet to the next, as radio recordings have (fault 13)."""
+def test_a_sound_may_change_its_format_midway(tmp_path):
+    """Sample rate and channels may change from one packet to the next, as in radio recordings (fault 13)."""
     mono = write_video(tmp_path / "a.aac", voice(1, 44_100), rate=44_100)
     stereo = write_video(tmp_path / "b.aac", voice(1, 32_000, 200, 2), rate=32_000)
     both = tmp_path / "both.aac"
     both.write_bytes(mono.read_bytes() + stereo.read_bytes())
-    heard, first, second = (media.decode_audio(path) for path in (both, mono, stereo))
-    assert len(heard) == pytest.approx(len(first) + len(second), abs=50)
-    np.testing.assert_array_equal(heard[:12_000], first[:12_000])
-    np.testing.assert_allclose(heard[-8_000:].std(), second[-8_000:].std(), rtol=0.1)
+    decoded, first, second = (media.decode_audio(path) for path in (both, mono, stereo))
+    assert len(decoded) == pytest.approx(len(first) + len(second), abs=50)
+    np.testing.assert_array_equal(decoded[:12_000], first[:12_000])
+    np.testing.assert_allclose(decoded[-8_000:].std(), second[-8_000:].std(), rtol=0.1)
 
 
 SOURCES = {
@@ -117,7 +117,7 @@ SOURCES = {
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """The data cut off, or with some bytes changed, in half of the cases near the beginning."""
+    """Returns the data truncated, or with some bytes changed, in half of the cases near the beginning."""
     if rng.random() < 0.2:
         return data[: rng.integers(1, len(data))]
     broken = np.frombuffer(data, np.uint8).copy()
@@ -127,8 +127,8 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_file_damaged_anywhere_is_decoded_or_refused(tmp_path, name):
-    """Whatever PyAV raises is the file's failure, and never the machine's (fault 11)."""
+def test_a_file_damaged_anywhere_is_decoded_or_rejected(tmp_path, name):
+    """Any error of PyAV is a failure of the file, not of the machine (fault 11)."""
     sound, video = SOURCES[name]
     path, rng, outcomes = tmp_path / name, np.random.default_rng(0), set()
     if sound is None:
@@ -138,7 +138,7 @@ def test_a_file_damaged_anywhere_is_decoded_or_refused(tmp_path, name):
     else:
         write_video(path, voice(0.4, 48_000), moving_frames(0.4) if video else None, 48_000, (sound, video))
     data = path.read_bytes()
-    decoders = [media.decode_audio, lambda path: list(media.decode_frames(path, LOOKS[:2]))]
+    decoders = [media.decode_audio, lambda path: list(media.decode_frames(path, POSITIONS[:2]))]
     for _ in range(25):
         path.write_bytes(damaged(data, rng))
         for decode in decoders[: 2 if video else 1]:
@@ -146,9 +146,9 @@ def test_a_file_damaged_anywhere_is_decoded_or_refused(tmp_path, name):
                 decode(path)
                 outcomes.add("decoded")
             except MediaError as error:
-                outcomes.add("refused")
+                outcomes.add("rejected")
                 assert "\n" not in str(error) and " at 0x" not in str(error)
-    assert outcomes == {"decoded", "refused"} or name == "a.mp3" and outcomes == {"decoded"}
+    assert outcomes == {"decoded", "rejected"} or name == "a.mp3" and outcomes == {"decoded"}
 
 
 def write_flac(path: Path, sound: np.ndarray) -> None:
@@ -160,9 +160,9 @@ def write_flac(path: Path, sound: np.ndarray) -> None:
         container.mux(stream.encode(None))
 
 
-@pytest.mark.parametrize("part, decode", [("_levels", media.decode_audio), ("_turned", media.decode_frames)])
-def test_a_bug_of_our_own_stays_a_bug(tmp_path, monkeypatch, part, decode):
-    """Only what decoders raise is the clip's failure (fault 11)."""
+@pytest.mark.parametrize("part, decode", [("_levels", media.decode_audio), ("_rotate", media.decode_frames)])
+def test_a_bug_in_this_package_is_not_a_media_error(tmp_path, monkeypatch, part, decode):
+    """Only errors of decoders are failures of the clip (fault 11)."""
     path = write_clip(tmp_path / "a.mp4")
     monkeypatch.setattr(media, part, lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -170,11 +170,11 @@ def test_a_bug_of_our_own_stays_a_bug(tmp_path, monkeypatch, part, decode):
 
 
 def test_losses_are_listed_and_the_clip_is_used(tmp_path, extract, capsys):
-    """`losses.csv` says what of which clip was passed over (fault 13)."""
+    """`losses.csv` lists the skipped parts of each clip (fault 13)."""
     videos, out = tmp_path / "videos", tmp_path / "data"
     for name in ("whole", "torn"):
         write_clip(videos / "a" / f"{name}.mp4")
-    hurt(videos / "a" / "torn.mp4", "audio", [10, 12, 14])
+    damage_packets(videos / "a" / "torn.mp4", "audio", [10, 12, 14])
     (videos / "people.csv").write_text("speaker_id,split\na,train\n")
     extract("--videos", videos, "--out", out, QUICK)
     assert len(Clips(out)) == 2
@@ -182,14 +182,14 @@ def test_losses_are_listed_and_the_clip_is_used(tmp_path, extract, capsys):
         "clip,reason",
         "a/torn,3 x audio packet (Invalid data found when processing input)",
     ]
-    assert "1 of them are damaged in part and used without those parts" in capsys.readouterr().out
+    assert "1 of them are partly damaged and used without the damaged parts" in capsys.readouterr().out
 
 
-# Faults of the machine.
+# I/O errors.
 
 
 class FaultyPath(type(Path())):
-    """A file on a file system that fails: when it is opened (`after=-1`), or once so many bytes were read."""
+    """A file on a file system that fails when the file is opened (`after=-1`) or after `after` bytes are read."""
 
     number, after = errno.EIO, 0
 
@@ -218,7 +218,7 @@ class FaultyFile:
         self._file.close()
 
 
-FAULTS = [
+ERRORS = [
     "EIO",
     "ESTALE",
     "EMFILE",
@@ -233,10 +233,10 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("after", [-1, 0, 40_000], ids=["opening", "first read", "midway"])
-def test_a_fault_of_the_machine_is_not_the_files(tmp_path, name, after):
-    """It is no `MediaError`, at whatever moment it strikes, and reaches other processes whole (fault 6)."""
+def test_an_io_error_is_not_a_media_error(tmp_path, name, after):
+    """It is not a `MediaError`, whenever it occurs, and can be pickled (fault 6)."""
     write_wav(tmp_path / "a.wav", voice(4))
     path = FaultyPath(tmp_path / "a.wav")
     path.number, path.after = getattr(errno, name), after
@@ -246,7 +246,7 @@ def test_a_fault_of_the_machine_is_not_the_files(tmp_path, name, after):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_a_fault_while_a_video_is_searched_is_not_the_files(tmp_path, name):
+def test_an_io_error_while_seeking_is_not_a_media_error(tmp_path, name):
     noise = np.random.default_rng(0).integers(0, 256, (30, 96, 128, 3)).astype(np.uint8)
     path = FaultyPath(write_video(tmp_path / name, frames=noise))
     path.after = path.stat().st_size // 2
@@ -256,7 +256,7 @@ def test_a_fault_while_a_video_is_searched_is_not_the_files(tmp_path, name):
 
 @contextmanager
 def no_files_left():
-    """This process cannot open another file."""
+    """Inside, this process cannot open another file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.dup(0)
     os.close(free)
@@ -267,17 +267,17 @@ def no_files_left():
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_too_many_open_files_are_not_the_files_fault(tmp_path):
+def test_too_many_open_files_are_not_a_media_error(tmp_path):
     """For sound, frames and images (fault 6)."""
     path, image = write_clip(tmp_path / "a.mp4"), write_image(tmp_path / "a.png")
     for decode in (media.decode_audio, lambda _: next(media.decode_frames(path)), lambda _: media.read_image(image)):
-        decode(path)  # loads what is loaded at first use
+        decode(path)  # loads modules at the first use
         with no_files_left(), pytest.raises(UserError, match="Too many open files"):
             decode(path)
 
 
-def test_a_file_that_is_gone_is_not_damaged(tmp_path):
-    """It was there when the folder was listed: a mount may have gone (fault 6)."""
+def test_a_file_that_disappeared_is_not_a_media_error(tmp_path):
+    """It existed when the folder was listed: a disk may have been unmounted (fault 6)."""
     (tmp_path / "link.mp4").symlink_to("nowhere")
     for name in ("gone.mp4", "link.mp4", "gone/a.mp4"):
         for decode in (media.decode_audio, lambda path: next(media.decode_frames(path)), media.read_image):
@@ -286,11 +286,11 @@ def test_a_file_that_is_gone_is_not_damaged(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_mount_that_goes_away_stops_the_run_and_the_next_goes_on(
+def test_an_unmounted_disk_stops_the_run_and_the_next_run_resumes(
     tmp_path, extract, people_folder, workers, monkeypatch
 ):
-    """It goes after the clips were listed: one line and no failures; once it is back, the same command completes the
-    dataset (fault 6).
+    """A disk unmounted after the clips were listed gives one line and no failures; once it is back, the same command
+    completes the dataset (fault 6).
     """
     videos, mount, out = tmp_path / "videos", tmp_path / "mount", tmp_path / "data"
     mount.mkdir()
@@ -304,12 +304,12 @@ def test_a_mount_that_goes_away_stops_the_run_and_the_next_goes_on(
     lost.symlink_to(beyond)
     (videos / "people.csv").write_bytes((people_folder / "people.csv").read_bytes())
 
-    def go_away_first(*arguments):
+    def unmount_first(*arguments):
         beyond.unlink()
         return run_chunks(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="id2/abc/00001.mp4: cannot be read") as error:
-        patch.setattr("extract.run.run_chunks", go_away_first)
+        patch.setattr("extract.dataset.run_chunks", unmount_first)
         extract("--videos", videos, "--out", out, QUICK, f"--config.extract.workers={workers}")
     assert "\n" not in str(error.value)
     assert not (out / "failures.csv").exists() and not (out / "metadata.json").exists()

@@ -1,10 +1,10 @@
-"""Every setting of extraction is checked before anything is read, in one line."""
+"""Every setting of the extraction is validated before anything is read, with one-line errors."""
 
 import ml_collections
 import pytest
 
 from configs import base
-from extract.run import extract
+from extract.dataset import extract
 from extract.settings import RULES, check_config
 from slf_common.config import load_config
 from slf_common.errors import UserError
@@ -14,7 +14,7 @@ from slf_common.rules import find_leaves, find_rule
 @pytest.mark.parametrize(
     "path", ["configs/base.py", "configs/demo.py", "configs/paper.py", "configs/ablations.py:demo"]
 )
-def test_every_setting_that_ships_has_a_rule_and_passes_unchanged(path):
+def test_every_setting_of_the_shipped_configs_has_a_rule_and_passes_unchanged(path):
     """(fault 16)"""
     settings = load_config(path).extract
     assert not [key for key, _ in find_leaves(settings, "extract.") if not find_rule(RULES, key)]
@@ -24,7 +24,7 @@ def test_every_setting_that_ships_has_a_rule_and_passes_unchanged(path):
 
 
 def changed(values):
-    """The settings of base.py as a file would give them: with any value, also of another type."""
+    """Returns the settings of base.py with some values replaced, which may have another type."""
     settings = ml_collections.ConfigDict(base.get_config().extract.to_dict())
     for key, value in values.items():
         *parents, leaf = key.split(".")
@@ -68,7 +68,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("key, value", BAD, ids=[f"{key}={value!r}" for key, value in BAD])
-def test_a_value_that_does_not_fit_is_told_before_anything_is_read(key, value):
+def test_an_invalid_value_is_reported_before_anything_is_read(key, value):
     """(fault 16)"""
     with pytest.raises(UserError) as error:
         extract(changed({key: value}))
@@ -88,14 +88,14 @@ def test_a_value_that_does_not_fit_is_told_before_anything_is_read(key, value):
         ({"titanet.windows": ((0.5, 0.01),)}, "rows"),
     ],
 )
-def test_settings_that_do_not_fit_together_are_told_in_one_line(values, message):
+def test_inconsistent_settings_are_reported_in_one_line(values, message):
     """(fault 16)"""
     with pytest.raises(UserError, match=message) as error:
         check_config(changed(values))
     assert "\n" not in str(error.value)
 
 
-def test_a_setting_that_is_missing_is_named():
+def test_a_missing_setting_is_reported():
     """(fault 16)"""
     settings = changed({})
     del settings.deepface.engine
@@ -103,7 +103,7 @@ def test_a_setting_that_is_missing_is_named():
         check_config(settings)
 
 
-def test_numbers_come_in_their_own_type_and_windows_as_they_are():
+def test_numbers_are_converted_and_windows_are_unchanged():
     """(fault 16)"""
     settings = changed({"frames": 3.0, "clips_per_shard": 1e2, "ecapa.windows": ((24, 24.0),)})
     check_config(settings)

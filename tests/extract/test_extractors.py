@@ -1,4 +1,4 @@
-"""The extractors: shapes, what they depend on, and how they are found."""
+"""The extractors without weights: shapes, values, determinism; the registry."""
 
 import dataclasses
 import subprocess
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from recordings import voice
 
-from extract import extractors
+from extract.chunk import storable
+from extract.extractors import registry
 from extract.media import CLIP_SAMPLES, fit_audio
-from extract.pipeline import storable
 from slf_common.errors import UserError
 from tfrecords.schema import AUDIO_CONSTITUENTS
 
@@ -20,7 +20,7 @@ NAMES = ("pyaudioanalysis", "mel")  # those without weights
 
 
 def load(*names):
-    return extractors.load({"extractors": names})
+    return registry.load({"extractors": names})
 
 
 FLOOR = np.log(1e-10)
@@ -37,7 +37,7 @@ def waves():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_constituent_is_the_papers(loaded, waves, name):
+def test_the_constituent_matches_the_paper(loaded, waves, name):
     constituent = loaded[name].constituent
     (paper,) = [part for part in AUDIO_CONSTITUENTS if part.name == name]
     assert dataclasses.replace(constituent, extractor="", windows=paper.windows) == paper
@@ -45,12 +45,12 @@ def test_the_constituent_is_the_papers(loaded, waves, name):
     values = loaded[name](waves)
     assert values.dtype == np.float32 and values.shape == (3, constituent.rows, constituent.width)
     assert np.isfinite(values).all()
-    # float16 keeps three digits of them.
+    # float16 keeps three significant digits.
     np.testing.assert_allclose(values.astype(np.float16), values, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batch_is_the_clips_one_by_one_and_again_the_same(loaded, waves, name):
+def test_a_batch_equals_single_clips_and_is_deterministic(loaded, waves, name):
     batch = loaded[name](waves)
     np.testing.assert_array_equal(batch, np.concatenate([loaded[name](wave[None]) for wave in waves]))
     np.testing.assert_array_equal(batch, load(name)[0](waves))
@@ -63,36 +63,36 @@ def test_a_batch_is_the_clips_one_by_one_and_again_the_same(loaded, waves, name)
     [np.zeros(CLIP_SAMPLES), np.ones(CLIP_SAMPLES), np.full(CLIP_SAMPLES, 1e-30), np.resize([1, -1], CLIP_SAMPLES)],
     ids=["silence", "constant", "tiny", "full"],
 )
-def test_odd_sounds_give_values_that_can_be_stored(loaded, name, wave):
+def test_degenerate_sounds_give_storable_values(loaded, name, wave):
     values = storable(loaded[name](wave[None].astype(np.float32)))
     assert np.isfinite(values.astype(np.float16)).all()
 
 
-def test_mel_hears_every_moment(loaded):
+def test_mel_covers_every_sample(loaded):
     moments = [0, 1, 500, 576, 191_999, 200_000, CLIP_SAMPLES - 577, CLIP_SAMPLES - 2, CLIP_SAMPLES - 1]
     moments += list(np.random.default_rng(0).integers(CLIP_SAMPLES, size=10))
     for moment in moments:
         clicks = np.zeros((1, CLIP_SAMPLES), np.float32)
         clicks[0, moment] = 1
         frames = loaded["mel"](clicks).reshape(666, 128)
-        heard = np.flatnonzero((frames > FLOOR + 1).all(1))
-        assert 1 <= len(heard) <= 2
-        assert np.abs(heard * 576 + 480 - moment).max() <= 512
+        active = np.flatnonzero((frames > FLOOR + 1).all(1))
+        assert 1 <= len(active) <= 2
+        assert np.abs(active * 576 + 480 - moment).max() <= 512
 
 
-def test_mel_rows_are_six_frames_in_order_and_bands_rise_with_pitch(loaded):
+def test_mel_rows_are_six_consecutive_frames_and_bands_rise_with_pitch(loaded):
     time = np.arange(CLIP_SAMPLES) / 16_000
     sweep = np.sin(2 * np.pi * (200 * time + 100 * time**2)).astype(np.float32)  # from 200 to 5000 Hz
     loudest = loaded["mel"](sweep[None])[0].reshape(111 * 6, 128).argmax(1)
     assert (np.diff(loudest) >= 0).all() and loudest[0] < 15 and 95 < loudest[-1] < 128
 
 
-def test_mel_follows_the_level(loaded, waves):
+def test_mel_scales_with_the_level(loaded, waves):
     louder = loaded["mel"](2 * waves) - loaded["mel"](waves)
     np.testing.assert_allclose(louder, np.log(4), atol=1e-3)
 
 
-def test_pyaudioanalysis_tells_pitch_and_changes(loaded):
+def test_pyaudioanalysis_reflects_pitch_and_changes(loaded):
     time = np.arange(CLIP_SAMPLES) / 16_000
     low, high = (loaded["pyaudioanalysis"](np.sin(2 * np.pi * f * time)[None])[0] for f in (200, 2000))
     # Zero crossings: two a period, and no change from window to window in a steady tone.
@@ -101,19 +101,19 @@ def test_pyaudioanalysis_tells_pitch_and_changes(loaded):
     np.testing.assert_allclose(low[1:, 34:36], np.diff(low[:, :2], axis=0), atol=1e-6)
 
 
-def test_rows_that_float16_cannot_hold_are_missing():
+def test_rows_that_float16_cannot_represent_become_nan():
     values = np.ones((1, 5, 3), np.float32)
     values[0, 1, 0], values[0, 2, 1], values[0, 3, 2], values[0, 4, 0] = 7e4, np.inf, np.nan, -65_504
     kept = storable(values).astype(np.float16)
     assert np.isnan(kept[0, 1:4]).all() and np.isfinite(kept[0, [0, 4]]).all()
 
 
-def test_extractors_come_in_the_order_asked_for():
+def test_extractors_are_loaded_in_the_order_of_the_config():
     loaded = load("mel", "pyaudioanalysis")
     assert [part.constituent.name for part in loaded] == ["mel", "pyaudioanalysis"]
 
 
-def test_a_missing_package_names_the_extra(monkeypatch):
+def test_a_missing_package_is_reported_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "librosa", None)
     monkeypatch.delitem(sys.modules, "extract.extractors.mel", raising=False)
     with pytest.raises(UserError, match=r'mel.*librosa: pip install -e "\.\[demo\]"'):
@@ -122,7 +122,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 
 def test_extracting_needs_neither_jax_nor_torch_nor_tensorflow():
     heavy = "{'jax', 'torch', 'tensorflow', 'slf_jax'}"
-    load_all = f"import sys, extract.run, extract.extractors as e; e.load({{'extractors': {NAMES}}})"
+    load_all = f"import sys, extract.run, extract.extractors.registry as r; r.load({{'extractors': {NAMES}}})"
     code = f"{load_all}; sys.exit(str({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip() == "set()"
@@ -135,14 +135,14 @@ def test_extracting_needs_neither_jax_nor_torch_nor_tensorflow():
         (((24, 24), (24.1, 1)), "24.1 s every 1 s does not fit"),
     ],
 )
-def test_windows_that_fit_no_clip_are_refused(windows, message):
+def test_windows_longer_than_a_clip_are_rejected(windows, message):
     with pytest.raises(UserError, match=rf"config.extract.pyannote.windows.*{message}"):
-        extractors.plan({"extractors": ("pyannote",), "pyannote": {"windows": windows}})
+        registry.plan_constituents({"extractors": ("pyannote",), "pyannote": {"windows": windows}})
 
 
-def test_rows_follow_from_the_windows():
+def test_the_number_of_rows_is_derived_from_the_windows():
     def rows(*windows):
-        (planned,) = extractors.plan({"extractors": ("titanet",), "titanet": {"windows": windows}})
+        (planned,) = registry.plan_constituents({"extractors": ("titanet",), "titanet": {"windows": windows}})
         return planned.rows, planned.windows
 
     assert rows((24, 24)) == (1, "whole clip")

@@ -1,5 +1,6 @@
-"""The speech frameworks: real models of random weights in each one's own format, on real speech."""
+"""The extractors with weights: real models with random weights in each framework's format, on real speech."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,22 +16,23 @@ pytest.importorskip("nemo", reason="needs the extra `extract`")
 import torch
 
 from configs import base
-from extract import extractors, frameworks, random_weights
+from extract import frameworks, random_weights
+from extract.chunk import storable
+from extract.extractors import registry
 from extract.extractors.language import plain_name
 from extract.media import CLIP_SAMPLES, decode_audio, fit_audio
-from extract.pipeline import storable
 from slf_common.errors import UserError
 from tfrecords.schema import AUDIO_CONSTITUENTS, LABELS
 
 ROOT = Path(__file__).parents[2]
-LIBRISPEECH = ROOT.parent / "shared" / "data" / "librispeech_test_other"
+LIBRISPEECH = os.environ.get("LIBRISPEECH")  # a folder of speakers' folders with FLAC files, optional
 NAMES = ("ecapa", "pyannote", "titanet", "speakernet", "language")
 EMBEDDINGS = NAMES[:-1]
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
-    """All models, tiny but for pyannote's."""
+    """All models; all but pyannote's are tiny."""
     out = tmp_path_factory.mktemp("weights") / "small"
     random_weights.write_all(out, small=True)
     return out
@@ -41,8 +43,8 @@ def settings(weights) -> dict:
     """`config.extract` with those weights."""
     config = base.get_config().extract
     config.extractors = NAMES
-    for name, place in (("titanet", "titanet.nemo"), ("speakernet", "speakernet.nemo")):
-        config[name].weights = str(weights / place)
+    for name in ("titanet", "speakernet"):
+        config[name].weights = str(weights / f"{name}.nemo")
     for name in ("ecapa", "pyannote", "language"):
         config[name].weights = str(weights / name)
     return config.to_dict()
@@ -50,13 +52,14 @@ def settings(weights) -> dict:
 
 @pytest.fixture(scope="session")
 def loaded(settings) -> dict:
-    return dict(zip(NAMES, extractors.load(settings), strict=True))
+    return dict(zip(NAMES, registry.load(settings), strict=True))
 
 
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory) -> np.ndarray:
-    """Three people's speech, float32 [3, 384000]: LibriSpeech, else espeak-ng, else a buzz."""
-    files = [sorted(folder.glob("*.flac"))[0] for folder in sorted(LIBRISPEECH.glob("*/"))[:3]]
+    """Speech of three people, float32 [3, 384000]: LibriSpeech, or espeak-ng, or a buzz."""
+    speakers = sorted(Path(LIBRISPEECH).glob("*/")) if LIBRISPEECH else []
+    files = [sorted(folder.rglob("*.flac"))[0] for folder in speakers[:3]]
     if not files and shutil.which("espeak-ng"):
         files = [tmp_path_factory.mktemp("speech") / f"{i}.wav" for i in range(3)]
         for file, pitch in zip(files, (30, 50, 70), strict=True):
@@ -67,7 +70,7 @@ def speech(tmp_path_factory) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_constituent_is_the_papers_and_says_where_it_comes_from(loaded, speech, name):
+def test_the_constituent_matches_the_paper_and_has_its_provenance(loaded, speech, name):
     constituent = loaded[name].constituent
     if name in EMBEDDINGS:
         (paper,) = [part for part in AUDIO_CONSTITUENTS if part.name == name]
@@ -80,11 +83,11 @@ def test_the_constituent_is_the_papers_and_says_where_it_comes_from(loaded, spee
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batch_is_the_clips_one_by_one_and_again_the_same(loaded, settings, speech, name, monkeypatch):
-    monkeypatch.setitem(frameworks.CLIPS, "cpu", len(speech))
+def test_a_batch_equals_single_clips_and_is_deterministic(loaded, settings, speech, name, monkeypatch):
+    monkeypatch.setitem(frameworks.BATCH_SIZES, "cpu", len(speech))
     batch = loaded[name](speech)
     np.testing.assert_array_equal(batch, loaded[name](speech))
-    (again,) = extractors.load(settings | {"extractors": (name,)})
+    (again,) = registry.load(settings | {"extractors": (name,)})
     np.testing.assert_array_equal(batch, again(speech))
     assert again.constituent == loaded[name].constituent
     monkeypatch.undo()
@@ -93,7 +96,7 @@ def test_a_batch_is_the_clips_one_by_one_and_again_the_same(loaded, settings, sp
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_clip_does_not_leak_into_its_neighbours(loaded, speech, name):
+def test_clips_of_a_batch_are_independent(loaded, speech, name):
     mixed = np.stack([speech[0], np.zeros_like(speech[0]), np.full_like(speech[0], np.nan)])
     ours, silence, broken = loaded[name](mixed)
     np.testing.assert_allclose(ours, loaded[name](speech)[0], rtol=1e-3, atol=1e-3 * np.abs(ours).max())
@@ -107,29 +110,29 @@ def test_a_clip_shorter_than_every_window_is_repeated(loaded, speech, name):
     assert np.isfinite(brief).all()
 
 
-def close(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Equal within float16, as they are stored."""
+def assert_equal_in_float16(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Asserts equality up to the float16 of the records."""
     np.testing.assert_allclose(ours.astype(np.float16), theirs, rtol=2e-3, atol=2e-3 * np.abs(theirs).max())
 
 
 def test_ecapa_equals_speechbrain(loaded, weights, speech):
     from speechbrain.inference.classifiers import EncoderClassifier
 
-    place = str(weights / "ecapa")
-    theirs = EncoderClassifier.from_hparams(source=place, overrides={"pretrained_path": place}, savedir=None)
+    folder = str(weights / "ecapa")
+    theirs = EncoderClassifier.from_hparams(source=folder, overrides={"pretrained_path": folder}, savedir=None)
     for wave, ours in zip(speech, loaded["ecapa"](speech), strict=True):
-        close(ours, theirs.encode_batch(torch.from_numpy(wave))[0].numpy())
+        assert_equal_in_float16(ours, theirs.encode_batch(torch.from_numpy(wave))[0].numpy())
 
 
 def test_language_equals_speechbrain(loaded, weights, speech):
     from speechbrain.inference.classifiers import EncoderClassifier
 
-    place = str(weights / "language")
-    theirs = EncoderClassifier.from_hparams(source=place, overrides={"pretrained_path": place}, savedir=None)
+    folder = str(weights / "language")
+    theirs = EncoderClassifier.from_hparams(source=folder, overrides={"pretrained_path": folder}, savedir=None)
     assert set(loaded["language"].labels) == set(LABELS["language"])
     for wave, ours in zip(speech, loaded["language"](speech), strict=True):
         logprobs, _, _, (label,) = theirs.classify_batch(torch.from_numpy(wave))
-        close(ours, logprobs.numpy())
+        assert_equal_in_float16(ours, logprobs.numpy())
         assert loaded["language"].labels[ours.argmax()] == plain_name(label)
         assert np.exp(ours).sum() == pytest.approx(1, abs=1e-4)
 
@@ -140,7 +143,7 @@ def test_titanet_and_speakernet_equal_nemo(loaded, weights, speech):
     for name in ("titanet", "speakernet"):
         theirs = EncDecSpeakerLabelModel.restore_from(str(weights / f"{name}.nemo"), map_location="cpu").eval()
         for wave, ours in zip(speech, loaded[name](speech), strict=True):
-            close(ours, theirs.infer_segment(wave)[0].detach().numpy())
+            assert_equal_in_float16(ours, theirs.infer_segment(wave)[0].detach().numpy())
 
 
 def test_pyannotes_windows_equal_its_own_sliding_inference(loaded, weights, speech):
@@ -149,28 +152,28 @@ def test_pyannotes_windows_equal_its_own_sliding_inference(loaded, weights, spee
     model = Model.from_pretrained(weights / "pyannote")
     ours = loaded["pyannote"](speech[:1])[0]
     file = {"waveform": torch.from_numpy(speech[:1]), "sample_rate": 16_000}
-    close(ours[0], Inference(model, window="whole")(file))
+    assert_equal_in_float16(ours[0], Inference(model, window="whole")(file))
     start = 1
     for length, hop, rows in ((12, 4, 4), (6, 2, 10), (3, 2, 11)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             theirs = Inference(model, window="sliding", duration=float(length), step=float(hop))(file)
-        close(ours[start : start + rows], theirs.data[:rows])
+        assert_equal_in_float16(ours[start : start + rows], theirs.data[:rows])
         start += rows
     assert start == len(ours) == 26
 
 
-def test_wespeaker_and_windows_by_config(settings, tmp_path, speech):
+def test_wespeaker_and_windows_can_be_configured(settings, tmp_path, speech):
     random_weights.write_pyannote(tmp_path / "wespeaker", "WeSpeakerResNet34")
     chosen = {"weights": str(tmp_path / "wespeaker"), "windows": ((24, 24),)}
     titanet = settings["titanet"] | {"windows": ((12, 6), (3, 3))}
-    wespeaker, windowed = extractors.load(
+    wespeaker, windowed = registry.load(
         settings | {"extractors": ("pyannote", "titanet"), "pyannote": chosen, "titanet": titanet}
     )
     assert wespeaker(speech[:1]).shape == (1, 1, 256) and wespeaker.constituent.width == 256
     assert windowed(speech[:2]).shape == (2, 3 + 8, 192) and windowed.constituent.windows == "12/6, 3/3 s"
-    # The first window of 12 s is the embedding of those 12 s.
-    (alone,) = extractors.load(settings | {"extractors": ("titanet",)})
+    # The first window of 12 s gives the embedding of those 12 s.
+    (alone,) = registry.load(settings | {"extractors": ("titanet",)})
     repeated = fit_audio(speech[0, : 12 * 16_000])
     assert repeated.shape == (CLIP_SAMPLES,)
     assert not np.allclose(windowed(speech[:1])[0, 0], windowed(speech[:1])[0, 1])
@@ -178,11 +181,11 @@ def test_wespeaker_and_windows_by_config(settings, tmp_path, speech):
     assert alone(speech[:1]).shape == (1, 1, 192)
 
 
-def test_voxlingua_by_config_brings_its_own_languages(settings, tmp_path, speech):
+def test_voxlingua_has_its_own_languages(settings, tmp_path, speech):
     labels = ["ab: Abkhazian", "en: English", "uk: Ukrainian"]
     random_weights.write_language(tmp_path / "voxlingua", True, labels)
     chosen = settings | {"extractors": ("language",), "language": {"weights": str(tmp_path / "voxlingua")}}
-    (model,) = extractors.load(chosen)
+    (model,) = registry.load(chosen)
     assert model.labels == ("abkhazian", "english", "ukrainian") and model(speech).shape == (3, 1, 3)
 
 
@@ -192,20 +195,20 @@ def test_one_changed_number_changes_the_digest(settings, loaded, tmp_path, weigh
     next(iter(state.values())).view(-1)[0] += 1e-3
     torch.save(state, tmp_path / "ecapa" / "embedding_model.ckpt")
     moved = settings["ecapa"] | {"weights": str(tmp_path / "ecapa")}
-    (changed,) = extractors.load(settings | {"extractors": ("ecapa",), "ecapa": moved})
+    (changed,) = registry.load(settings | {"extractors": ("ecapa",), "ecapa": moved})
     assert changed.constituent.weights != loaded["ecapa"].constituent.weights
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_that_are_missing_or_damaged_are_told_in_one_line(settings, name, tmp_path, monkeypatch):
+def test_missing_or_damaged_weights_are_reported_in_one_line(settings, name, tmp_path, monkeypatch):
     def message(weights: str) -> str:
         with pytest.raises(UserError) as error:
-            extractors.load(settings | {"extractors": (name,), name: settings[name] | {"weights": weights}})
+            registry.load(settings | {"extractors": (name,), name: settings[name] | {"weights": weights}})
         assert "\n" not in str(error.value)
         return str(error.value)
 
     nowhere = str(tmp_path / "nowhere")
-    assert f"{name}: no weights at {nowhere}; config.extract.{name}.weights takes a path" in message(nowhere)
+    assert f"{name}: no weights at {nowhere}; config.extract.{name}.weights must be a path" in message(nowhere)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "hyperparams.yaml").write_text("a: [")
     (tmp_path / "bad" / "pytorch_model.bin").write_bytes(b"no weights")
@@ -217,7 +220,7 @@ def test_weights_that_are_missing_or_damaged_are_told_in_one_line(settings, name
     assert constants.HF_HUB_CACHE in missing and "hf download someone/no-such-model" in missing
 
 
-def test_a_gated_model_names_its_page_and_the_variable_and_no_token(settings, monkeypatch):
+def test_a_gated_model_is_reported_with_page_and_variable_but_without_the_token(settings, monkeypatch):
     from huggingface_hub.errors import GatedRepoError
     from pyannote.audio import Model
 
@@ -227,14 +230,14 @@ def test_a_gated_model_names_its_page_and_the_variable_and_no_token(settings, mo
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr(Model, "from_pretrained", refuse)
     with pytest.raises(UserError, match=r"https://hf.co/pyannote/embedding .*HF_TOKEN") as error:
-        extractors.load(base.get_config().extract.to_dict() | {"extractors": ("pyannote",)})
+        registry.load(base.get_config().extract.to_dict() | {"extractors": ("pyannote",)})
     assert "hf_secret" not in str(error.value)
 
 
-def test_all_frameworks_import_in_one_process_and_none_speaks_or_calls_home():
+def test_all_frameworks_import_in_one_process_without_output_or_telemetry():
     code = """
 import os, sys
-from extract.extractors import EXTRACTORS
+from extract.extractors.registry import EXTRACTORS
 import importlib
 for entry in EXTRACTORS.values():
     importlib.import_module(entry.module)

@@ -1,4 +1,4 @@
-"""What `extract.inspect` says of a dataset."""
+"""The summary of a dataset that `extract.inspect` prints and draws."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tfrecords.schema import CONTINUOUS, Constituent, Schema
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Three clips of two people to train on, one to test; one clip's constituent `a` is missing."""
+    """Three training clips of two people and one test clip; one clip lacks the constituent `a`."""
     out = tmp_path_factory.mktemp("inspected")
     schema = Schema(
         (Constituent("a", 4, 3, CONTINUOUS, "maker 1.0", "abcd", "0.5/0.3 s"), Constituent("b", 1, 5, CONTINUOUS))
@@ -52,11 +52,11 @@ def test_counts_attributes_missing_rows_and_failures(dataset, tmp_path, capsys):
         "1 the file is empty",
     ):
         assert line in printed
-    with Image.open(tmp_path / "new" / "all.png") as picture:
-        assert picture.size > (800, 800) and np.asarray(picture.convert("L")).std() > 10
+    with Image.open(tmp_path / "new" / "all.png") as figure:
+        assert figure.size > (800, 800) and np.asarray(figure.convert("L")).std() > 10
 
 
-def test_a_clip_can_be_named(dataset, tmp_path):
+def test_a_clip_can_be_selected(dataset, tmp_path):
     inspect.main(["--data", str(dataset), "--out", str(tmp_path / "a.png"), "--clip", "x/1"])
     inspect.main(["--data", str(dataset), "--out", str(tmp_path / "b.png"), "--clip", "x/2"])
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
@@ -65,25 +65,25 @@ def test_a_clip_can_be_named(dataset, tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (("--clip", "nobody"), "no clip 'nobody' among the 3"),
+        (("--clip", "z/9"), "no clip 'z/9' among the 3"),
         (("--split", "validation"), "no clips in split 'validation'; it has train, test"),
     ],
 )
-def test_mistakes_are_told_and_no_picture_is_written(dataset, tmp_path, flags, message):
+def test_mistakes_are_reported_and_no_figure_is_written(dataset, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         inspect.main(["--data", str(dataset), "--out", str(tmp_path / "a.png"), *flags])
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_without_a_dataset_is_told(tmp_path):
+def test_a_folder_without_a_dataset_is_reported(tmp_path):
     write_clip(tmp_path / "a.mp4")
     with pytest.raises(UserError, match=f"{tmp_path}: no dataset here"):
         inspect.main(["--data", str(tmp_path), "--out", str(tmp_path / "a.png")])
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_a_dataset_of_test_people_alone_can_be_made_and_looked_at(tmp_path, extract, capsys, split):
-    """A folder of people of whom nobody is trained on was refused (fault 9)."""
+def test_a_dataset_without_training_clips_can_be_extracted_and_inspected(tmp_path, extract, capsys, split):
+    """A folder without training clips was rejected (fault 9)."""
     for i in range(3):
         write_clip(tmp_path / "videos" / f"id0001{i}" / "a" / "1.mp4", pitch=90 + 40 * i)
     people = "".join(f"id0001{i},{split}\n" for i in range(3))
@@ -94,5 +94,5 @@ def test_a_dataset_of_test_people_alone_can_be_made_and_looked_at(tmp_path, extr
     assert f"3 {split}" in printed and "no training split" in printed
     inspect.main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "a.png")])
     assert f"{split} 3 clips 3 speakers 2 shards" in " ".join(capsys.readouterr().out.split())
-    with Image.open(tmp_path / "a.png") as picture:
-        assert np.asarray(picture.convert("L")).std() > 10
+    with Image.open(tmp_path / "a.png") as figure:
+        assert np.asarray(figure.convert("L")).std() > 10

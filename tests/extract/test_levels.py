@@ -1,4 +1,4 @@
-"""How loud a sound must be to be a voice, and which channel is heard."""
+"""The level below which a sound is silent, and the choice of the channel."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ RATE = media.SAMPLE_RATE
 
 
 def loudness(wave: np.ndarray, decibels: float) -> np.ndarray:
-    """The wave scaled to so many dBFS (RMS)."""
+    """Scales the wave to a level in dBFS (RMS)."""
     return wave * np.float32(10 ** (decibels / 20) / wave.std())
 
 
 def write_floats(path: Path, sound: np.ndarray) -> Path:
-    """A WAV of float samples [1, n] as they are, packet by packet."""
+    """Writes a WAV of float samples [1, n], unscaled, in several packets."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_f32le", rate=RATE, layout="mono")
         for start in range(0, sound.shape[1], 800):
@@ -31,7 +31,7 @@ def write_floats(path: Path, sound: np.ndarray) -> Path:
 
 
 def write_surround(path: Path, sound: np.ndarray) -> Path:
-    """Lossless 5.1: front left, right, centre, LFE, back left, right."""
+    """Writes lossless 5.1 sound: front left, right, centre, LFE, back left, right."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=RATE, layout="5.1")
         values = np.ascontiguousarray((sound.T * 32767).astype(np.int16)).reshape(1, -1)
@@ -44,8 +44,8 @@ def write_surround(path: Path, sound: np.ndarray) -> Path:
 
 @pytest.mark.parametrize("decibels", [-120, -80, -66])
 @pytest.mark.parametrize("name, codec", [("a.mp4", "aac"), ("a.wav", "wav"), ("a.webm", "libopus"), ("a.mp3", "mp3")])
-def test_near_silence_is_no_voice(tmp_path, name, codec, decibels):
-    """Noise far below any voice, as codecs and sound cards leave it (fault 14)."""
+def test_near_silence_is_rejected(tmp_path, name, codec, decibels):
+    """Noise of codecs and sound cards far below any voice (fault 14)."""
     noise = loudness(np.random.default_rng(0).normal(size=(1, 2 * 48_000)).astype(np.float32), decibels)
     if codec == "wav":
         write_wav(tmp_path / name, noise, 48_000)
@@ -55,15 +55,15 @@ def test_near_silence_is_no_voice(tmp_path, name, codec, decibels):
         media.decode_audio(tmp_path / name)
 
 
-def test_a_quiet_voice_is_heard(tmp_path):
+def test_a_quiet_voice_is_accepted(tmp_path):
     quiet = loudness(voice(1), -55)
     assert media.decode_audio(write_wav(tmp_path / "a.wav", quiet)).std() == pytest.approx(10 ** (-55 / 20), rel=0.05)
     short = np.concatenate([np.zeros((1, 5 * RATE), np.float32), voice(0.3), np.zeros((1, 5 * RATE), np.float32)], 1)
     assert len(media.decode_audio(write_wav(tmp_path / "b.wav", short))) == round(10.3 * RATE)
 
 
-def test_it_is_said_how_much_was_heard(tmp_path):
-    """25 s of silence before a voice are not "silent throughout": 24 s were heard (fault 14)."""
+def test_the_duration_of_the_silence_is_reported(tmp_path):
+    """25 s of silence before a voice are not "silent throughout": only 24 s are decoded (fault 14)."""
     silence = np.zeros((1, 25 * RATE), np.float32)
     path = write_wav(tmp_path / "a.wav", np.concatenate([silence, voice(2)], 1))
     with pytest.raises(MediaError, match=r"silent in its first 24 s \(loudest 0.1 s: -inf dBFS\)"):
@@ -73,50 +73,50 @@ def test_it_is_said_how_much_was_heard(tmp_path):
 
 
 @pytest.mark.parametrize("level", [0.3, -0.9])
-def test_a_constant_is_no_voice(tmp_path, level):
-    """An offset of the sound card moves no loudspeaker (fault 14)."""
+def test_a_constant_is_silent(tmp_path, level):
+    """A DC offset is not sound (fault 14)."""
     with pytest.raises(MediaError, match="silent"):
         media.decode_audio(write_wav(tmp_path / "a.wav", np.full((1, 48_000), level, np.float32), 48_000))
 
 
 @pytest.mark.parametrize("name, codec", [("a.wav", "wav"), ("a.mp4", "aac"), ("a.mp3", "mp3"), ("a.webm", "libopus")])
 @pytest.mark.parametrize("gain", [-1.0, -0.97])
-def test_channels_that_cancel_leave_the_louder_one(tmp_path, name, codec, gain):
-    """A voice with one channel inverted is heard, not its remainder (fault 14)."""
+def test_the_loudest_of_cancelling_channels_is_used(tmp_path, name, codec, gain):
+    """With one channel inverted, a channel is used, not the residual of the average (fault 14)."""
     left = voice(1, 48_000)
     sound, path = np.concatenate([left, np.float32(gain) * left]), tmp_path / name
     if codec == "wav":
         write_wav(path, sound, 48_000)
     else:
         write_video(path, sound, rate=48_000, codecs=(codec, ""))
-    heard = media.decode_audio(path)
-    assert heard.std() == pytest.approx(left.std(), rel=0.15)
+    decoded = media.decode_audio(path)
+    assert decoded.std() == pytest.approx(left.std(), rel=0.15)
     if codec == "wav":
-        np.testing.assert_array_equal(heard, media.decode_audio(write_wav(tmp_path / "left.wav", left, 48_000)))
+        np.testing.assert_array_equal(decoded, media.decode_audio(write_wav(tmp_path / "left.wav", left, 48_000)))
 
 
-def test_front_channels_of_surround_sound_that_cancel(tmp_path):
+def test_one_of_cancelling_surround_channels_is_used(tmp_path):
     sound = np.zeros((6, RATE), np.float32)
     sound[0], sound[1] = voice(1)[0], -voice(1)[0]
-    heard = media.decode_audio(write_surround(tmp_path / "a.wav", sound))
-    assert heard.std() == pytest.approx(voice(1).std(), rel=0.05)
+    decoded = media.decode_audio(write_surround(tmp_path / "a.wav", sound))
+    assert decoded.std() == pytest.approx(voice(1).std(), rel=0.05)
 
 
 @pytest.mark.parametrize("write", [write_surround, write_wav], ids=["named channels", "unnamed"])
-def test_the_bass_channel_is_no_voice(tmp_path, write):
-    """FFmpeg leaves LFE out of the mix, and so does the choice of a louder channel."""
+def test_the_low_frequency_channel_is_ignored(tmp_path, write):
+    """FFmpeg leaves LFE out of the average, and so does the choice of the loudest channel."""
     sound = np.zeros((6, RATE), np.float32)
     sound[3] = voice(1)[0]
     with pytest.raises(MediaError, match="silent"):
         media.decode_audio(write(tmp_path / "a.wav", sound))
     sound[0], sound[3] = 0.1 * voice(1, pitch=200)[0], 0.9 * np.sin(np.arange(RATE) / 40)
-    heard = media.decode_audio(write(tmp_path / "b.wav", sound))
-    assert heard.std() < 0.05
+    decoded = media.decode_audio(write(tmp_path / "b.wav", sound))
+    assert decoded.std() < 0.05
 
 
 @pytest.mark.parametrize("other", [0.0, 0.5, -0.5, 1.0])
 def test_stereo_that_does_not_cancel_is_averaged_as_by_ffmpeg(tmp_path, other):
-    """The mix of sound that was right stays what it was."""
+    """The average is used wherever it is valid."""
     left = voice(1)
     sound = np.concatenate([left, np.float32(other) * left + 0.1 * voice(1, pitch=210)])
     path = write_wav(tmp_path / "a.wav", sound)
@@ -128,12 +128,12 @@ def test_stereo_that_does_not_cancel_is_averaged_as_by_ffmpeg(tmp_path, other):
     np.testing.assert_array_equal(media.decode_audio(path), expected)
 
 
-def test_samples_that_are_no_numbers_are_left_out_and_counted(tmp_path):
-    """NaN and infinite samples are damage, not a full-scale noise (faults 13 and 14)."""
+def test_non_finite_samples_are_skipped_and_counted(tmp_path):
+    """NaN and infinite samples are damage, not full-scale noise (faults 13 and 14)."""
     sound, lost = voice(1), []
     sound[0, 4_000:4_010], sound[0, 9_000] = np.nan, np.inf
-    heard = media.decode_audio(write_floats(tmp_path / "a.wav", sound), lost=lost)
+    decoded = media.decode_audio(write_floats(tmp_path / "a.wav", sound), lost=lost)
     assert 0 < len(lost) < 5 and set(lost) == {"audio frame with NaN or infinite samples"}
-    assert RATE * 0.7 < len(heard) < RATE and np.abs(heard).max() < 0.99
+    assert RATE * 0.7 < len(decoded) < RATE and np.abs(decoded).max() < 0.99
     with pytest.raises(MediaError, match="NaN or infinite"):
         media.decode_audio(write_floats(tmp_path / "b.wav", np.full((1, RATE), np.nan, np.float32)))

@@ -26,8 +26,8 @@ def start(cache: Path) -> subprocess.Popen:
     )
 
 
-def test_processes_that_start_together_compile_once_and_leave_a_sound_cache(tmp_path):
-    """Three processes meet a cold cache; what they leave serves a fourth, which calls what was compiled (fault 1)."""
+def test_concurrent_processes_compile_once_and_leave_a_valid_cache(tmp_path):
+    """Three processes start with a cold cache; a fourth uses the functions that they compiled (fault 1)."""
     together = [start(tmp_path) for _ in range(3)]
     outputs = [(process.communicate(timeout=400)[0], process.returncode) for process in together]
     assert {status for _, status in outputs} == {0} and len({text for text, _ in outputs}) == 1, outputs
@@ -39,8 +39,8 @@ def test_processes_that_start_together_compile_once_and_leave_a_sound_cache(tmp_
     assert contents(shared) == compiled
 
 
-def test_without_a_place_for_the_cache_a_process_has_one_of_its_own(monkeypatch):
-    """A user without a home directory, a read-only one, a file in the way (fault 1)."""
+def test_without_a_writable_folder_each_process_has_its_own_cache(monkeypatch):
+    """No home directory, a read-only one, or a file in its path (fault 1)."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/none")
     first, second = librosa_cache._root(), librosa_cache._root()
     assert first != second and first.is_dir() and second.is_dir()

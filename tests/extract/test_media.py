@@ -1,4 +1,4 @@
-"""Decoding: what comes out of a clip, and what is said of a broken one."""
+"""Decoding: sound and frames of clips, and the errors for unusable ones."""
 
 import os
 from fractions import Fraction
@@ -19,7 +19,7 @@ def tone(hertz: float, seconds: float, rate: int) -> np.ndarray:
 
 
 def bar_position(frame: np.ndarray) -> float:
-    """Where the bright bar of `moving_frames` stands, as a share of its way."""
+    """Returns the position of the bright bar of `moving_frames`, from 0 to 1."""
     columns = frame[..., 0].mean(0)
     return float(np.argmax(np.convolve(columns, np.ones(8), "valid")) / (frame.shape[1] - 8))
 
@@ -65,7 +65,7 @@ def test_a_short_sound_is_repeated_to_24_seconds():
         ("a.webm", ("libopus", "libvpx")),
     ],
 )
-def test_frames_come_from_where_they_are_asked_for(tmp_path, name, codecs):
+def test_frames_are_decoded_at_the_given_positions(tmp_path, name, codecs):
     path = write_video(tmp_path / name, voice(3, rate=48_000), moving_frames(3), rate=48_000, codecs=codecs)
     frames = list(media.decode_frames(path, (0.0, 0.5, 1.0)))
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3 and frames[0].dtype == np.uint8
@@ -74,9 +74,7 @@ def test_frames_come_from_where_they_are_asked_for(tmp_path, name, codecs):
 
 
 def test_a_video_without_a_duration_has_a_middle(tmp_path):
-    """As browsers record it: written to a stream that cannot seek back to fill the duration in."""
-    import av
-
+    """As recorded by browsers: written to a stream that cannot seek back to fill in the duration."""
     whole = write_video(tmp_path / "whole.mkv", frames=moving_frames(2))
     with (tmp_path / "live.mkv").open("wb") as file, av.open(str(whole)) as source:
         pipe = type("Pipe", (), {"write": staticmethod(file.write)})()
@@ -91,7 +89,7 @@ def test_a_video_without_a_duration_has_a_middle(tmp_path):
     assert bar_position(next(media.decode_frames(tmp_path / "live.mkv"))) == pytest.approx(0.5, abs=0.1)
 
 
-TURNS = {
+ROTATIONS = {
     "upright": (1, 0, 0, 1),
     "clockwise": (0, 1, -1, 0),
     "upside down": (-1, 0, 0, -1),
@@ -103,9 +101,9 @@ TURNS = {
 }
 
 
-@pytest.mark.parametrize("matrix", TURNS.values(), ids=TURNS)
-def test_a_turned_or_mirrored_video_is_set_upright(tmp_path, matrix):
-    """Each of the eight display matrices puts every pixel where it says (fault 12)."""
+@pytest.mark.parametrize("matrix", ROTATIONS.values(), ids=ROTATIONS)
+def test_a_rotated_or_flipped_video_becomes_upright(tmp_path, matrix):
+    """Each of the eight display matrices moves every pixel to the right position (fault 12)."""
     path = write_clip(tmp_path / "phone.mp4")
     stored = next(media.decode_frames(path))
     down, across = np.indices(stored.shape[:2])
@@ -117,14 +115,14 @@ def test_a_turned_or_mirrored_video_is_set_upright(tmp_path, matrix):
 
 
 def disc(pixel: Fraction) -> np.ndarray:
-    """A disc, stored with pixels that are so much wider than high: uint8 [5, 96, 96, 3]."""
+    """Returns a disc, stored with the pixel aspect ratio `pixel` (width by height): uint8 [5, 96, 96, 3]."""
     down, across = np.mgrid[:96, :96] - 47.5
     inside = (across * float(pixel)) ** 2 + down**2 < 20**2
     return np.broadcast_to(np.where(inside, 230, 30).astype(np.uint8)[None, ..., None], (5, 96, 96, 3)).copy()
 
 
 @pytest.mark.parametrize(
-    "name, codec, turn",
+    "name, codec, rotation",
     [
         ("a.mp4", "mpeg4", "upright"),
         ("a.mkv", "h264", "upright"),
@@ -134,17 +132,17 @@ def disc(pixel: Fraction) -> np.ndarray:
     ],
 )
 @pytest.mark.parametrize("pixel", [Fraction(4, 3), Fraction(1, 2)])
-def test_a_circle_stays_a_circle(tmp_path, name, codec, turn, pixel):
-    """The sample aspect ratio is respected, in turned videos as well (fault 12)."""
+def test_a_circle_stays_a_circle(tmp_path, name, codec, rotation, pixel):
+    """The sample aspect ratio is respected, also in rotated videos (fault 12)."""
     path = write_video(tmp_path / name, frames=disc(pixel), codecs=("aac", codec), pixel=pixel)
-    if turn != "upright":
-        set_matrix(path, TURNS[turn])
-    picture = next(media.decode_frames(path))
-    inside = picture[..., 0] > 130
+    if rotation != "upright":
+        set_matrix(path, ROTATIONS[rotation])
+    image = next(media.decode_frames(path))
+    inside = image[..., 0] > 130
     wide, high = np.ptp(np.flatnonzero(inside.any(0))), np.ptp(np.flatnonzero(inside.any(1)))
     assert wide == pytest.approx(high, abs=2)
-    assert picture.shape[1] / picture.shape[0] == pytest.approx(
-        float(1 / pixel if turn == "clockwise" else pixel), 0.01
+    assert image.shape[1] / image.shape[0] == pytest.approx(
+        float(1 / pixel if rotation == "clockwise" else pixel), 0.01
     )
 
 
@@ -153,7 +151,7 @@ def test_a_sample_aspect_ratio_from_a_damaged_header_is_ignored(tmp_path):
     assert next(media.decode_frames(path)).shape == (96, 96, 3)
 
 
-def test_extremes_are_usable(tmp_path):
+def test_extreme_clips_are_usable(tmp_path):
     short = write_video(tmp_path / "short.mp4", voice(0.1), moving_frames(3))
     assert 1_000 < len(media.decode_audio(short)) < 4_000
     single = write_video(tmp_path / "single.mp4", voice(2), moving_frames(1 / FPS))
@@ -167,7 +165,7 @@ def empty(path: Path) -> None:
 
 
 def text(path: Path) -> None:
-    path.write_text("this is no video\n" * 100)
+    path.write_text("this is not a video\n" * 100)
 
 
 def playlist(path: Path) -> None:
@@ -209,7 +207,7 @@ def headless(path: Path) -> None:
         (lambda path: path.symlink_to(path), "cannot be read .Too many levels"),
     ],
 )
-def test_what_is_wrong_with_a_sound_is_said(tmp_path, make, reason):
+def test_an_unusable_sound_is_reported_with_the_reason(tmp_path, make, reason):
     path = tmp_path / "broken.mp4"
     make(path)
     with pytest.raises(MediaError, match=reason):
@@ -219,14 +217,14 @@ def test_what_is_wrong_with_a_sound_is_said(tmp_path, make, reason):
 @pytest.mark.parametrize(
     "make, reason", [(empty, "empty"), (text, "not a media file"), (sound_only, "no video stream")]
 )
-def test_what_is_wrong_with_a_picture_is_said(tmp_path, make, reason):
+def test_an_unusable_video_is_reported_with_the_reason(tmp_path, make, reason):
     path = tmp_path / "broken.mp4"
     make(path)
     with pytest.raises(MediaError, match=reason):
         next(media.decode_frames(path))
 
 
-def test_a_name_that_is_no_utf8_is_decoded_like_any_other(tmp_path):
+def test_a_file_name_need_not_be_utf8(tmp_path):
     good = write_clip(tmp_path / "good.mp4")
     expected = media.decode_audio(good)
     os.rename(good, os.fsencode(tmp_path) + b"/b\xffd.mp4")
@@ -236,7 +234,7 @@ def test_a_name_that_is_no_utf8_is_decoded_like_any_other(tmp_path):
     assert next(media.face_frames(clip)).shape == (48, 64, 3)
 
 
-def test_a_sound_takes_the_image_beside_it(tmp_path):
+def test_the_face_of_a_sound_is_the_image_next_to_it(tmp_path):
     write_wav(tmp_path / "a.wav", voice(1))
     write_image(tmp_path / "a.png")
     write_wav(tmp_path / "b.wav", voice(1))
@@ -251,13 +249,13 @@ def test_a_sound_takes_the_image_beside_it(tmp_path):
 
 
 def test_frames_are_tried_from_the_middle_outwards(tmp_path):
-    assert [media.spread(i) for i in range(7)] == [1 / 2, 1 / 4, 3 / 4, 1 / 8, 5 / 8, 3 / 8, 7 / 8]
+    assert [media.frame_position(i) for i in range(7)] == [1 / 2, 1 / 4, 3 / 4, 1 / 8, 5 / 8, 3 / 8, 7 / 8]
     (clip,) = find_clips(write_clip(tmp_path / "a.mp4", seconds=4).parent).clips
     positions = [bar_position(frame) for frame in media.face_frames(clip, 3)]
     np.testing.assert_allclose(positions, [1 / 2, 1 / 4, 3 / 4], atol=0.05)
 
 
-def test_a_variable_frame_rate_is_read_by_time_not_by_number(tmp_path):
+def test_with_a_variable_frame_rate_frames_are_found_by_time(tmp_path):
     frames, path = moving_frames(2), tmp_path / "vfr.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=1000)
@@ -273,25 +271,25 @@ def test_a_variable_frame_rate_is_read_by_time_not_by_number(tmp_path):
 
 def test_surround_sound_becomes_mono(tmp_path):
     sound = np.tile(tone(440, 1, 48_000), (6, 1))
-    heard = media.decode_audio(write_wav(tmp_path / "surround.wav", sound, 48_000))
-    assert np.argmax(np.abs(np.fft.rfft(heard[:16_000]))) == pytest.approx(440, abs=1)
-    assert 0.1 < np.abs(heard).max() <= 1
+    mono = media.decode_audio(write_wav(tmp_path / "surround.wav", sound, 48_000))
+    assert np.argmax(np.abs(np.fft.rfft(mono[:16_000]))) == pytest.approx(440, abs=1)
+    assert 0.1 < np.abs(mono).max() <= 1
 
 
-PAINTS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [220, 170, 140], [128, 128, 128], [240, 240, 240]])
+COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [220, 170, 140], [128, 128, 128], [240, 240, 240]])
 
 
 @pytest.mark.parametrize("kr, kb, space", [(0.2126, 0.0722, 1), (0.299, 0.114, 6)], ids=["BT.709", "BT.601"])
 @pytest.mark.parametrize("full", [False, True], ids=["limited range", "full range"])
-def test_colours_are_those_that_were_filmed(tmp_path, kr, kb, space, full):
-    """Each matrix and range, as tagged in the file; PyAV before 17 took all for BT.601 (fault 15)."""
-    red, green, blue = PAINTS.T / 255
+def test_colours_are_decoded_correctly(tmp_path, kr, kb, space, full):
+    """Each matrix and range tagged in the file; PyAV before 17 assumed BT.601 for all (fault 15)."""
+    red, green, blue = COLOURS.T / 255
     luma = kr * red + (1 - kr - kb) * green + kb * blue
     planes = [luma, (blue - luma) / (2 - 2 * kb), (red - luma) / (2 - 2 * kr)]
     scales = [255, 255, 255] if full else [219, 224, 224]
     offsets = [0, 128, 128] if full else [16, 128, 128]
     values = [np.round(p * s + o).astype(np.uint8) for p, s, o in zip(planes, scales, offsets, strict=True)]
-    y, u, v = (np.repeat(np.repeat(each[None], 8, 0), 8, 1) for each in values)  # 8x8 pixels of each paint
+    y, u, v = (np.repeat(np.repeat(each[None], 8, 0), 8, 1) for each in values)  # 8x8 pixels of each colour
     pixels = np.concatenate([part.reshape(-1, 48) for part in (np.tile(y, (4, 1)), *(half(c) for c in (u, v)))])
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
@@ -302,10 +300,10 @@ def test_colours_are_those_that_were_filmed(tmp_path, kr, kb, space, full):
         frame.colorspace, frame.color_range = space, 2 if full else 1
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             container.mux(packet)
-    picture = next(media.decode_frames(path))
-    np.testing.assert_allclose(picture[16, 4::8], PAINTS, atol=3)
+    image = next(media.decode_frames(path))
+    np.testing.assert_allclose(image[16, 4::8], COLOURS, atol=3)
 
 
 def half(plane: np.ndarray) -> np.ndarray:
-    """A chroma plane of [32, 48] pixels at half size."""
+    """Downsamples a chroma plane of [32, 48] pixels by 2."""
     return np.tile(plane, (4, 1))[::2, ::2]

@@ -1,4 +1,4 @@
-"""The command: what it writes, how it goes on after a kill, and what it says to mistakes."""
+"""The command `extract.run`: its records, resuming after a kill, error messages."""
 
 import csv
 import json
@@ -15,9 +15,10 @@ import pytest
 from recordings import contents, moving_frames, voice, write_clip, write_image, write_video, write_wav
 
 from configs import base
-from extract import extractors, pipeline, runners
+from extract import chunk, runners
 from extract.clips import find_clips
-from extract.faces import cut_face, whole_frame
+from extract.extractors import registry
+from extract.faces import crop_face, whole_frame
 from extract.media import decode_audio, decode_frames, fit_audio
 from slf_common.errors import UserError
 from tfrecords.reader import Clips
@@ -31,32 +32,33 @@ def shards(folder: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(people_folder, tmp_path_factory, extract) -> Path:
-    """The dataset of `people_folder`, written in one go by one process."""
-    out = tmp_path_factory.mktemp("undisturbed") / "data"
+def complete(people_folder, tmp_path_factory, extract) -> Path:
+    """The dataset of `people_folder`, written by one process without interruption."""
+    out = tmp_path_factory.mktemp("complete") / "data"
     extract("--videos", people_folder, "--out", out)
     return out
 
 
-def test_records_hold_what_the_parts_give(undisturbed, people_folder):
-    train = Clips(undisturbed, "train")
-    assert len(train) == 6 and len(Clips(undisturbed, "validation")) == len(Clips(undisturbed, "test")) == 2
-    parts = extractors.load({"extractors": ("pyaudioanalysis", "mel")})
-    assert train.schema.constituents == tuple(part.constituent for part in parts)
+def test_records_hold_the_extracted_faces_and_features(complete, people_folder):
+    train = Clips(complete, "train")
+    assert len(train) == 6 and len(Clips(complete, "validation")) == len(Clips(complete, "test")) == 2
+    loaded = registry.load({"extractors": ("pyaudioanalysis", "mel")})
+    assert train.schema.constituents == tuple(extractor.constituent for extractor in loaded)
     sources = {clip.clip_id: clip for clip in find_clips(people_folder).clips}
     for i in range(len(train)):
         record = train[i]
         source = sources[record["clip_id"]]
         assert record["speaker_id"] == source.speaker_id
         frame = next(decode_frames(source.path))
-        np.testing.assert_array_equal(record["face"], cut_face(frame, whole_frame(frame)[0]))
+        np.testing.assert_array_equal(record["face"], crop_face(frame, whole_frame(frame)[0]))
         wave = fit_audio(decode_audio(source.path))[None]
-        for part in parts:
-            np.testing.assert_array_equal(record[part.constituent.name], part(wave)[0].astype(np.float16))
+        for extractor in loaded:
+            features = extractor(wave)[0].astype(np.float16)
+            np.testing.assert_array_equal(record[extractor.constituent.name], features)
 
 
-def test_attributes_reach_the_records_in_any_case(undisturbed):
-    records = [clips[i] for clips in (Clips(undisturbed), Clips(undisturbed, "test")) for i in range(len(clips))]
+def test_attributes_are_stored_whatever_their_case(complete):
+    records = [clips[i] for clips in (Clips(complete), Clips(complete, "test")) for i in range(len(clips))]
     for record in records:
         number = int(record["speaker_id"][2:])
         assert record["age"] == 20 + number
@@ -65,33 +67,33 @@ def test_attributes_reach_the_records_in_any_case(undisturbed):
         assert record["ethnicity"] == (LABELS["ethnicity"].index("latino hispanic") if number % 2 else UNKNOWN)
 
 
-def test_statistics_are_those_of_the_training_split(undisturbed):
-    train = Clips(undisturbed, "train")
+def test_statistics_are_those_of_the_training_split(complete):
+    train = Clips(complete, "train")
     rows = np.concatenate([train[i]["mel"] for i in range(len(train))]).astype(np.float64)
     np.testing.assert_allclose(train.statistics["mel"]["mean"], rows.mean(0), rtol=1e-5)
     np.testing.assert_allclose(train.statistics["mel"]["std"], rows.std(0), rtol=1e-3)
 
 
-def test_running_again_changes_nothing(undisturbed, people_folder, extract, capsys):
-    before, times = contents(undisturbed), [path.stat().st_mtime_ns for path in shards(undisturbed)]
-    extract("--videos", people_folder, "--out", undisturbed)
-    assert contents(undisturbed) == before
-    assert [path.stat().st_mtime_ns for path in shards(undisturbed)] == times
+def test_running_again_changes_nothing(complete, people_folder, extract, capsys):
+    before, times = contents(complete), [path.stat().st_mtime_ns for path in shards(complete)]
+    extract("--videos", people_folder, "--out", complete)
+    assert contents(complete) == before
+    assert [path.stat().st_mtime_ns for path in shards(complete)] == times
     assert "6 train, 2 validation, 2 test clips" in capsys.readouterr().out
 
 
-def test_a_lost_shard_alone_is_written_again(people_folder, undisturbed, tmp_path, extract):
+def test_only_a_missing_shard_is_written_again(people_folder, complete, tmp_path, extract):
     out = tmp_path / "data"
-    shutil.copytree(undisturbed, out)
+    shutil.copytree(complete, out)
     lost, *others = shards(out)
     times = [path.stat().st_mtime_ns for path in others]
     lost.unlink()
     extract("--videos", people_folder, "--out", out)
     assert [path.stat().st_mtime_ns for path in others] == times
-    assert contents(out) == contents(undisturbed)
+    assert contents(out) == contents(complete)
 
 
-def test_a_killed_run_goes_on_to_the_same_dataset(people_folder, undisturbed, tmp_path, command, extract):
+def test_a_killed_run_resumes_to_the_same_dataset(people_folder, complete, tmp_path, command, extract):
     out = tmp_path / "data"
     arguments = [*command, "--videos", people_folder, "--out", out, "--config.extract.workers=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -102,20 +104,20 @@ def test_a_killed_run_goes_on_to_the_same_dataset(people_folder, undisturbed, tm
     killed.wait()
     assert not (out / "metadata.json").exists() and len(workers) == 2
     wait_for(lambda: not any(alive(pid) for pid in workers))  # workers end with their parent
-    (out / "chunks" / ".slf-torn.json.tmp-1").write_bytes(b"what a kill inside a write leaves")
-    extract("--videos", people_folder, "--out", out)  # by one process: the shards do not depend on who did them
-    assert contents(out) == contents(undisturbed)
+    (out / "chunks" / ".slf-torn.json.tmp-1").write_bytes(b"left by a kill during a write")
+    extract("--videos", people_folder, "--out", out)  # one process: the shards do not depend on the worker
+    assert contents(out) == contents(complete)
 
 
 def wait_for(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.01)
 
 
 def worker_processes(pid: int) -> list[int]:
-    """The children of a process that came from `multiprocessing`'s spawn."""
+    """Returns the children of a process that were spawned by `multiprocessing`."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
@@ -128,19 +130,19 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    "blow, status, message",
+    "stop, status, message",
     [
-        # As a terminal does: to the workers as well.
-        (lambda pid, workers: os.killpg(pid, signal.SIGINT), 130, "interrupted; the same command goes on"),
-        # As the kernel does where memory is short.
+        # As a terminal does: also to the workers.
+        (lambda pid, workers: os.killpg(pid, signal.SIGINT), 130, "interrupted; run the same command again"),
+        # As the kernel does if memory runs out.
         (lambda pid, workers: os.kill(workers[-1], signal.SIGKILL), 2, "error: a worker was killed"),
     ],
     ids=["interrupt", "killed worker"],
 )
-def test_a_blow_ends_the_run_cleanly(people_folder, tmp_path, command, blow, status, message):
+def test_an_interrupt_or_a_killed_worker_ends_the_run_cleanly(people_folder, tmp_path, command, stop, status, message):
     out = tmp_path / "data"
     arguments = [*command, "--videos", people_folder, "--out", out, "--config.extract.workers=2"]
-    # A shell's background jobs ignore interrupts and hand that down; what has a handler here has none there.
+    # Background jobs of a shell ignore SIGINT and children inherit that, unless there is a handler.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     run = subprocess.Popen(
         list(map(str, arguments)),
@@ -153,13 +155,13 @@ def test_a_blow_ends_the_run_cleanly(people_folder, tmp_path, command, blow, sta
     signal.signal(signal.SIGINT, before)
     wait_for(lambda: len(worker_processes(run.pid)) == 2)
     workers = worker_processes(run.pid)
-    blow(run.pid, workers)
+    stop(run.pid, workers)
     _, errors = run.communicate(timeout=30)
     assert run.returncode == status and message in errors and "Traceback" not in errors
     wait_for(lambda: not any(alive(pid) for pid in workers))
 
 
-def test_broken_clips_are_listed_with_reasons_and_the_others_written(tmp_path, extract, capsys):
+def test_unusable_clips_are_listed_with_reasons_and_the_others_written(tmp_path, extract, capsys):
     videos, out = tmp_path / "videos", tmp_path / "data"
     good = [
         write_clip(videos / "a" / 'it\'s a "clip" $(x) \u00fc\u4f60.mp4'),
@@ -196,15 +198,15 @@ def test_broken_clips_are_listed_with_reasons_and_the_others_written(tmp_path, e
     assert "4 train" in printed and "6 clips failed" in printed and "2 damaged, or not a media file" in printed
 
 
-def test_a_dry_run_says_what_would_be_and_writes_nothing(people_folder, tmp_path, extract, capsys):
+def test_a_dry_run_describes_the_dataset_and_writes_nothing(people_folder, tmp_path, extract, capsys):
     extract("--videos", people_folder, "--out", tmp_path / "data", "--dry-run")
     printed = capsys.readouterr().out
     assert "train: 6 clips of 3 speakers in 3 shards" in printed and "mel: 111 rows of 768" in printed
     assert not (tmp_path / "data").exists()
 
 
-def test_another_plan_in_the_same_folder_is_refused(people_folder, undisturbed, tmp_path, extract):
-    before = contents(undisturbed)
+def test_a_different_plan_for_the_same_folder_is_rejected(people_folder, complete, tmp_path, extract):
+    before = contents(complete)
     other = tmp_path / "videos"
     write_clip(other / "id0" / "1.mp4")
     (other / "people.csv").write_text("speaker_id,split\nid0,train\n")
@@ -216,13 +218,13 @@ def test_another_plan_in_the_same_folder_is_refused(people_folder, undisturbed, 
         (("--videos", people_folder, "--config.extract.clips_per_shard=3"), "clips_per_shard"),
         (("--videos", people_folder, f"--config.extract.attributes={changed}"), "attributes"),
     ]:
-        with pytest.raises(UserError, match=f"made with other {what};"):
-            extract(*arguments, "--out", undisturbed)
-    assert contents(undisturbed) == before
+        with pytest.raises(UserError, match=f"made with different {what};"):
+            extract(*arguments, "--out", complete)
+    assert contents(complete) == before
 
 
-def test_a_bug_ends_the_run_and_finished_shards_stay(people_folder, tmp_path, extract, monkeypatch):
-    real, calls = pipeline.write_shard, []
+def test_an_error_ends_the_run_and_finished_shards_are_kept(people_folder, tmp_path, extract, monkeypatch):
+    real, calls = chunk.write_shard, []
 
     def full_disk(*arguments):
         calls.append(arguments)
@@ -230,28 +232,28 @@ def test_a_bug_ends_the_run_and_finished_shards_stay(people_folder, tmp_path, ex
             raise OSError(28, "No space left on device")
         return real(*arguments)
 
-    monkeypatch.setattr(pipeline, "write_shard", full_disk)
+    monkeypatch.setattr(chunk, "write_shard", full_disk)
     out = tmp_path / "data"
     with pytest.raises(OSError, match="No space left"):
         extract("--videos", people_folder, "--out", out)
     assert len(shards(out)) == 2 and not (out / "metadata.json").exists()
 
 
-def test_a_mistake_in_a_worker_reaches_the_caller():
+def test_a_user_error_in_a_worker_is_raised_in_the_caller():
     settings = base.get_config().extract.to_dict() | {"extractors": ("ecapa",), "detector": "skip", "workers": 2}
     settings |= {"device": "cpu", "deepface": {"estimate": ()}, "ecapa": {"windows": ((25, 1),)}}
     with pytest.raises(UserError, match="25 s every 1 s does not fit"):
-        with runners._processes(json.dumps(settings), 2, []) as runner:
+        with runners._process_pool(json.dumps(settings), 2, []) as runner:
             runner.describe()
 
 
-def test_ten_kills_at_random_moments_leave_no_trace(tmp_path, command, extract):
+def test_ten_kills_at_random_times_do_not_change_the_dataset(tmp_path, command, extract):
     videos = tmp_path / "videos"
     for i in range(60):
         write_clip(videos / f"id{i % 10}" / "abc" / f"{i:05d}.mp4", seconds=0.6, pitch=90 + 3 * i)
-    (videos / "id3" / "abc" / "broken.mp4").write_text("no video")
+    (videos / "id3" / "abc" / "broken.mp4").write_text("not a video")
     arguments = ["--videos", str(videos), "--config.extract.clips_per_shard=4"]
-    extract(*arguments, "--out", tmp_path / "undisturbed")
+    extract(*arguments, "--out", tmp_path / "complete")
     out, moments = tmp_path / "killed", np.random.default_rng(0).uniform(0.5, 2.5, 10)
     for moment in moments:
         run = subprocess.Popen(
@@ -262,22 +264,22 @@ def test_ten_kills_at_random_moments_leave_no_trace(tmp_path, command, extract):
         run.kill()
         run.wait()
     extract(*arguments, "--out", out)
-    assert contents(out) == contents(tmp_path / "undisturbed")
+    assert contents(out) == contents(tmp_path / "complete")
 
 
-def test_shares_of_the_shards_make_the_same_dataset(people_folder, undisturbed, tmp_path, extract, capsys):
+def test_shard_ranges_give_the_same_dataset(people_folder, complete, tmp_path, extract, capsys):
     out = tmp_path / "data"
     for part in ("1/3", "0/3"):
         extract("--videos", people_folder, "--out", out, "--shard-range", part)
         assert not (out / "metadata.json").exists()
-    assert "shards are left to others" in capsys.readouterr().out
+    assert "shards are left to other jobs" in capsys.readouterr().out
     extract("--videos", people_folder, "--out", out, "--shard-range", "2/3")
-    assert contents(out) == contents(undisturbed)
+    assert contents(out) == contents(complete)
 
 
 @pytest.mark.parametrize("part", ["3/3", "x/2", "1", "-1/2", "0/0", ""])
-def test_a_share_that_does_not_exist_is_refused(people_folder, tmp_path, extract, part):
-    with pytest.raises(UserError, match="give I/N with I from 0 to N-1"):
+def test_an_invalid_shard_range_is_rejected(people_folder, tmp_path, extract, part):
+    with pytest.raises(UserError, match="must be I/N with I from 0 to N-1"):
         extract("--videos", people_folder, "--out", tmp_path / "data", f"--shard-range={part}")
 
 
@@ -286,7 +288,7 @@ def test_a_share_that_does_not_exist_is_refused(people_folder, tmp_path, extract
     [
         (("--videos", "EMPTY"), "EMPTY: no clips here"),
         (("--videos", "nowhere"), "nowhere: no such folder"),
-        ((), "no videos: give their folder, or a CSV"),
+        ((), "no videos: give a folder of videos, or a CSV"),
         (("--videos", "GOOD", "--config.extract.extractors=mell"), "did you mean 'mel'"),
         (("--videos", "GOOD", "--config.extract.detector=magic"), "no such detector"),
         (("--videos", "GOOD", "--config.extract.worker=1"), "did you mean --config.extract.workers"),
@@ -301,25 +303,25 @@ def test_a_share_that_does_not_exist_is_refused(people_folder, tmp_path, extract
 )
 def test_mistakes_are_user_errors_and_write_nothing(people_folder, tmp_path, extract, arguments, message):
     (tmp_path / "EMPTY").mkdir()
-    places = {"EMPTY": str(tmp_path / "EMPTY"), "GOOD": str(people_folder)}
-    arguments = [re.sub("EMPTY|GOOD", lambda found: places[found[0]], argument) for argument in arguments]
-    with pytest.raises(UserError, match=message.replace("EMPTY", places["EMPTY"])):
+    paths = {"EMPTY": str(tmp_path / "EMPTY"), "GOOD": str(people_folder)}
+    arguments = [re.sub("EMPTY|GOOD", lambda found: paths[found[0]], argument) for argument in arguments]
+    with pytest.raises(UserError, match=message.replace("EMPTY", paths["EMPTY"])):
         extract("--out", tmp_path / "data", *arguments)
     assert not (tmp_path / "data").exists()
 
 
-def test_a_mistake_is_one_line_and_exit_status_2(people_folder, tmp_path, run_command):
+def test_a_user_error_is_one_line_and_exit_status_2(people_folder, tmp_path, run_command):
     table = tmp_path / "bad.csv"
     table.write_text("speaker_id,gender\nid0,male\nid1,cat\n")
     done = run_command("--videos", people_folder, "--out", tmp_path / "data", f"--config.extract.attributes={table}")
     assert done.returncode == 2 and not (tmp_path / "data").exists()
-    assert done.stderr == f"error: {table}, line 3: gender 'cat' is none of: female, male\n"
+    assert done.stderr.startswith(f"error: {table}, line 3: gender 'cat' ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("split, message", [("train", "no clip of the training split"), ("test", "no clip could")])
-def test_where_all_clips_fail_there_is_no_dataset(tmp_path, extract, split, message):
+@pytest.mark.parametrize("split, message", [("train", "no clip of the training split"), ("test", "no clip is usable")])
+def test_if_all_clips_fail_there_is_no_dataset(tmp_path, extract, split, message):
     (tmp_path / "videos" / "a").mkdir(parents=True)
-    (tmp_path / "videos" / "a" / "1.mp4").write_text("no video")
+    (tmp_path / "videos" / "a" / "1.mp4").write_text("not a video")
     (tmp_path / "videos" / "people.csv").write_text(f"speaker_id,split\na,{split}\n")
     with pytest.raises(UserError, match=rf"{message}.*failures\.csv"):
         extract("--videos", tmp_path / "videos", "--out", tmp_path / "data")
@@ -327,20 +329,20 @@ def test_where_all_clips_fail_there_is_no_dataset(tmp_path, extract, split, mess
     assert "damaged" in (tmp_path / "data" / "failures.csv").read_text()
 
 
-def test_videos_and_dataset_may_lie_in_folders_of_any_name(people_folder, undisturbed, tmp_path, monkeypatch, extract):
+def test_folders_may_have_any_name(people_folder, complete, tmp_path, monkeypatch, extract):
     """(fault 3)"""
     monkeypatch.chdir(tmp_path)
     name = "sweep[width=32]*?{a} 'b' %41 ü::c:d#"
     shutil.copytree(people_folder, f"videos {name}")
     extract("--videos", f"videos {name}", "--out", name)
-    assert contents(Path(name)) == contents(undisturbed)
+    assert contents(Path(name)) == contents(complete)
     assert len(Clips(name)) == 6 and len(Clips(Path(name), "test")) == 2
 
 
-def test_what_is_damaged_is_not_taken_for_absent(people_folder, undisturbed, tmp_path, extract):
+def test_damaged_files_are_reported_and_not_treated_as_missing(people_folder, complete, tmp_path, extract):
     """(fault 7)"""
     out = tmp_path / "data"
-    shutil.copytree(undisturbed, out)
+    shutil.copytree(complete, out)
     plan, summary = out / "chunks" / "plan.json", next((out / "chunks").glob("slf-*.json"))
     for path, text in ((plan, "[1]"), (plan, "\udcff"), (summary, "{")):
         before = path.read_bytes()
@@ -349,7 +351,7 @@ def test_what_is_damaged_is_not_taken_for_absent(people_folder, undisturbed, tmp
             extract("--videos", people_folder, "--out", out)
         path.write_bytes(before)
     plan.unlink()
-    with pytest.raises(UserError, match="plan.json: missing, though there are shards"):
+    with pytest.raises(UserError, match="plan.json: missing, but there are shards"):
         extract("--videos", people_folder, "--out", out)
     shutil.copytree(people_folder, tmp_path / "videos")
     (tmp_path / "videos" / "people.csv").unlink()

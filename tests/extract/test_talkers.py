@@ -1,4 +1,4 @@
-"""The synthetic population: determinism, files, table, and what voice and thumbnail tell."""
+"""The synthetic population: determinism, files, attributes CSV, and the information in voice and thumbnail."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from extract.librosa_cache import import_librosa
 from extract.talkers import __main__ as program
 from extract.talkers.face import render
 from extract.talkers.identity import ETHNICITIES, GENDERS, SKIN_TONES, Identity, draw_identity
-from extract.talkers.look import draw_look
 from extract.talkers.population import FPS, generate, make_clip, splits
+from extract.talkers.scene import draw_scene
 from extract.talkers.video import write_mp4
 from extract.talkers.voice import RATE, synthesize
 from slf_common import cli
@@ -34,13 +34,13 @@ def folder(tmp_path_factory):
 
 
 def thumbnail(frame: np.ndarray) -> np.ndarray:
-    """Area average to 8x8: float [8, 8, 3]."""
+    """Returns the area average at 8x8: float [8, 8, 3]."""
     side = frame.shape[0] // 8
     return frame.reshape(8, side, 8, side, 3).mean((1, 3))
 
 
-def draw(identity: Identity, look_seed: int = 0) -> np.ndarray:
-    return render(identity, draw_look(np.random.default_rng(look_seed)), 0.2)
+def draw(identity: Identity, scene_seed: int = 0) -> np.ndarray:
+    return render(identity, draw_scene(np.random.default_rng(scene_seed)), 0.2)
 
 
 def test_same_seed_same_clip_other_seed_other_clip():
@@ -53,22 +53,22 @@ def test_same_seed_same_clip_other_seed_other_clip():
     assert other_audio.tobytes() != audio.tobytes()
 
 
-def test_clips_of_a_person_differ_in_look_only():
+def test_clips_of_a_person_differ_only_in_the_scene():
     person = draw_identity(3, 5)
     assert person == draw_identity(3, 5)
     first, _ = make_clip(person, 1)
     second, _ = make_clip(person, 2)
     assert first[0].shape == second[0].shape == (160, 160, 3)
     assert np.abs(first[0].astype(int) - second[0]).mean() > 2.0
-    looks = [draw_look(np.random.default_rng([0, clip])) for clip in range(2)]
-    assert all(getattr(looks[0], f.name) != getattr(looks[1], f.name) for f in fields(looks[0])
+    scenes = [draw_scene(np.random.default_rng([0, clip])) for clip in range(2)]
+    assert all(getattr(scenes[0], f.name) != getattr(scenes[1], f.name) for f in fields(scenes[0])
                if f.name != "clothes")  # fmt: skip
 
 
 def test_mouth_follows_the_voice():
     person = draw_identity(3, 2)
-    look = draw_look(np.random.default_rng(0))
-    closed, wide = render(person, look, 0.0), render(person, look, 1.0)
+    scene = draw_scene(np.random.default_rng(0))
+    closed, wide = render(person, scene, 0.0), render(person, scene, 1.0)
     rows = np.abs(closed.astype(int) - wide).sum((1, 2)).nonzero()[0]
     assert rows.min() > 100 and rows.max() < 145  # only around the mouth
 
@@ -81,7 +81,7 @@ def test_population_covers_every_label_and_age():
     assert 18.0 <= ages.min() < 21.0 and 77.0 < ages.max() <= 80.0
     assert {p.face.glasses for p in people} == {"none", "round", "square"}
     assert all(p.face.beard == "none" for p in people if p.gender == "female")
-    for label in ETHNICITIES:  # overlapping palettes: no skin tone belongs to one label
+    for label in ETHNICITIES:  # palettes overlap: no skin tone is specific to one label
         tones = {p.palette.skin for p in people if p.ethnicity == label}
         assert len(tones) == len(SKIN_TONES)
 
@@ -107,25 +107,25 @@ def test_files_hold_h264_and_aac_of_the_right_length(folder):
         assert samples / RATE == pytest.approx(seconds, abs=0.2)
 
 
-def test_table(folder):
+def test_the_attributes_csv_lists_every_person(folder):
     with open(folder / "people.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["speaker_id", "age", "gender", "ethnicity", "split"]
     assert Counter(row["split"] for row in rows) == {"train": 4, "validation": 1, "test": 1}
     for index, row in enumerate(rows):
         person = draw_identity(3, index)
-        told = (row["speaker_id"], float(row["age"]), row["gender"], row["ethnicity"])
-        assert told == (person.speaker_id, person.age, person.gender, person.ethnicity)
+        listed = (row["speaker_id"], float(row["age"]), row["gender"], row["ethnicity"])
+        assert listed == (person.speaker_id, person.age, person.gender, person.ethnicity)
         clips = len(list((folder / row["speaker_id"]).iterdir()))
         assert clips == (1 if row["split"] == "train" else 2)
 
 
-def test_default_population_has_the_promised_splits():
+def test_default_population_has_the_documented_splits():
     assert Counter(splits(1024)) == {"train": 832, "validation": 64, "test": 128}
     assert Counter(splits(3)) == {"train": 1, "validation": 1, "test": 1}
 
 
-def test_rerun_keeps_finished_files_and_mends_the_rest(folder):
+def test_a_rerun_keeps_finished_files_and_writes_the_rest(folder):
     paths = sorted(folder.glob("p*/*/00001.mp4"))
     lost, kept = paths[2], [p for p in paths if p != paths[2]]
     content = lost.read_bytes()
@@ -137,7 +137,7 @@ def test_rerun_keeps_finished_files_and_mends_the_rest(folder):
     assert not list(folder.rglob("*.part"))
 
 
-def test_another_population_is_not_mixed_in(folder):
+def test_a_different_population_in_the_same_folder_is_rejected(folder):
     with pytest.raises(UserError, match="another population"):
         program.main(["--out", str(folder), "--people", str(PEOPLE), "--seed", "4"])
 
@@ -151,23 +151,23 @@ def test_bad_arguments_end_with_status_2(tmp_path, flags):
     assert not out.exists()
 
 
-def test_odd_frame_sizes_are_refused(tmp_path):
+def test_odd_frame_sizes_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="even"):
         write_mp4(tmp_path / "x.mp4", np.zeros((2, 9, 8, 3), np.uint8), 4, np.zeros(800), RATE)
     assert not list(tmp_path.iterdir())
 
 
 def test_measured_pitch_follows_the_identity():
-    told, heard = [], []
+    expected, measured = [], []
     for index in range(8):
         person = draw_identity(0, index)
         audio = synthesize(person, 3.0, np.random.default_rng(index))
         pitch = librosa.yin(audio, fmin=60, fmax=400, sr=RATE)
         loud = librosa.feature.rms(y=audio)[0] > 0.05
-        told.append(person.voice.f0)
-        heard.append(np.median(pitch[loud[: len(pitch)]]))
-    assert np.median(np.abs(np.log2(np.array(heard) / told))) < 0.12
-    assert np.corrcoef(np.log(told), np.log(heard))[0, 1] > 0.9
+        expected.append(person.voice.f0)
+        measured.append(np.median(pitch[loud[: len(pitch)]]))
+    assert np.median(np.abs(np.log2(np.array(measured) / expected))) < 0.12
+    assert np.corrcoef(np.log(expected), np.log(measured))[0, 1] > 0.9
 
 
 def test_tract_and_tilt_shape_the_spectrum():
@@ -182,14 +182,14 @@ def test_tract_and_tilt_shape_the_spectrum():
     assert centroid(formant_scale=1.2) > centroid(formant_scale=0.9)
 
 
-def test_thumbnail_hides_structure_that_the_face_shows():
-    """Structure must change the face much more than the thumbnail; another light, the reverse."""
+def test_the_thumbnail_hides_structure_that_is_visible_in_the_face():
+    """Structure must change the face much more than the thumbnail; light must do the reverse."""
     full, coarse = [], []
     for index in range(12):
         person = draw_identity(0, index)
         wavy = replace(person, face=replace(person.face, hair_texture="wavy", freckles=True))
         straight = replace(wavy, face=replace(wavy.face, hair_texture="straight", freckles=False))
-        a, b, lit = draw(wavy), draw(straight), draw(wavy, look_seed=1)
+        a, b, lit = draw(wavy), draw(straight), draw(wavy, scene_seed=1)
         full.append(np.mean((a.astype(float) - b) ** 2))
         coarse.append([np.mean((thumbnail(a) - thumbnail(x)) ** 2) for x in (b, lit)])
     structure, light = np.mean(coarse, axis=0)
@@ -197,7 +197,7 @@ def test_thumbnail_hides_structure_that_the_face_shows():
     assert structure < 0.25 * light
 
 
-def test_a_full_disk_leaves_no_half_a_clip(tmp_path):
+def test_a_full_disk_leaves_no_partial_clip(tmp_path):
     """(fault 17)"""
     frames, audio = make_clip(draw_identity(0, 0), 1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

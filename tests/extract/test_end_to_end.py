@@ -1,4 +1,4 @@
-"""The whole extraction with every framework: videos, sounds and broken files in, all 223 rows of the matrix out."""
+"""The whole extraction with every framework, from videos, sounds and damaged files to all 223 rows of the matrix."""
 
 import os
 import shutil
@@ -17,6 +17,7 @@ pytest.importorskip("nemo", reason="needs the extra `extract`")
 from PIL import Image
 
 from extract import random_weights
+from extract.extractors.registry import load
 from extract.media import decode_audio, fit_audio
 from extract.run import main
 from slf_jax.features import assemble, make_layout
@@ -27,19 +28,19 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
-    """Twelve clips of six people, two of them broken: videos, and sounds beside a photograph."""
+    """Twelve clips of five people, two of them unusable: videos, and sounds next to a photograph."""
     root = tmp_path_factory.mktemp("tree")
     astronaut = pytest.importorskip("skimage.data").astronaut()
     lines = ["speaker_id,age,split"]
     for i in range(5):
         photograph = np.roll(astronaut, 20 * i, axis=0)[:300]
         for clip in range(2):
-            place = root / f"id{i}" / "abc" / f"{clip}"
+            stem = root / f"id{i}" / "abc" / f"{clip}"
             if clip:
-                write_wav(place.with_suffix(".wav"), voice(1 + i, pitch=90 + 30 * i))
-                Image.fromarray(photograph).save(place.with_suffix(".png"))
+                write_wav(stem.with_suffix(".wav"), voice(1 + i, pitch=90 + 30 * i))
+                Image.fromarray(photograph).save(stem.with_suffix(".png"))
             else:
-                write_video(place.with_suffix(".mp4"), voice(1 + i, pitch=95 + 30 * i), np.stack([photograph] * 4))
+                write_video(stem.with_suffix(".mp4"), voice(1 + i, pitch=95 + 30 * i), np.stack([photograph] * 4))
         lines.append(f"id{i},{'' if i else 33},{('train', 'train', 'train', 'validation', 'test')[i]}")
     write_video(root / "id0" / "abc" / "faceless.mp4", voice(1), moving_frames(1))
     (root / "id0" / "abc" / "torn.mp4").write_bytes(write_clip(root.parent / "x.mp4").read_bytes()[:2000])
@@ -63,8 +64,8 @@ def run(flags: list[str], out: Path, **options) -> subprocess.Popen:
 
 @pytest.fixture(scope="module")
 def dataset(flags, tmp_path_factory) -> Path:
-    """The dataset, extracted by two processes, in a process of their own."""
-    out = tmp_path_factory.mktemp("whole") / "data"
+    """The dataset, extracted by a command with two workers."""
+    out = tmp_path_factory.mktemp("end_to_end") / "data"
     done = run(flags, out, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     printed, errors = done.communicate(timeout=300)
     assert done.returncode == 0, errors
@@ -80,13 +81,13 @@ def test_every_row_of_the_matrix_is_filled(dataset):
     assert np.isfinite(matrix).all() and np.asarray(matrix)[:, :223].any(-1).all()
 
 
-def test_the_records_know_language_attributes_and_provenance(dataset):
+def test_the_records_have_language_attributes_and_provenance(dataset):
     clips = Clips(dataset)
     for i in range(len(clips)):
         clip = clips[i]
         assert clip["language"] == clip["language_logprobs"].argmax()
         assert 0 <= clip["gender"] < 2 and 0 <= clip["ethnicity"] < 6
-        assert clip["age"] == 33 if clip["speaker_id"] == "id0" else 0 < clip["age"] <= 100  # the table goes first
+        assert clip["age"] == 33 if clip["speaker_id"] == "id0" else 0 < clip["age"] <= 100  # given in the table
         assert clip["face"].std() > 20
     digests = {part.name: part.weights for part in clips.schema.constituents}
     assert {name for name, digest in digests.items() if not digest} == {"mel", "pyaudioanalysis"}
@@ -94,10 +95,10 @@ def test_the_records_know_language_attributes_and_provenance(dataset):
     assert "opencv, DeepFace" in metadata and "estimator" in metadata
 
 
-def test_failures_have_their_reasons(dataset):
+def test_failures_are_listed_with_reasons(dataset):
     assert (dataset / "failures.csv").read_text().splitlines() == [
         "clip,reason",
-        'id0/abc/faceless,"no face in 5 frames; if the pictures are face crops already, use '
+        'id0/abc/faceless,"no face in 5 frames; if the images are face crops already, use '
         '--config.extract.detector=skip"',
         'id0/abc/torn,"damaged, or not a media file (Invalid data found when processing input)"',
     ]
@@ -121,7 +122,7 @@ def test_tfds_opens_it(dataset):
             np.testing.assert_array_equal(theirs[part.name], mine[part.name])
 
 
-def test_ray_with_a_worker_killed_makes_the_same_dataset(dataset, flags, tmp_path):
+def test_ray_gives_the_same_dataset_although_a_worker_is_killed(dataset, flags, tmp_path):
     pytest.importorskip("ray", reason="needs the extra `ray`")
     out = tmp_path / "data"
     session = run(
@@ -132,7 +133,7 @@ def test_ray_with_a_worker_killed_makes_the_same_dataset(dataset, flags, tmp_pat
         while not list(out.glob("slf-*")):
             assert session.poll() is None and time.monotonic() < deadline, session.communicate()
             time.sleep(0.05)
-        busy = [pid for pid in members(session.pid) if b"ray::_work" in command_line(pid)]
+        busy = [pid for pid in process_tree(session.pid) if b"ray::_work" in command_line(pid)]
         assert busy
         os.kill(busy[0], signal.SIGKILL)
         _, errors = session.communicate(timeout=400)
@@ -142,8 +143,8 @@ def test_ray_with_a_worker_killed_makes_the_same_dataset(dataset, flags, tmp_pat
     assert contents(out) == contents(dataset)
 
 
-def members(root: int) -> list[int]:
-    """All processes below one."""
+def process_tree(root: int) -> list[int]:
+    """Returns the ids of a process and all its descendants."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -152,7 +153,7 @@ def members(root: int) -> list[int]:
             continue
     found = [root]
     for parent in found:
-        found += [pid for pid, above in parents.items() if above == parent]
+        found += [pid for pid, its_parent in parents.items() if its_parent == parent]
     return found
 
 
@@ -163,7 +164,7 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
-def test_other_weights_in_the_same_folder_are_refused(dataset, flags, tmp_path):
+def test_different_weights_for_the_same_folder_are_rejected(dataset, flags, tmp_path):
     import torch
 
     random_weights.write_ecapa(tmp_path / "ecapa", small=True)
@@ -176,21 +177,19 @@ def test_other_weights_in_the_same_folder_are_refused(dataset, flags, tmp_path):
     refused = run(other, out, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     _, errors = refused.communicate(timeout=400)
     assert refused.returncode == 2
-    problem = "holds a dataset made with other constituents (ecapa)"
+    problem = "holds a dataset made with different constituents (ecapa)"
     assert errors == f"error: {out} {problem}; give another --out, or remove that folder\n"
 
 
-def test_a_finished_dataset_needs_no_models(dataset, flags, tmp_path, capsys):
+def test_a_finished_dataset_is_reported_without_loading_models(dataset, flags, tmp_path, capsys):
     out = shutil.copytree(dataset, tmp_path / "data")
-    gone = [flag.replace("/small", "/gone") for flag in flags]
-    main([*gone, "--out", str(out), "--config.extract.device=cpu"])
+    missing = [flag.replace("/small", "/missing") for flag in flags]
+    main([*missing, "--out", str(out), "--config.extract.device=cpu"])
     assert "6 train" in capsys.readouterr().out and contents(out) == contents(dataset)
 
 
-def test_the_stored_constituents_are_those_of_the_clips_sound(dataset, tree):
-    from extract import extractors
-
-    (mel,) = extractors.load({"extractors": ("mel",)})
+def test_the_stored_constituents_match_the_clips_sound(dataset, tree):
+    (mel,) = load({"extractors": ("mel",)})
     clips = Clips(dataset)
     for i in range(len(clips)):
         path = next(p for p in tree.glob(clips[i]["clip_id"] + ".*") if p.suffix in (".wav", ".mp4"))
