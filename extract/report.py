@@ -11,7 +11,7 @@ from extract.attributes import AttributeTable
 from extract.clips import NAMED, Clip, FoundClips
 from extract.matching import format_examples
 from extract.plan import Chunk
-from tfrecords.schema import MATRIX_ROWS, Schema, matrix_constituents, spell_rows
+from tfrecords.schema import MATRIX_ROWS, Schema, format_rows, matrix_constituents
 
 FACE_BYTES = 30_000  # of a 128x128 photograph as PNG, roughly
 CONCURRENT = ("sound", "face")  # stages that run in a thread next to the models
@@ -56,7 +56,7 @@ def describe_plan(chunks: Sequence[Chunk], out: Path, schema: Schema, notes: Seq
         lines.append(f"  {part.name}: {part.rows} rows of {part.width} ({about})")
     own = {part.name for part in schema.constituents} | {*schema.labels, "age"}
     rows = matrix_constituents(schema)
-    lines.append(f"  matrix: {spell_rows([part for part in rows if part.name in own])} of {MATRIX_ROWS} rows")
+    lines.append(f"  matrix: {format_rows([part for part in rows if part.name in own])} of {MATRIX_ROWS} rows")
     return "\n".join(lines)
 
 

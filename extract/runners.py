@@ -111,12 +111,12 @@ class _ProcessPool:
         self._settings, self._executor = settings, executor
 
     def describe(self) -> tuple[Schema, dict]:
-        with cli.deaf_children():
+        with cli.block_sigint_in_children():
             described = self._executor.submit(_describe, self._settings)
         return described.result()
 
     def run(self, chunks: Sequence[Chunk], spec: RunSpec) -> Iterator[tuple[Chunk, ChunkResult]]:
-        with cli.deaf_children():
+        with cli.block_sigint_in_children():
             futures = {self._executor.submit(_work, chunk, spec): chunk for chunk in chunks}
         for future in as_completed(futures):
             yield futures[future], future.result()

@@ -80,7 +80,7 @@ def generate(out: Path, people: int = 1024, seed: int = 0, workers: int = 1) -> 
         else:
             pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
             try:
-                with cli.deaf_children():
+                with cli.block_sigint_in_children():
                     written = pool.map(_write_clip, tasks, chunksize=4)
                 for _ in written:
                     progress.update()

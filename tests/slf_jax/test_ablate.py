@@ -119,7 +119,7 @@ def test_what_is_taken_away_is_compared_at_one_scale_too():
     [
         (dict(modes=("trian",)), "each entry one of: trained, masked"),
         (dict(modes=()), r"modes=\(\): must be"),
-        (dict(scales=(0.0, 2, 2.0)), "scales=.*distinct entries"),
+        (dict(scales=(0.0, 2, 2.0)), "scales=.*distinct entr"),
         (dict(scales=(0.0, float("nan"))), "finite"),
         (dict(people=1), "gallery of 1"),
     ],

@@ -101,7 +101,7 @@ def test_generation_and_several_samples(run, tmp_path, capsys):
         (["--split", "tset"], "no clips in split 'tset'"),
         (["--scales", "1,x"], "give comma-separated numbers"),
         (["--scales", "0,0,8"], "--scales 0,0,8: 0 is given twice"),
-        (["--without", "melody"], "'melody' is no input"),
+        (["--without", "melody"], "'melody' is not an input"),
         (["--gallery", "nowhere"], "nowhere: no dataset here"),
     ],
 )

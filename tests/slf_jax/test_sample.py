@@ -88,7 +88,7 @@ def test_names_that_read_the_same_are_told_apart():
         (["--clips", "a,b"], "no clip 'a,b' .* several ids with spaces between them, --clips ID ID"),
         (["--clips", "a", "b", "a"], "--clips: a is given twice"),
         (["--without", "mel,age,mel"], "--without mel,age,mel: mel is given twice"),
-        (["--without", "voice"], "'voice' is no input"),
+        (["--without", "voice"], "'voice' is not an input"),
         (["--people", "0"], "--people 0"),
     ],
 )

@@ -35,7 +35,10 @@ def test_a_sweep_writes_its_grid_and_its_figures(swept):
         (["--scales", "1", "--samples", "0"], "--samples 0: give at least 1"),
         (["--scales", "1", "--memory", "nan"], "--memory nan: give gigabytes"),
         (["--scales", "1", "--seed", "-1"], "--seed -1"),
-        (["--scales", "1", "--without", "mel,melody"], "'melody' is no input of this system; its inputs are: mel, age"),
+        (
+            ["--scales", "1", "--without", "mel,melody"],
+            "'melody' is not an input of this system; its inputs are: mel, age",
+        ),
         (["--scales", "1", "--split", "tset"], "no clips in split 'tset'"),
         (["--scales", "1", "--config.sample.sampler=euler"], "sampler='euler': must be one of: ancestral, ddim"),
         (["--scales", "1", "--config.sample.steps=0"], "config.sample.steps=0: must be"),
@@ -66,4 +69,4 @@ def test_measures():
     np.testing.assert_allclose(metrics.psnr(brighter, real), 20 * np.log10(255 / 5))
     np.testing.assert_allclose(metrics.thumbnail_error(brighter, real), 5)
     assert (metrics.ssim(real, real) == 1).all() and (metrics.ssim(brighter, real) < 1).all()
-    assert sweep.measure(np.stack([brighter, real + 10], 1), real)["thumbnail_error_sd"] == pytest.approx(5 / 2**0.5)
+    assert metrics.fidelity(np.stack([brighter, real + 10], 1), real)["thumbnail_error_sd"] == pytest.approx(5 / 2**0.5)

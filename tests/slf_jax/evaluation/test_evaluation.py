@@ -6,8 +6,7 @@ import pytest
 from records import make_clip
 
 from slf_common.errors import UserError
-from slf_jax import evaluate
-from slf_jax.evaluation import gallery, metrics, paper, protocol, tables
+from slf_jax.evaluation import gallery, metrics, paper, protocol, scorers, tables
 from slf_jax.evaluation.embedders import ATTRIBUTES, make_embedder
 from slf_jax.evaluation.gallery import Gallery, ranks
 from tfrecords import writer
@@ -205,10 +204,10 @@ def test_a_damaged_gallery_is_one_line(tmp_path):
 def test_the_gallery_of_a_run_that_is_for_reading_only_lies_with_the_results(tmp_path):
     """(fault 17)"""
     run, out = tmp_path / "run", tmp_path / "out"
-    assert evaluate.gallery_folder(run, out) == run / "gallery"
+    assert scorers.gallery_folder(run, out) == run / "gallery"
     run.mkdir()
     (run / "gallery").write_text("")  # where even the superuser cannot write
-    assert evaluate.gallery_folder(run, out) == out / "gallery"
+    assert scorers.gallery_folder(run, out) == out / "gallery"
 
 
 def test_damaged_validation_people_are_not_done_without(dataset, tmp_path, capsys):
@@ -217,10 +216,10 @@ def test_damaged_validation_people_are_not_done_without(dataset, tmp_path, capsy
     shard = next((tmp_path / "copy").glob("*-validation.tfrecord*"))
     shard.write_bytes(shard.read_bytes()[:-9])
     with pytest.raises(UserError, match="validation.* truncated"):
-        evaluate.validation_judge(tmp_path / "copy", False, None, tmp_path)
+        scorers.validation_scorer(tmp_path / "copy", False, None, tmp_path)
     with pytest.raises(UserError, match="truncated"):
         evaluate._optional(tmp_path / "copy", "validation")
-    assert evaluate.validation_judge(tmp_path / "none", False, None, tmp_path) is None
+    assert scorers.validation_scorer(tmp_path / "none", False, None, tmp_path) is None
     assert evaluate._optional(tmp_path / "copy", "other") is evaluate._optional(tmp_path / "none", "train") is None
     assert "no scale can be chosen on validation people" in capsys.readouterr().err
 
@@ -304,7 +303,7 @@ def test_a_paired_difference_and_its_p(people):
 
 
 def test_the_largest_gap_between_groups_is_named(people, monkeypatch):
-    monkeypatch.setattr(protocol, "LEAST_GROUP", 1)
+    monkeypatch.setattr(protocol, "MIN_GROUP", 1)
     gender = people.probe["gender"]
     groups = protocol.by_group(scores(people, np.where(gender == gender[0], 1, 0)), people)
     assert groups["largest_gap"]["gap"] == 1

@@ -14,7 +14,7 @@ from slf_jax.cascade.system import person_noise
 from slf_jax.inference.metadata import _file_name
 from slf_jax.inference.people import choose_people, person_number
 from slf_jax.inference.sampler import Sampler
-from slf_jax.inference.scales import parse_scales
+from slf_jax.inference.scales import format_scale, parse_scales
 from slf_jax.inference.trained import load
 from tfrecords.reader import Clips, stack
 
