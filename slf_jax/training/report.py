@@ -178,7 +178,7 @@ def _smooth(stage: StageMetrics, name: str, key: str, colour: str) -> Curve:
 
 
 def _loss(stage: StageMetrics) -> list[Curve]:
-    validation = Curve("validation", *series(stage.validation, VALIDATION), ORANGE, least=True)
+    validation = Curve("validation", *series(stage.validation, VALIDATION), ORANGE, mark_minimum=True)
     return [_smooth(stage, "training", "loss", BLUE), validation]
 
 
