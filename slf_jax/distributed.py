@@ -152,7 +152,7 @@ def scan(function: Callable, carry: Any, items: Any) -> tuple[Any, Any]:
     return carry, jax.tree.map(lambda *each: jax.numpy.stack(each), *found)
 
 
-def compile_steps(step: Callable, mesh: Mesh, mode: str) -> Callable:
+def compile_steps(step: Callable, mesh: Mesh, mode: str) -> jax.stages.Wrapped:
     """Compiles `step(state, batch, key) -> (state, metrics)`, written for one device, over the mesh.
 
     The result takes the batches of K steps from `split_steps` and runs all K in one dispatch; its metrics are

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -93,7 +93,8 @@ class Gallery:
         found: list[list[str]] = [[] for _ in vectors]
         for first in range(0, len(vectors), QUERY_BATCH):
             part = list(np.asarray(vectors[first : first + QUERY_BATCH], np.float32))
-            query = self._table.search(part).distance_type(self._metric).select(["speaker_id", "_distance"])
+            query: Any = self._table.search(part)  # its declared type lacks the methods of vector queries
+            query = query.distance_type(self._metric).select(["speaker_id", "_distance"])
             query = query.bypass_vector_index() if exact else query.refine_factor(10)
             answer = query.limit(k).to_arrow()
             # The results of several queries are concatenated and numbered; those of a single one have no number.

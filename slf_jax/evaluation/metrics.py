@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -153,7 +154,7 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def paired(a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
+def paired(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     """Difference in recall between systems a and b, from each person's share of recalled samples [n] with either.
 
     The interval is `difference_interval`; p is McNemar's, None if shares of several samples are not all 0 or 1.
