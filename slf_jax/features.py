@@ -42,6 +42,7 @@ class Block:
 
     @property
     def stop(self) -> int:
+        """The row after the last one."""
         return self.start + self.rows
 
 
@@ -56,9 +57,11 @@ class Layout:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The constituents' names in row order."""
         return tuple(block.name for block in self.blocks)
 
     def to_json(self) -> list[dict]:
+        """The blocks as JSON objects."""
         return [dataclasses.asdict(block) for block in self.blocks]
 
 

@@ -73,10 +73,12 @@ class Stage:
 
     @property
     def lowres_size(self) -> int:
+        """Side of the low-resolution image."""
         return SIZES[self.name][0]
 
     @property
     def size(self) -> int:
+        """Side of the output image."""
         return SIZES[self.name][1]
 
     def init(self, key: jax.Array) -> dict:

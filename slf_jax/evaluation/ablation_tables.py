@@ -100,15 +100,6 @@ def _recalls(found: Mapping) -> dict[int, float]:
     return {k: found["scales"][found["chosen"]][f"r@{k}"]["rate"] for k in metrics.KS}
 
 
-def significances(systems: Mapping) -> dict[str, float]:
-    """S of each input whose systems were measured, each at its chosen scale."""
-    return {
-        part: metrics.significance(_recalls(systems[FULL]), _recalls(systems[without]))
-        for part, (without, _) in paper.SIGNIFICANCE.items()
-        if {FULL, without} <= set(systems)
-    }
-
-
 def _significance(modes: Mapping) -> str:
     lines = begin(("input", "", *(f"R_inc,{k}" for k in metrics.KS), "S", "band"))
     for part, (without, _) in paper.SIGNIFICANCE.items():

@@ -164,8 +164,8 @@ def _significance(results: Mapping) -> str:
     lines = begin(("input", "S", "band", "paper's S"))
     for name, found in results["significance"].items():
         s = "-" if found["s"] is None else f"{found['s']:.2f}"
-        theirs = paper.SIGNIFICANCE.get(name, ("", "-"))[1]
-        lines.append(f"| {name} | {s} | {found['band']} | {theirs} |")
+        published = paper.SIGNIFICANCE.get(name, ("", "-"))[1]
+        lines.append(f"| {name} | {s} | {found['band']} | {published} |")
     return "\n".join(lines) + (
         "\n\nS (Eq. 3-4) of this system with and without the input, which is masked in sampling; the paper trained one "
         "system for each input, on people. Undefined where a recall without the input is 0."

@@ -23,9 +23,9 @@ def add_arguments(arguments: argparse.ArgumentParser) -> None:
         help="newest (default), or best: of lowest validation loss among those kept",
     )  # fmt: skip
     arguments.add_argument("--data", default="", help="dataset folder (default: the one it was trained on)")
-    arguments.add_argument("--split", default="test", help="default: test")
-    arguments.add_argument("--seed", type=int, default=0, help="default: 0")
-    arguments.add_argument("--samples", type=int, default=1, help="samples of each person (default: 1)")
+    arguments.add_argument("--split", default="test", help="split to sample from (default: test)")
+    arguments.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    arguments.add_argument("--samples", type=int, default=1, help="number of faces per person (default: 1)")
     arguments.add_argument(
         "--without", default="", metavar="NAMES", help="comma-separated inputs to mask, as in mel,language"
     )

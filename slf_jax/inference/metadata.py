@@ -17,7 +17,7 @@ from slf_jax.inference.scales import Scale, format_scale
 from slf_jax.inference.trained import Trained
 from slf_jax.plots import grids
 
-SYNTHETIC = "yes: made by a diffusion model; not a photograph, and not an identification of anybody"
+SYNTHETIC = "yes: made by a diffusion model; not a photograph, and not an identification of a person"
 
 
 def describe(trained: Trained, sampler: Sampler, stages: Sequence[str], scale: Scale, seed: int) -> dict:

@@ -32,7 +32,7 @@ class Sampler:
       settings: how to sample; default: the run's `config.sample`.
       stages: stages to run in order; the first starts from the faces' own low-resolution image.
       chunk: maximum number of rows (people x samples) at once.
-      memory: GB that a chunk may use on each device; 0: most of what is free.
+      memory: GB that a chunk may use on each device; 0: most of the free memory.
     """
 
     def __init__(

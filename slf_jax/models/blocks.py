@@ -38,6 +38,7 @@ def fourier(values: jax.Array, width: int) -> jax.Array:
 
 
 def conv3x3(width: int, name: str, **kwargs: Any) -> nn.Conv:
+    """A 3x3 convolution to `width` channels."""
     return nn.Conv(width, (3, 3), name=name, **kwargs)
 
 
@@ -47,6 +48,7 @@ def norm_groups(width: int) -> int:
 
 
 def group_norm(width: int, dtype: jnp.dtype, name: str, **kwargs: Any) -> nn.GroupNorm:
+    """A group norm over `width` channels."""
     return nn.GroupNorm(norm_groups(width), dtype=dtype, name=name, **kwargs)
 
 

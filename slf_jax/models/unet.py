@@ -44,6 +44,7 @@ class UNetConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
+        """Channels of every level."""
         return tuple(self.width * mult for mult in self.mults)
 
     @property

@@ -56,6 +56,7 @@ class Meta:
     statistics: Mapping[str, Mapping[str, np.ndarray]]
 
     def to_json(self) -> dict:
+        """The metadata as a JSON object."""
         statistics = {name: {k: v.tolist() for k, v in both.items()} for name, both in self.statistics.items()}
         return {
             "config": json.loads(self.config.to_json()),
@@ -65,6 +66,7 @@ class Meta:
 
     @classmethod
     def from_json(cls, data: Mapping) -> Meta:
+        """The inverse of `to_json`."""
         statistics = {
             name: {key: np.array(value, np.float32) for key, value in both.items()}
             for name, both in data["statistics"].items()

@@ -47,10 +47,10 @@ class Preview:
 
     def columns(self, params: Any) -> dict[str, np.ndarray]:
         """Images uint8 [people, side, side, 3] by column: the stage's input, samples at each scale, the real face."""
-        few, low = {key: value[:PREVIEW_PEOPLE] for key, value in self._clips.items()}, self._stage.lowres_size
+        clips, low = {key: value[:PREVIEW_PEOPLE] for key, value in self._clips.items()}, self._stage.lowres_size
         with jax.transfer_guard("allow"):
-            samples = np.asarray(to_uint8(self._sample(params, few)))
-            inputs, real = (downscale(few["face"], size) for size in (low, self._stage.size))
+            samples = np.asarray(to_uint8(self._sample(params, clips)))
+            inputs, real = (downscale(clips["face"], size) for size in (low, self._stage.size))
         by_scale = {f"scale {scale:g}": images for scale, images in zip(PREVIEW_SCALES, samples, strict=True)}
         return {f"{low}x{low}": inputs, **by_scale, "real": real}
 
