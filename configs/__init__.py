@@ -1,1 +1,1 @@
-"""What to run. Each file is a program with `get_config()`; its docstring says how to run it and what it reached."""
+"""Configurations: each file defines `get_config()`; its docstring says how to run it and what results it reached."""

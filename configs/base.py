@@ -1,20 +1,20 @@
-"""The real system: VoxCeleb2 layout, the full 256x768 matrix, a right-sized 8 -> 32 -> 128 cascade.
+"""The full system: VoxCeleb2 layout, the full 256x768 matrix, a right-sized 8 -> 32 -> 128 cascade.
 
     python -m extract.run   --config configs/base.py --videos VOXCELEB2 --out data/vox2
     python -m slf_jax.train --config configs/base.py
 
-Not yet trained to the end on people: no figure is claimed.
+Not yet trained to the end on people, so there are no results to report.
 
-60 M and 77 M parameters; 9.2 and 20.3 GFLOP per evaluation; 1.4 TFLOP per face, where the original SLF takes 1,050. Why
+60 M and 77 M parameters; 9.2 and 20.3 GFLOP per evaluation; 1.4 TFLOP per face, while the original SLF takes 1,050. Why
 these sizes, in GFLOP per evaluation (`python benchmarks/cost.py --sizes`):
 
 - The upsampler folds 2x2 pixels into channels: 20.3, where a first level at 128 px takes 32.8.
-- Its blocks are at low resolution, (1, 2, 3, 3): 16 M more parameters than (2, 2, 2, 2) for 4 % more work.
+- Most of its blocks are at low resolution, (1, 2, 3, 3): 16 M more parameters than (2, 2, 2, 2) for 4 % more work.
 - Its attention is at 8 px only: 24.2 with 16 px as well.
 - Attention of the base stage from 16 px down: 12.7 with 32 px as well, twice the seconds on a CPU; 7.9 without 16 px.
-- The base stage does not fold pixels: folding would leave 2.1, but 32 px is all the detail it draws.
+- The base stage does not fold pixels: it would then take 2.1, but lose detail, since its images have only 32 px.
 - Half as wide again, 104 M and 138 M parameters, costs 2.2 times as much.
-- Skips are merged by a 1x1 layer before each block of the way up: 14 % and 17 % less than convolutions over both.
+- Skips are merged by a 1x1 layer before each block on the way up: 14 % and 17 % less than convolutions over both.
 """
 
 import ml_collections
@@ -22,73 +22,89 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.seed = 0
-    config.workdir = "runs/base"
-    config.parallel = "shard_map"  # or "pmap"
-    config.stage = "all"  # or "base", "upsampler"
-    config.compilation_cache = "~/.cache/slf_jax/xla"  # "" turns it off
-    config.init_from = ""  # a run whose EMA weights initialise a new one
-    config.profile_steps = 0  # number of steps to trace for TensorBoard
-    # Training by several processes: started by srun or mpirun, or with the following three set for each process.
-    config.distributed = False
-    config.coordinator = ""  # HOST:PORT of process 0, without such a launcher
-    config.num_processes, config.process_id = 0, -1
+    config.seed = 0  # of initial weights, data order and training noise
+    config.workdir = "runs/base"  # run directory: config, metrics, previews and checkpoints; an unfinished run resumes
+    config.parallel = "shard_map"  # how a step is compiled for all devices: "shard_map" or "pmap", with equal results
+    config.stage = "all"  # stages to train: "all" (one after the other), "base" or "upsampler"
+    config.compilation_cache = "~/.cache/slf_jax/xla"  # folder for compiled programs; "": no cache
+    config.init_from = ""  # run directory whose EMA weights initialise a new run; "": random weights
+    config.profile_steps = 0  # steps to trace for TensorBoard's profiler, after the first ten; 0: none
+    config.distributed = False  # train with several processes, started by srun, mpirun or with the next three settings
+    config.coordinator = ""  # HOST:PORT of process 0; "": found through SLURM or Open MPI
+    config.num_processes = 0  # number of processes; only used with coordinator
+    config.process_id = -1  # number of this process, from 0; only used with coordinator
 
     config.extract = ml_collections.ConfigDict(
         dict(
-            videos="data/vox2/videos",  # a folder, or a CSV that lists clips
-            out="data/vox2/records",
-            attributes="",  # CSV of speaker_id, age, gender, ethnicity, language, split; "": the videos' people.csv
-            extractors=("ecapa", "pyannote", "titanet", "speakernet", "pyaudioanalysis", "mel", "language"),
-            detector="retinaface",  # or "opencv", "mtcnn", any other of DeepFace's, "skip" (the frame is the face)
-            frames=5,  # of a clip to search for a face: its middle, then 1/4, 3/4, 1/8, ...
-            clips_per_shard=256,
-            runner="local",  # or "ray"
-            workers=0,  # processes; 0: one per GPU, or per four cores (4 GB each with all models)
-            device="auto",  # "cuda", "cpu"; auto: GPUs if there are any
+            videos="data/vox2/videos",  # folder of recordings, or a CSV that lists them
+            out="data/vox2/records",  # dataset folder to write
+            attributes="",  # CSV: speaker_id, age, gender, ethnicity, language, split; "": people.csv beside the videos
+            extractors=(  # audio feature extractors to run, each of which makes one constituent
+                "ecapa", "pyannote", "titanet", "speakernet", "pyaudioanalysis", "mel", "language",
+            ),
+            detector="retinaface",  # face detector of DeepFace ("opencv", "mtcnn", ...); "skip": the frame is the face
+            frames=5,  # frames of a clip to search for a face: its middle, then 1/4, 3/4, 1/8, ...
+            clips_per_shard=256,  # clips per TFRecord file; also the unit of work that is resumed
+            runner="local",  # how shards are distributed: "local" (processes on this machine) or "ray"
+            workers=0,  # number of processes; 0: one per GPU, or one per four cores (4 GB each with all models)
+            device="auto",  # device of the extractors: "auto" (GPUs if there are any), "cuda" or "cpu"
         )
-    )
+    )  # fmt: skip
     # Weights: an id on the Hugging Face hub, or a local path. Windows: (length, hop) in seconds, whole clip (24, 24).
-    config.extract.ecapa = dict(weights="speechbrain/spkrec-ecapa-voxceleb", windows=((24, 24),))
-    config.extract.pyannote = dict(weights="pyannote/embedding", windows=((24, 24), (12, 4), (6, 2), (3, 2)))
-    config.extract.titanet = dict(weights="nvidia/speakerverification_en_titanet_large", windows=((24, 24),))
-    config.extract.speakernet = dict(weights="nvidia/speakerverification_en_speakernet", windows=((24, 24),))
-    config.extract.language = dict(weights="speechbrain/lang-id-commonlanguage_ecapa")
+    config.extract.ecapa = dict(
+        weights="speechbrain/spkrec-ecapa-voxceleb",  # SpeechBrain's ECAPA-TDNN, 192 numbers
+        windows=((24, 24),),  # one row per window
+    )
+    config.extract.pyannote = dict(
+        weights="pyannote/embedding",  # pyannote's x-vectors, 512 numbers
+        windows=((24, 24), (12, 4), (6, 2), (3, 2)),  # 1 + 4 + 10 + 11 rows
+    )
+    config.extract.titanet = dict(
+        weights="nvidia/speakerverification_en_titanet_large",  # NeMo's TitaNet-L, 192 numbers
+        windows=((24, 24),),  # one row per window
+    )
+    config.extract.speakernet = dict(
+        weights="nvidia/speakerverification_en_speakernet",  # NeMo's SpeakerNet, 256 numbers
+        windows=((24, 24),),  # one row per window
+    )
+    config.extract.language = dict(
+        weights="speechbrain/lang-id-commonlanguage_ecapa",  # SpeechBrain's classifier of the spoken language
+    )
     config.extract.deepface = dict(
-        estimate=("age", "gender", "ethnicity"),  # for what no table gives; () estimates nothing
-        engine="pytorch",  # or "onnx", "tensorflow"
-        home="",  # weights lie in HOME/.deepface/weights; "": $DEEPFACE_HOME, or the user's home
+        estimate=("age", "gender", "ethnicity"),  # attributes to estimate where no table gives them; (): none
+        engine="pytorch",  # what DeepFace runs on: "pytorch", "onnx" or "tensorflow"
+        home="",  # folder that contains .deepface/weights; "": $DEEPFACE_HOME, or the user's home
     )
     config.data = ml_collections.ConfigDict(
         dict(
-            dir="data/vox2/records",
+            dir="data/vox2/records",  # dataset folder
             inputs=(  # constituents that the system uses
                 "ecapa", "pyannote", "titanet", "speakernet", "pyaudioanalysis", "mel",
                 "language", "age", "gender", "ethnicity",
             ),
-            threads=4,  # to read and decode records
-            skip_corrupt=False,  # count damaged records and use others in their place
+            threads=4,  # threads that read and decode records
+            skip_corrupt=False,  # count damaged records and use others in their place, instead of stopping
         )
     )  # fmt: skip
     config.model = ml_collections.ConfigDict(
         dict(
-            dtype="auto",  # bfloat16 on accelerators, float32 on CPU
-            supported_inputs=(),  # what the networks can take, data.inputs at least; (): just these
+            dtype="auto",  # compute type: "float32", "bfloat16" or "auto" (bfloat16 on accelerators, float32 on CPU)
+            supported_inputs=(),  # constituents that the networks can take, a superset of data.inputs; (): data.inputs
         )
     )
     config.model.base = ml_collections.ConfigDict(
         dict(
-            patch=1,  # side of the squares folded into channels before the first level
-            width=128,
-            mults=(1, 2, 3),  # one entry per level, highest resolution first
-            blocks=(2, 2, 3),  # residual blocks down, and as many up
-            self_attention=(False, True, True),
-            cross_attention=(False, True, True),
-            head_width=64,
-            attention="xla",  # or "cudnn": fused, where compute is bfloat16 on an NVIDIA GPU
-            cond_width=512,
-            dropout=0.1,
-            remat=False,
+            patch=1,  # side of the pixel squares folded into channels before the first level
+            width=128,  # channels of the first level
+            mults=(1, 2, 3),  # channels of each level, in units of width; highest resolution first
+            blocks=(2, 2, 3),  # residual blocks of each level on the way down, and as many on the way up
+            self_attention=(False, True, True),  # levels whose blocks attend to the image
+            cross_attention=(False, True, True),  # levels whose blocks attend to the conditions
+            head_width=64,  # channels of each attention head
+            attention="xla",  # attention kernel: "xla", or "cudnn" (fused; used in bfloat16 on NVIDIA GPUs)
+            cond_width=512,  # channels of condition tokens, pooled conditions and noise embedding
+            dropout=0.1,  # dropout rate in residual blocks and in the conditioning
+            remat=False,  # recompute activations in the backward pass: slower, needs less memory
         )
     )
     config.model.upsampler = ml_collections.ConfigDict(
@@ -109,16 +125,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.base = ml_collections.ConfigDict(
         dict(
-            preconditioning="edm",  # or "v", "eps", "x0": what the network predicts
-            sigma_distribution="lognormal",  # or "cosine", "linear": in training, in units of the data's std
-            p_mean=-0.4,  # mean of ln sigma, for lognormal; larger for larger images
-            p_std=1.2,
-            weight="edm",  # of the loss, (sigma^2 + 1) / sigma^2, or "snr", 1 / sigma^2
-            max_weight=1e4,  # clips it; with "snr" this is min-SNR's gamma
+            preconditioning="edm",  # what the network predicts: "edm", "v", "eps" or "x0"
+            sigma_distribution="lognormal",  # noise levels in training: "lognormal", "cosine" or "linear"
+            p_mean=-0.4,  # mean of ln(sigma), for lognormal; larger images need a larger mean
+            p_std=1.2,  # standard deviation of ln(sigma), for lognormal
+            weight="edm",  # loss weight: "edm" is (sigma^2 + 1) / sigma^2, "snr" is 1 / sigma^2
+            max_weight=1e4,  # maximum loss weight; with "snr" this is the gamma of min-SNR
             residual=False,  # diffuse the face minus its up-sampled low-resolution image
-            sigma_data=0.5,  # standard deviation of what is diffused
-            sigma_data_no_lowres=0.5,  # the same without a low-resolution image
-            lowres_aug_max=0.0,  # maximum noise added to the low-resolution image in training
+            sigma_data=0.5,  # standard deviation of the diffused data, pixels being in [-1, 1]
+            sigma_data_no_lowres=0.5,  # the same for samples without a low-resolution image
+            lowres_aug_max=0.0,  # maximum std of the noise added to the low-resolution image in training
         )
     )
     config.diffusion.upsampler = ml_collections.ConfigDict(
@@ -137,46 +153,46 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.train = ml_collections.ConfigDict(
         dict(
-            steps_per_dispatch=1,  # more: less overhead if steps take a few milliseconds
-            warmup_steps=2_000,
+            steps_per_dispatch=1,  # steps per call of the compiled program; more: less overhead for very short steps
+            warmup_steps=2_000,  # steps over which the learning rate rises linearly
             final_lr_fraction=0.03,  # the cosine decay ends at this fraction of the learning rate
-            weight_decay=0.01,
+            weight_decay=0.01,  # weight decay of AdamW
             grad_clip_norm=1.0,  # maximum norm of the gradient
-            ema_decay=0.9999,
-            cond_drop=0.1,  # share of samples whose conditions are all dropped
+            ema_decay=0.9999,  # decay per step of the averaged weights, which are used for sampling
+            cond_drop=0.1,  # share of samples whose conditions are all dropped, for classifier-free guidance
             thumbnail_drop=0.15,  # share of samples whose thumbnail is dropped, in the base stage
             flip=True,  # mirror half of the faces
-            log_every=100,  # steps, like the next three; 0: never
-            validate_every=5_000,  # not at all in a shorter run
-            preview_every=5_000,
-            checkpoint_every=5_000,  # the end of a stage, and a stop, are always saved
-            max_to_keep=3,  # newest checkpoints
-            keep_best=1,  # and checkpoints of lowest validation loss
-            skip_spikes=0.0,  # skip steps whose loss is this many times the running mean; 0: never
+            log_every=100,  # steps between logged metrics; 0: never
+            validate_every=5_000,  # steps between validations; 0, or more than the stage has: never
+            preview_every=5_000,  # steps between sample pictures; 0, or more than the stage has: never
+            checkpoint_every=5_000,  # steps between checkpoints; 0: only at the end of a stage or when stopped
+            max_to_keep=3,  # number of newest checkpoints to keep
+            keep_best=1,  # number of checkpoints of lowest validation loss to keep as well
+            skip_spikes=0.0,  # skip steps whose loss exceeds the running mean by this factor; 0: never
         )
     )
     config.train.base = dict(
-        steps=400_000,
-        batch_size=256,  # over all devices
-        accumulate=1,  # microbatches that a device splits its share of the batch into, to save memory
-        learning_rate=2e-4,
+        steps=400_000,  # optimizer steps
+        batch_size=256,  # batch size over all devices
+        accumulate=1,  # microbatches into which each device splits its part of the batch, to save memory
+        learning_rate=2e-4,  # peak learning rate
     )
     config.train.upsampler = dict(steps=400_000, batch_size=128, accumulate=1, learning_rate=2e-4)
     config.train.constituent_drop = dict.fromkeys(config.data.inputs, 0.1)  # share of samples in which each is dropped
     config.sample = ml_collections.ConfigDict(
         dict(
-            sampler="dpmpp_2m",  # or "heun", "ddim", "ancestral"
-            steps=24,
-            sigma_schedule="karras",  # from sigma_max to sigma_min by rho; or "training": quantiles of training's
-            sigma_min=0.005,  # in units of the data's std
-            sigma_max=160.0,
-            rho=7.0,
-            churn=0.0,  # noise added before each step, by heun
-            init_noise_scale=1.0,  # scales the initial noise; below 1 trades diversity for fidelity
-            guidance_interval=(),  # of sigma, (low, high), with guidance; (): at all noise levels
-            x0_threshold="static",  # of x0 estimates, or "dynamic", "none"
-            dynamic_threshold_percentile=0.95,  # of absolute values, at which "dynamic" clips
-            thumbnail_consistency=True,  # the result's 8x8 average equals the thumbnail
+            sampler="dpmpp_2m",  # "dpmpp_2m", "heun", "ddim" or "ancestral"
+            steps=24,  # sampler steps per stage; heun evaluates the network twice in each but the last
+            sigma_schedule="karras",  # noise levels: "karras" (the next three), "training" (quantiles of training's)
+            sigma_min=0.005,  # lowest noise level, in units of sigma_data
+            sigma_max=160.0,  # highest noise level, in units of sigma_data
+            rho=7.0,  # exponent of the karras schedule; larger: more steps at low noise
+            churn=0.0,  # noise added before each step (S_churn), for heun only
+            init_noise_scale=1.0,  # factor on the initial noise; below 1 trades diversity for fidelity
+            guidance_interval=(),  # (low, high): guide only at noise levels in this interval; (): at all
+            x0_threshold="static",  # of x0 estimates: "static" (clip), "dynamic" (rescale at a percentile), "none"
+            dynamic_threshold_percentile=0.95,  # share of absolute values at which "dynamic" clips, in (0, 1]
+            thumbnail_consistency=True,  # make the 8x8 average of the result equal the thumbnail
         )
     )
     return config

@@ -1,10 +1,10 @@
-"""The embedded default: synthetic talking people, a small cascade, two CPU cores.
+"""The demo: synthetic talking people and a small cascade, on two CPU cores.
 
     make demo
-    make demo SIZE=toy PEOPLE=24    # every step in two minutes: shows that it runs, but learns next to nothing
+    make demo SIZE=toy PEOPLE=24    # all steps in two minutes: a smoke test that learns almost nothing
 
-10 to 18 minutes with set-up, six to ten of them training, on two cores of a shared AMD EPYC. On 64 held-out synthetic
-people, seed 0: PSNR 22.52 dB at scale 1, bicubic 19.49; SSIM 0.707, bicubic 0.509.
+10 to 18 minutes including set-up, six to ten of them for training, on two cores of a shared AMD EPYC. On 64 held-out
+synthetic people, seed 0: PSNR 22.52 dB at scale 1, bicubic 19.49; SSIM 0.707, bicubic 0.509.
 """
 
 import copy
@@ -25,7 +25,7 @@ def get_config(size: str = "demo") -> ml_collections.ConfigDict:
     config.data.update(
         dir="data/demo/records", inputs=("pyaudioanalysis", "mel", "age", "gender", "ethnicity"), threads=1
     )
-    # One low-resolution level after a large patch: learns the most per second on a CPU.
+    # One low-resolution level after a large patch: learns fastest per second of CPU time.
     small = dict(
         mults=(1,), blocks=(2,), self_attention=(True,), cross_attention=(False,), head_width=32,
         cond_width=96, dropout=0.0, width=128,

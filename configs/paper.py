@@ -1,26 +1,27 @@
-"""The paper's own choices, as settings of this code: widths 192 and 128, noise prediction, 1000 ancestral steps.
+"""The paper's choices as settings of this code: widths 192 and 128, noise prediction, 1000 ancestral steps.
 
     python -m slf_jax.train --config configs/paper.py
     python -m slf_jax.sweep --workdir runs/paper --scales 0,2,4,6,8 --people 118 --chunk 4
 
-Not trained: no figure is claimed. `configs/base.py` needs 1/760 of its arithmetic per face (`benchmarks/cost.py`).
+Not trained, so there are no results to report. `configs/base.py` needs 1/760 of its arithmetic per face
+(`benchmarks/cost.py`).
 
 How this differs from the authors' code, and why:
 
-- Their classical audio features were all zero whenever both kinds were on, as they always were; here they are used.
-- Their evaluation never passed the gender on; Portuguese and Spanish shared a row's index; "asian" had another than
+- Their classical audio features were always zero, since both kinds were enabled together; here they are used.
+- Their evaluation never passed the gender on; Portuguese and Spanish shared an index; "asian" had an index other than
   the table's; half of the three-second windows were cut off. Here every constituent has its own rows and classes.
 - They scaled raw features by fixed constants (/200, /400, x10) and clipped them; here they are standardised with the
   training split's statistics.
-- Thumbnail and low-resolution images were nearest-neighbour samples in training and bicubic ones, of a face zoomed
-  twice, in evaluation; here both are the same area average, up-sampled bicubically.
-- Their low-resolution image had noise of sigma 0.7 even when sampling, which destroys much of an 8x8 thumbnail; here
-  training adds any amount up to that, and sampling none.
-- Their cosine schedule ran to a log-SNR of -34, where noise prediction divides by 4e-8; here it ends at -10.6.
-- Four attributes were dropped at random one by one, the rest never; the same rates are used here.
-- One noise level of the low-resolution image served a whole micro-batch; here each sample has its own.
-- The network is that of this code: conditions are encoded once per person, not in each of 4000 evaluations; there is
-  no attention at the bottleneck beyond that of the last level; norms are group norms.
+- Thumbnail and low-resolution images were resized by nearest neighbour in training, but bicubically, from a face
+  resized twice, in evaluation; here both use the same area average, up-sampled bicubically.
+- Their low-resolution image had noise of sigma 0.7 even in sampling, which destroys much of an 8x8 thumbnail; here
+  training adds a random amount up to that, and sampling none.
+- Their cosine schedule goes down to a log-SNR of -34, where noise prediction divides by 4e-8; here it ends at -10.6.
+- Four attributes were dropped at random independently, the other inputs never; the same rates are used here.
+- All samples of a micro-batch shared the noise level of the low-resolution image; here each has its own.
+- The network is this project's: conditions are encoded once per person, not in each of 4000 evaluations; there is no
+  attention at the bottleneck beyond that of the last level; norms are group norms.
 """
 
 import ml_collections

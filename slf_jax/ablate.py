@@ -1,8 +1,8 @@
 """The paper's ablations: `python -m slf_jax.ablate --config configs/ablations.py`.
 
-Trains each system, sweeps it over guidance scales and scores it; and evaluates the same systems on one that was trained
-with any subset of its inputs, by masking. Running the same command again resumes. Writes report.md with the paper's
-tables beside ours, results.json and figures into the run directory.
+Trains each system, sweeps it over guidance scales and scores it; also emulates the same systems by masking inputs of a
+single system that was trained with any subset of them. Running the same command again resumes. Writes report.md (the
+paper's tables beside ours), results.json and figures into the run directory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Devices and processes: the mesh, and one per-device step compiled by `jit`+`shard_map` or by `pmap`."""
+"""Devices and processes: the mesh, and a per-device step compiled by `jit` + `shard_map` or by `pmap`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from slf_common.files import check_writable, local_path
 
 AXIS = "data"
 MODES = ("shard_map", "pmap")
-HEARTBEAT = 15  # seconds after which a process that says nothing counts as dead
-SLOWEST = 3600  # seconds that processes wait for one that compiles longer than they do
+HEARTBEAT = 15  # seconds without a heartbeat after which a process counts as dead
+BARRIER_TIMEOUT = 3600  # seconds that processes wait for the slowest one to compile
 
 
 @contextlib.contextmanager
 def processes(config: ml_collections.ConfigDict) -> Iterator[None]:
-    """Joins the processes of a run on several hosts, if `config.distributed`; leaves them when the block ends.
+    """Connects the processes of a run on several hosts if `config.distributed`; disconnects them at the end.
 
-    If this process fails, or finds that another did, it ends at once with one line: those that wait for each other
-    at exit would wait in vain.
+    If this process fails, or notices that another one did, it prints one line and exits at once: a normal exit would
+    wait for the others.
     """
     if not config.distributed:
         yield
@@ -39,8 +39,8 @@ def processes(config: ml_collections.ConfigDict) -> Iterator[None]:
         yield
     except BaseException as error:
         stopped, line = isinstance(error, KeyboardInterrupt), cli.explain(error)
-        told = "interrupted" if stopped else f"error: {line}" if line else _explain(error)
-        print(f"{told} (process {jax.process_index()} of {jax.process_count()})", file=sys.stderr, flush=True)
+        message = "interrupted" if stopped else f"error: {line}" if line else _explain(error)
+        print(f"{message} (process {jax.process_index()} of {jax.process_count()})", file=sys.stderr, flush=True)
         os._exit(interrupt.STATUS if stopped else 2)
     jax.distributed.shutdown()
 
@@ -55,18 +55,19 @@ def _join(config: ml_collections.ConfigDict) -> None:
         jax.distributed.initialize(**explicit, heartbeat_timeout_seconds=HEARTBEAT)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            "config.distributed=true: these processes do not find each other "
+            "config.distributed=true: the processes cannot connect to each other "
             f"({str(error).splitlines()[0]}); under SLURM or Open MPI start them with srun or mpirun, elsewhere set "
             "config.coordinator=HOST:PORT, config.num_processes and config.process_id"
         ) from None
 
 
 def _explain(error: BaseException) -> str:
+    """One line if a connection to another process was lost, else the traceback."""
     lost = ("closed by peer", "Connection reset", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Gloo", "NCCL")
     if any(word in str(error) for word in lost):
         return (
-            "error: another process of this run ended or cannot be reached; look at its output, then start all of "
-            f"them again to go on from the last checkpoint ({str(error).splitlines()[0][:200]})"
+            "error: another process of this run ended or cannot be reached; see its output, then start all of them "
+            f"again to resume from the last checkpoint ({str(error).splitlines()[0][:200]})"
         )
     import traceback
 
@@ -74,28 +75,28 @@ def _explain(error: BaseException) -> str:
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints and writes for all."""
+    """Whether this is the main process, which prints and writes files."""
     return jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Waits until every process gets here; `what` is unique in a run.
+    """Waits until every process gets here; `what` must be unique within a run.
 
-    A collective waits half a minute for its peers and then fails; this waits for as long as they live.
+    A collective fails after waiting half a minute for its peers; this waits up to `BARRIER_TIMEOUT`.
     """
-    multihost.sync_global_processes(what, timeout=SLOWEST, processes=set(range(jax.process_count())))
+    multihost.sync_global_processes(what, timeout=BARRIER_TIMEOUT, processes=set(range(jax.process_count())))
 
 
 def make_mesh() -> Mesh:
-    """All devices along one axis, `"data"`."""
-    # Auto: with make_mesh's default (Explicit), unsharded inputs do not match shard_map's specs.
+    """A mesh of all devices along one axis, `"data"`."""
+    # Auto, since with make_mesh's default (Explicit) unsharded inputs do not match shard_map's specs.
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def use_compilation_cache(directory: str) -> None:
-    """Keeps compiled programs on disk, so that the same command starts faster the next time; "" turns it off.
+    """Caches compiled programs in a folder, so that the same command starts faster the next time; "": no cache.
 
-    Where the folder cannot be written to, or this user has no home, a note says so and nothing is kept.
+    Prints a note, and caches nothing, if the folder cannot be written to or the user has no home.
     """
     if not directory:
         return
@@ -103,7 +104,7 @@ def use_compilation_cache(directory: str) -> None:
         path = local_path(directory)
         check_writable(path, flag="--config.compilation_cache")
     except UserError as error:
-        print(f"note: compiled programs are not kept for the next start ({error})", file=sys.stderr)
+        print(f"note: compiled programs are not cached ({error})", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -111,7 +112,7 @@ def use_compilation_cache(directory: str) -> None:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Puts a pytree on every device; each process brings the same."""
+    """Copies a pytree, the same in all processes, to every device."""
     sharding = NamedSharding(mesh, PartitionSpec())
 
     def put(x: Any) -> jax.Array:
@@ -123,13 +124,13 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 
 def split(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
-    """Splits one axis of every array over the devices. Each process brings its own part of the global batch."""
+    """Splits one axis of every array over the devices; `batch` is this process's part of the global batch."""
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def split_steps(mesh: Mesh, mode: str, batches: Any) -> Any:
-    """Batches of several steps, [K, B, ...] of this process, as `compile_steps`' result takes them."""
+    """Splits this process's batches of K steps, [K, B, ...], over the devices for the result of `compile_steps`."""
     if mode == "pmap":
         local = len(mesh.local_devices)
         batches = jax.tree.map(lambda x: x.reshape(len(x), local, -1, *x.shape[2:]), batches)
@@ -137,8 +138,10 @@ def split_steps(mesh: Mesh, mode: str, batches: Any) -> Any:
 
 
 def scan(function: Callable, carry: Any, items: Any) -> tuple[Any, Any]:
-    """`jax.lax.scan` for training steps; unrolled on a CPU, where gradients of convolutions take ten times as long
-    inside a loop."""
+    """`jax.lax.scan` for training steps, unrolled on CPU.
+
+    There gradients of convolutions take ten times as long inside a loop.
+    """
     count = len(jax.tree.leaves(items)[0])
     if count > 1 and jax.default_backend() != "cpu":
         return jax.lax.scan(function, carry, items)
@@ -149,15 +152,15 @@ def scan(function: Callable, carry: Any, items: Any) -> tuple[Any, Any]:
     return carry, jax.tree.map(lambda *each: jax.numpy.stack(each), *found)
 
 
-def compile_steps(step: Callable, mesh: Mesh, mode: str) -> Callable:
+def compile_steps(step: Callable, mesh: Mesh, mode: str) -> jax.stages.Wrapped:
     """Compiles `step(state, batch, key) -> (state, metrics)`, written for one device, over the mesh.
 
-    The result takes the batches of K steps, as `split_steps` gives them, and makes all K in one dispatch; its metrics
-    are [K, ...]. The step sees its device's part and uses collectives over axis `"data"`; state, key and metrics are
-    the same on every device. The state is donated.
+    The result takes the batches of K steps from `split_steps` and runs all K in one dispatch; its metrics are
+    [K, ...]. The step sees its device's part of the batch and uses collectives over axis `"data"`; state, key and
+    metrics are the same on every device. The state is donated.
 
-    `mode`: "shard_map" (one program by `jit`) or "pmap". Both give the same numbers. With several processes, compile
-    pmap's result ahead of time, `.lower(...).compile()`: called directly, it returns arrays local to the process.
+    `mode`: "shard_map" (one program by `jit`) or "pmap"; the numbers are the same. With several processes, pmap's
+    result must be compiled ahead of time, `.lower(...).compile()`: called directly, it returns process-local arrays.
     """
 
     def steps(state: Any, batches: Any, key: jax.Array) -> tuple[Any, Any]:
@@ -170,16 +173,16 @@ def compile_steps(step: Callable, mesh: Mesh, mode: str) -> Callable:
             mesh=mesh,
             in_specs=(everywhere, parts, everywhere),
             out_specs=everywhere,
-            # Under check_vma a gradient of replicated parameters arrives already summed over devices.
+            # With check_vma, gradients of replicated parameters would already be summed over devices.
             check_vma=False,
         )
         return jax.jit(mapped, donate_argnums=0)
     if mode == "pmap":
-        # Arrays are global, as for shard_map. Without the devices and their number, pmap would take the mapped axis for
-        # this process's share of it.
+        # Arrays are global, as for shard_map. Without `devices` and `axis_size`, pmap would expect only this process's
+        # part of the mapped axis.
         devices = mesh.devices.ravel().tolist()
         return jax.pmap(
             steps, AXIS, in_axes=(None, 1, None), out_axes=None, donate_argnums=0, devices=devices,
             axis_size=len(devices),
         )  # fmt: skip
-    raise ValueError(f"mode {mode!r} must be one of: {', '.join(MODES)}")
+    raise ValueError(f"mode {mode!r} must be one of {', '.join(MODES)}")

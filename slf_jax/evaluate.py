@@ -1,4 +1,4 @@
-"""How well a trained system does: `python -m slf_jax.evaluate --workdir runs/demo --split test`.
+"""Evaluates a trained system: `python -m slf_jax.evaluate --workdir runs/demo --split test`.
 
 Each person's generated face is a query against a gallery of real faces. Writes evaluation/ with results.json,
 report.md and figures: recall with intervals beside controls, attributes, fidelity, what each input contributes, and
@@ -24,7 +24,7 @@ from tfrecords.reader import Absent, Clips
 
 
 def evaluate(trained: Trained, args: argparse.Namespace) -> str:
-    """Samples and scores the people of a split, and writes the report to `args.out`; returns its summary."""
+    """Samples and scores the people of a split and writes the report to `args.out`; returns a summary as text."""
     scales, without = parse_scales(args.scales), arguments.parse_names(args.without)
     if args.people < 0:
         raise UserError(f"--people {args.people}: give at least 1, or leave it out for all")
@@ -48,7 +48,7 @@ def evaluate(trained: Trained, args: argparse.Namespace) -> str:
 
 
 def _optional(directory: str | Path, split: str) -> Clips | None:
-    """The split, None if there is no such dataset or split."""
+    """The split; None if there is no such dataset or split."""
     try:
         return Clips(directory, split)
     except Absent:
@@ -56,7 +56,7 @@ def _optional(directory: str | Path, split: str) -> Clips | None:
 
 
 def _receipt(args: argparse.Namespace, subject: EvaluatedSystem, scorer: FaceScorer, clips: Clips) -> dict:
-    """What the figures were made from."""
+    """The data, checkpoints and settings that the results were made from."""
     people, embedder = scorer.people, scorer.embedder
     return {
         "data": str(clips.directory), "split": args.split, "people": len(people), "gallery": len(scorer.gallery),
@@ -89,22 +89,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-thumbnail", action="store_true", help="start from noise, without a thumbnail")
     parser.add_argument(
         "--embedder", default="auto", choices=("auto", *embedders.EMBEDDERS),
-        help="network that compares faces; auto: vgg-face, or eigenfaces if it has no weights (default: auto)",
+        help="network that compares faces; auto: vgg-face, or eigenfaces without its weights (default: auto)",
     )  # fmt: skip
     parser.add_argument(
-        "--metric", default="", choices=("", "l2", "cosine"), help="default: l2 for vgg-face, cosine for the others"
+        "--metric",
+        default="",
+        choices=("", "l2", "cosine"),
+        help="distance between embeddings (default: l2 for vgg-face, cosine for the others)",
     )
     parser.add_argument(
         "--detector", default="opencv",
-        help="any of DeepFace's (retinaface, mtcnn, dlib, ...), or skip (default: opencv, as in the paper)",
+        help="face detector: one of DeepFace's (retinaface, mtcnn, ...), or skip (default: opencv, as in the paper)",
     )  # fmt: skip
     parser.add_argument(
         "--same-clip", action="store_true",
-        help="the gallery holds the clip of the thumbnail, as in the paper (default: another clip, if there is one)",
+        help="use the thumbnail's own clip in the gallery, as in the paper (default: another clip, if there is one)",
     )  # fmt: skip
     parser.add_argument(
         "--gallery", default="", metavar="DIR",
-        help="dataset folder whose speakers in that split are the gallery (default: the people themselves)",
+        help="dataset folder whose speakers in that split form the gallery (default: the people themselves)",
     )  # fmt: skip
     args, trained = arguments.parse(parser, argv, "evaluation", *report.FILES)
     print(evaluate(trained, args))

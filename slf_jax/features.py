@@ -1,7 +1,7 @@
-"""The 256x768 feature matrix: which rows belong to which constituent, and how a record fills them.
+"""The 256x768 feature matrix: which rows belong to which constituent, and how records fill them.
 
-Rows (paper, Table 1): 29 speaker embeddings, 190 classical audio features, language, age, gender, ethnicity,
-33 of padding. Missing constituents are masked, never silently zero. Everything here runs inside `jit`.
+Rows (paper, Table 1): 29 speaker embeddings, 190 classical audio features, language, age, gender, ethnicity, and 33
+of padding. Missing constituents are masked, never silently zero. `assemble` and `drop` run inside `jit`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from tfrecords.schema import (
 )
 
 LIMIT = 10.0  # standardised values are clipped to +-LIMIT
-OLDEST = 100.0  # years; age is min-max scaled from [0, OLDEST]
+MAX_AGE = 100.0  # years; age is min-max scaled from [0, MAX_AGE]
+Array = jax.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Block:
 
     @property
     def stop(self) -> int:
+        """The row after the last one."""
         return self.start + self.rows
 
 
@@ -55,14 +57,16 @@ class Layout:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The constituents' names in row order."""
         return tuple(block.name for block in self.blocks)
 
     def to_json(self) -> list[dict]:
+        """The blocks as JSON objects."""
         return [dataclasses.asdict(block) for block in self.blocks]
 
 
 def make_layout(schema: Schema) -> Layout:
-    """Rows for every constituent, in the order of `matrix_constituents`, which see for what it refuses."""
+    """Assigns rows to all constituents in the order of `matrix_constituents`. Raises `UserError` if they do not fit."""
     parts = matrix_constituents(schema)
     starts = np.cumsum([0, *(part.rows for part in parts)]).tolist()
     return Layout(
@@ -74,7 +78,7 @@ def make_layout(schema: Schema) -> Layout:
 
 
 def check_inputs(names: Sequence[str], layout: Layout) -> None:
-    """Raises `UserError` if a name is no constituent of the layout."""
+    """Raises `UserError` for a name that is not a constituent of the layout."""
     for name in names:
         if name not in layout.names:
             raise UserError(f"unknown constituent {name!r}; this dataset's are: {', '.join(layout.names)}")
@@ -82,54 +86,59 @@ def check_inputs(names: Sequence[str], layout: Layout) -> None:
 
 def check_same_features(
     names: Sequence[str], trained: Schema, statistics: Mapping, given: Schema, given_statistics: Mapping | None,
-    where: str, instead: str,
+    where: str, alternative: str,
 ) -> None:  # fmt: skip
     """Raises `UserError` if a dataset's features are not those that a system was trained with.
 
-    For each of the constituents `names` that training had: shape, kind and weights have to be the same, the values
-    of about the same place and size, unless the dataset has no statistics of its own. `instead`: what the user can do
-    but extract them again.
+    For each of the constituents `names` that training had, rows, width, kind and weights must be equal, and mean and
+    standard deviation similar (if the dataset has statistics).
+
+    Args:
+      trained, statistics: schema and statistics of the training data.
+      given, given_statistics: those of the dataset; None: it has no training split.
+      where: the dataset's name in messages.
+      alternative: what the user can do instead of extracting features again.
     """
-    have = {part.name: part for part in given.constituents}
+    available, known = {part.name: part for part in given.constituents}, given_statistics or {}
     for part in (part for part in trained.constituents if part.name in names):
-        if part.name not in have:
+        if part.name not in available:
             raise UserError(
-                f"{where}: has no {part.name!r}, which this system was trained with; extract it, or {instead}"
+                f"{where}: has no {part.name!r}, which this system was trained with; extract it, or {alternative}"
             )
-        other = have[part.name]
-        for what in ("rows", "width", "kind", "weights"):
-            if getattr(part, what) != getattr(other, what):
+        other = available[part.name]
+        for field in ("rows", "width", "kind", "weights"):
+            if getattr(part, field) != getattr(other, field):
                 raise UserError(
-                    f"{where}: {part.name!r} has {what} {getattr(other, what) or 'unknown'}, this system was trained "
-                    f"with {getattr(part, what) or 'unknown'}; extract it the same way, or {instead}"
+                    f"{where}: {part.name!r} has {field} {getattr(other, field) or 'unknown'}, this system was trained "
+                    f"with {getattr(part, field) or 'unknown'}; extract it the same way, or {alternative}"
                 )
-        if part.name in statistics and part.name in (given_statistics or ()):
-            _check_same_scale(part.name, statistics[part.name], given_statistics[part.name], where, instead)
+        if part.name in statistics and part.name in known:
+            _check_same_scale(part.name, statistics[part.name], known[part.name], where, alternative)
     for name in ("gender", "ethnicity", "language"):
         if name in names and trained.labels[name] != given.labels[name]:
             raise UserError(f"{where}: the classes of {name!r} are not those that this system was trained with")
 
 
-def _check_same_scale(name: str, trained: Mapping, given: Mapping, where: str, instead: str) -> None:
-    """Other people speak otherwise, but not many standard deviations otherwise."""
+def _check_same_scale(name: str, trained: Mapping, given: Mapping, where: str, alternative: str) -> None:
+    """Raises `UserError` if mean or standard deviation differ by more than another set of people explains."""
     shift = np.median(np.abs(given["mean"] - trained["mean"]) / trained["std"])
     ratio = np.median(given["std"] / trained["std"])
     if not (shift < 3 and 0.2 < ratio < 5):
         raise UserError(
             f"{where}: {name!r} lies {shift:.1f} standard deviations from what this system was trained with and varies "
-            f"{ratio:.2g} times as much; extract it the same way, or {instead}"
+            f"{ratio:.2g} times as much; extract it the same way, or {alternative}"
         )
 
 
 def assemble(
-    clips: Mapping[str, jax.Array], layout: Layout, statistics: Mapping[str, Mapping[str, jax.Array]]
+    clips: Mapping[str, Array], layout: Layout, statistics: Mapping[str, Mapping[str, Array]]
 ) -> tuple[jax.Array, jax.Array]:
-    """Constituents to the feature matrix.
+    """Assembles constituents into the feature matrix.
 
     Args:
-      clips: raw constituents [B, rows, width], age [B] in years, labels [B]; whatever is absent is masked.
-      layout: where each goes.
-      statistics: mean and std [width] of the continuous ones, over the training split.
+      clips: raw constituents [B, rows, width], age [B] in years, labels [B]; missing ones are masked.
+      layout: the rows of each.
+      statistics: mean and std [width] of each continuous constituent over the training split.
 
     Returns:
       matrix [B, 256, 768] float32 and row mask [B, 256] (True where a row is known).
@@ -151,7 +160,7 @@ def _fill(clips: Mapping, block: Block, statistics: Mapping, count: int) -> tupl
         return jnp.zeros((count, block.rows, block.width)), jnp.zeros((count, block.rows), bool)
     value = jnp.asarray(clips[block.name])
     if block.name == "age":
-        value = value[:, None, None] / OLDEST
+        value = value[:, None, None] / MAX_AGE
     elif value.ndim == 1:
         value = jnp.where(value[:, None] < 0, jnp.nan, jax.nn.one_hot(value, block.width))[:, None]
     value = value.astype(jnp.float32)
@@ -166,7 +175,7 @@ def _fill(clips: Mapping, block: Block, statistics: Mapping, count: int) -> tupl
 
 
 def mask_constituents(clips: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Records in which the constituents `names` are unknown: masked, by whatever program reads them."""
+    """Records in which the constituents `names` are unknown (NaN or -1), so that `assemble` masks them."""
     return {
         key: np.full_like(value, np.nan if value.dtype.kind == "f" else -1) if key in names else value
         for key, value in clips.items()
@@ -176,7 +185,8 @@ def mask_constituents(clips: Mapping[str, np.ndarray], names: Sequence[str]) -> 
 def drop(keys: jax.Array, mask: jax.Array, layout: Layout, rates: Mapping[str, float], rate_all: float) -> jax.Array:
     """Drops conditions in training: each constituent of each item at its own rate, all of an item's at `rate_all`.
 
-    Args: keys [B], mask [B, 256], rates by constituent (none: never). Guidance learns its null branch from `rate_all`.
+    Args: keys [B], mask [B, 256], rates by constituent (missing: 0). `rate_all` trains the unconditional branch of
+    guidance. Returns the new mask.
     """
     rate = np.array([rates.get(name, 0.0) for name in layout.names], np.float32)
 
@@ -196,11 +206,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     arguments = cli.parser(
         "slf_jax.features",
-        "Draws the 256x768 feature matrix of one clip, its rows named.",
+        "Draws the 256x768 feature matrix of one clip with its rows labelled.",
         ["python -m slf_jax.features --data data/demo/records --clip p00900/00001/00001 --split test"],
     )
     arguments.add_argument("--data", required=True, help="dataset folder")
-    arguments.add_argument("--clip", help="clip id (default: the split's first)")
+    arguments.add_argument("--clip", help="clip id (default: the first of the split)")
     arguments.add_argument("--split", help="default: train, if there is one")
     arguments.add_argument("--out", default="features.png", type=local_path, help="picture to write")
     args = arguments.parse_args(argv)
@@ -212,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plots.feature_matrix(np.asarray(matrix[0]), np.asarray(mask[0]), layout.to_json(), clip["clip_id"], args.out)
     print(f"{args.out}: {int(mask.sum())} of {MATRIX_ROWS} rows known in clip {clip['clip_id']}")
     if not clips.statistics:
-        print("standardised with the clip's own mean and deviation: the dataset has no training split")
+        print("standardised with the clip's own mean and standard deviation: the dataset has no training split")
 
 
 if __name__ == "__main__":

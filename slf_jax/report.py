@@ -1,7 +1,7 @@
-"""A training run on one page: `python -m slf_jax.report --workdir runs/demo`.
+"""Draws a training run as one HTML page: `python -m slf_jax.report --workdir runs/demo`.
 
 Draws metrics.jsonl, the previews, the config and its changes into one HTML file without scripts or external files.
-A run that is still training can be drawn, too; the page then shows its progress.
+The run may still be training; the page then shows its progress.
 """
 
 from __future__ import annotations

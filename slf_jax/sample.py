@@ -1,4 +1,4 @@
-"""Faces of people: `python -m slf_jax.sample --workdir runs/demo`.
+"""Samples faces of people: `python -m slf_jax.sample --workdir runs/demo`.
 
 Writes one PNG per face, named after its clip. Its text chunks say that it is synthetic and how it was made (clip,
 seed, scale, sampler, NFE, checkpoints). All faces are also drawn on a contact sheet.

@@ -1,8 +1,8 @@
-"""Named random streams: every key and generator is derived by the name of what it is for, then by a number.
+"""Named random streams: every key and generator is derived by a name that says what it is for, then by a number.
 
-`fold_in(key, i)` equals `split(key, n)[i]`, so keys derived by bare numbers collide as soon as two purposes count
-from 0. Here each purpose has a name, whose hash is folded in first; numbers (steps, items, devices) count below a
-name only. A key is either drawn from or derived from, never both.
+`fold_in(key, i)` equals `split(key, n)[i]`, so keys derived by numbers alone collide as soon as two purposes count
+from 0. Here a hash of the purpose's name is folded in first, and numbers (of steps, items, devices) only after it. A
+key is used either to draw numbers or to derive other keys, never both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def stream(key: jax.Array, name: str, number: jax.Array | int | None = None) -> 
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """NumPy's generator of the stream `name` of a seed."""
+    """A NumPy generator for the stream `name` of a seed."""
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 

@@ -1,4 +1,4 @@
-"""A sweep over guidance scales: `python -m slf_jax.sweep --workdir runs/demo --scales 0,1,2,4,8`.
+"""Sweeps over guidance scales: `python -m slf_jax.sweep --workdir runs/demo --scales 0,1,2,4,8`.
 
 All scales x people go through both stages in one compiled program, in chunks of people. Writes grid.png (rows:
 people; columns: thumbnail, each scale, real face) and metrics.json (PSNR, SSIM and thumbnail error for each scale,

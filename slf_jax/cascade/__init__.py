@@ -1,1 +1,1 @@
-"""The two stages of the cascade: their settings, images, losses and samplers."""
+"""The cascade of two stages: settings, images, losses and samplers."""

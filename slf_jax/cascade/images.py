@@ -1,4 +1,4 @@
-"""Images of the cascade: value ranges, the thumbnail, up-sampling."""
+"""Images of the cascade: value ranges, thumbnails, up-sampling."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def to_float(images: jax.Array) -> jax.Array:
 
 
 def make_thumbnail(faces: jax.Array) -> jax.Array:
-    """The 8x8 thumbnail (the paper's "image guide") of faces [B, H, W, 3]: one function for the whole project."""
+    """The 8x8 thumbnail (the paper's "image guide") of faces [B, H, W, 3], the same everywhere in this project."""
     return area_average(faces, THUMBNAIL_SIZE)
 
 
 def downscale(faces: np.ndarray, size: int = THUMBNAIL_SIZE) -> np.ndarray:
-    """Faces uint8 [B, H, W, 3] area-averaged to uint8 [B, size, size, 3], to be shown."""
+    """Area-averages faces uint8 [B, H, W, 3] to uint8 [B, size, size, 3], for pictures."""
     return np.asarray(to_uint8(area_average(to_float(jnp.asarray(faces)), size)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -18,7 +18,7 @@ from slf_jax.diffusion import denoiser, guidance, noise, samplers
 from slf_jax.models.blocks import ATTENTIONS, norm_groups
 
 PER_LEVEL = ("mults", "blocks", "self_attention", "cross_attention")
-SYSTEM = ("model.", "diffusion.", "data.inputs")  # what defines a trained system
+SYSTEM = ("model.", "diffusion.", "data.inputs")  # settings that define a trained system
 SAMPLE = ("sample.",)
 
 
@@ -46,12 +46,12 @@ _network = {
 _diffusion = {
     "preconditioning": choice(denoiser.PRECONDITIONINGS),
     "sigma_distribution": choice(noise.DISTRIBUTIONS),
-    "p_mean": real(-10, 10),  # beyond it all sigmas are clipped to noise.SIGMA_RANGE
+    "p_mean": real(-10, 10),  # beyond these, all sigmas would be clipped to noise.SIGMA_RANGE
     "p_std": real(above=0, most=10),
     "weight": choice(denoiser.WEIGHTS),
     "max_weight": real(above=0),
     "residual": flag(),
-    "sigma_data": real(1e-3, 10),  # of pixels in [-1, 1]
+    "sigma_data": real(1e-3, 10),  # in units of pixels in [-1, 1]
     "sigma_data_no_lowres": real(1e-3, 10),
     "lowres_aug_max": real(0, 10),
 }
@@ -72,7 +72,7 @@ _sample = {
 
 
 def group(name: str, table: Mapping[str, Rule]) -> dict[str, Rule]:
-    """Rules of the settings of a group, by their full keys."""
+    """The rules of a group of settings, by full key."""
     return {f"{name}.{key}": rule for key, rule in table.items()}
 
 
@@ -108,7 +108,7 @@ def _check_system(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_levels(name: str, net: ml_collections.ConfigDict) -> None:
-    """One entry per level in every tuple, and an image side that every level halves."""
+    """Checks that every tuple has one entry per level, and that each level can halve the image side."""
     key, counts = f"config.model.{name}", {each: len(net[each]) for each in PER_LEVEL}
     if len(set(counts.values())) > 1:
         counted = ", ".join(f"{each} has {count}" for each, count in counts.items())
@@ -122,7 +122,7 @@ def _check_levels(name: str, net: ml_collections.ConfigDict) -> None:
 
 
 def _check_widths(name: str, net: ml_collections.ConfigDict) -> None:
-    """Channels that attention heads and group norms divide."""
+    """Checks that attention heads and group norms divide the channels."""
     key = f"config.model.{name}"
     if net.width % net.head_width:
         raise UserError(f"{key}.width={net.width}: must be a multiple of head_width={net.head_width}")
@@ -182,8 +182,8 @@ class SampleSettings:
 
     @property
     def run(self) -> samplers.Sampler:
-        """The sampler function."""
-        sampler = samplers.SAMPLERS[self.sampler]
+        """The sampler function, with `churn` bound."""
+        sampler: Callable[..., Any] = samplers.SAMPLERS[self.sampler]
         return functools.partial(sampler, churn=self.churn) if self.churn else sampler
 
 
@@ -194,5 +194,5 @@ def sample_settings(config: ml_collections.ConfigDict) -> SampleSettings:
 
 
 def plain(value: Any) -> Any:
-    """Lists, which JSON makes of tuples, as tuples again."""
+    """Turns lists back into tuples, which JSON does not have."""
     return tuple(value) if isinstance(value, (list, tuple)) else value

@@ -2,13 +2,14 @@
 
 `base` takes the 8x8 thumbnail to 32x32, or starts from noise without one; `upsampler` takes that to 128x128. Each
 diffuses the difference between the face and its up-sampled low-resolution image (or the face itself), divided by its
-standard deviation, so that the diffusion core always sees data of unit variance.
+standard deviation, so that the diffusion code always sees data of unit variance.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import flax.struct
 import jax
@@ -28,8 +29,10 @@ from slf_jax.streams import stream
 class LowResCond:
     """The low-resolution image that a stage is conditioned on.
 
-    image: [B, H, W, 3], up-sampled, zeros without one. has_image: [B], 1 where there is one. aug_level: [B], standard
-    deviation of the noise added to it (noise conditioning augmentation, Ho et al. 2022).
+    Attributes:
+      image: [B, H, W, 3], up-sampled; zeros without an image.
+      has_image: [B], 1 where there is an image, else 0.
+      aug_level: [B], standard deviation of the noise added to it (noise conditioning augmentation, Ho et al. 2022).
     """
 
     image: jax.Array
@@ -39,7 +42,7 @@ class LowResCond:
 
 @flax.struct.dataclass
 class Noise:
-    """A person's noise in one stage: `first` [B, size, size, 3], and `keys` [B] for samplers that add noise later."""
+    """Noise of one stage: the initial noise `first` [B, size, size, 3], and `keys` [B] for samplers that add more."""
 
     first: jax.Array
     keys: jax.Array
@@ -70,10 +73,12 @@ class Stage:
 
     @property
     def lowres_size(self) -> int:
+        """Side of the low-resolution image."""
         return SIZES[self.name][0]
 
     @property
     def size(self) -> int:
+        """Side of the output image."""
         return SIZES[self.name][1]
 
     def init(self, key: jax.Array) -> dict:
@@ -86,11 +91,13 @@ class Stage:
         return {"conditioner": conditioner["params"], "unet": unet["params"]}
 
     def condition(self, params: Mapping, matrix: jax.Array, mask: jax.Array, dropout: jax.Array | None = None) -> Cond:
-        """Encodes the feature matrix [B, 256, 768] and its row mask [B, 256] for the U-Net; `dropout`: a key, in
-        training.
+        """Encodes the feature matrix [B, 256, 768] and its row mask [B, 256] for the U-Net.
+
+        `dropout`: the key of the dropout masks in training; None: no dropout.
         """
         variables = {"params": params["conditioner"]}
-        return self.conditioner.apply(variables, matrix, mask, dropout is not None, rngs=_rngs(dropout))
+        cond = self.conditioner.apply(variables, matrix, mask, dropout is not None, rngs=_rngs(dropout))
+        return cast(Cond, cond)
 
     def denoiser(self, params: Mapping, lowres: LowResCond, dropout: jax.Array | None = None) -> denoiser.Denoiser:
         """`denoise(x, sigma, cond)` on this stage's standardised data."""
@@ -98,16 +105,17 @@ class Stage:
 
         def network(x: jax.Array, c_noise: jax.Array, cond: Cond) -> jax.Array:
             images, variables = jnp.concatenate([x, lowres.image], -1), {"params": params["unet"]}
-            return self.unet.apply(variables, images, c_noise, extras, cond, dropout is not None, rngs=_rngs(dropout))
+            out = self.unet.apply(variables, images, c_noise, extras, cond, dropout is not None, rngs=_rngs(dropout))
+            return cast(jax.Array, out)
 
         return denoiser.make_denoiser(network, self.preconditioning)
 
     def data_std(self, has_image: jax.Array) -> jax.Array:
-        """Standard deviation [B, 1, 1, 1] of what is diffused, with and without a low-resolution image."""
+        """Standard deviation [B, 1, 1, 1] of the diffused data, with or without a low-resolution image."""
         return jnp.where(has_image > 0, self.sigma_data, self.sigma_data_no_lowres)[:, None, None, None]
 
     def data_mean(self, lowres: LowResCond) -> jax.Array:
-        """What is subtracted from the face before it is divided by `data_std`."""
+        """The image that is subtracted from the face before division by `data_std`."""
         return lowres.image * float(self.residual)
 
     def lowres_cond(self, images: jax.Array, has_image: jax.Array, aug_level: jax.Array) -> LowResCond:
@@ -126,6 +134,7 @@ class Stage:
           keys: one per item; all randomness of an item is derived from its key, by name.
           batch_index, count: index of each item in the global batch and the batch's size, to stratify noise levels.
           thumbnail_drop: share of items trained without their thumbnail (base only).
+          dropout: key of the dropout masks; None: no dropout.
         """
         face, low = guidance.area_average(faces, self.size), guidance.area_average(faces, self.lowres_size)
         has_image = jnp.ones(len(faces))
@@ -148,10 +157,12 @@ class Stage:
         self, params: Mapping, cond: Cond, uncond: Cond, lowres: LowResCond, scale: jax.Array, noise: Noise,
         settings: SampleSettings, thumbnail: jax.Array, has_thumbnail: jax.Array, some_zero: jax.Array,
     ) -> jax.Array:  # fmt: skip
-        """Images [B, size, size, 3] at one guidance scale.
+        """Samples images [B, size, size, 3] at one guidance scale.
 
-        thumbnail: [B, 8, 8, 3]. has_thumbnail: [B], 1 where there is one. some_zero: whether any scale of the sweep is
-        0; unlike `scale`, the same for all of them.
+        Args:
+          thumbnail: [B, 8, 8, 3], used for thumbnail consistency.
+          has_thumbnail: [B], 1 where there is one, else 0.
+          some_zero: whether any scale of the sweep is 0; unlike `scale`, the same for all scales.
         """
         std, mean = self.data_std(lowres.has_image), self.data_mean(lowres)
 
@@ -192,7 +203,7 @@ class Stage:
 
 
 def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Unit normal noise [B, *shape], one key per item."""
+    """Standard normal noise [B, *shape], one key per item."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 

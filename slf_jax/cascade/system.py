@@ -1,4 +1,4 @@
-"""The whole cascade: both stages as one sampler over scales x people."""
+"""The whole cascade: both stages sampled for scales x people."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from slf_jax.streams import stream
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A cascade and the inputs it uses: the layout of its features, their statistics, the names of the inputs.
+    """A cascade: the layout and statistics of its features, the inputs that it uses, and its stages.
 
-    Its networks may support more inputs than it uses: those are masked in all records (`mask_unused_inputs`).
+    The networks may support more inputs than are used; the others are masked in all records (`mask_unused_inputs`).
     """
 
     layout: features.Layout
@@ -41,14 +41,14 @@ class System:
         return dataclasses.replace(self, inputs=tuple(name for name in self.inputs if name not in names))
 
     def mask_unused_inputs(self, clips: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Records in which all constituents that this system does not use are unknown.
+        """Masks the constituents that this system does not use.
 
-        On the host, so that one compiled program serves any choice of inputs.
+        This happens on the host, so that one compiled program works for any choice of inputs.
         """
         supported = self.stages[STAGES[0]].conditioner.inputs
         return features.mask_constituents(clips, [name for name in supported if name not in self.inputs])
 
-    def features(self, clips: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def features(self, clips: Mapping[str, features.Array]) -> tuple[jax.Array, jax.Array]:
         """Matrix [B, 256, 768] and row mask [B, 256] of a batch of records from `mask_unused_inputs`."""
         return features.assemble(clips, self.layout, self.statistics)
 
@@ -64,9 +64,9 @@ class System:
         Args:
           params: of each stage.
           clips: raw records from `mask_unused_inputs`, leading axis B.
-          low: [B, side, side, 3] in [-1, 1], the input of the first stage: the thumbnail, or for the upsampler a face
-            of 32x32.
-          has_thumbnail: [B]; 0: the base stage starts from noise alone.
+          low: [B, side, side, 3] in [-1, 1], the input of the first stage: the thumbnail, or a 32x32 face for the
+            upsampler.
+          has_thumbnail: [B]; where it is 0, the base stage starts from noise alone.
           noise: of each stage, from `person_noise`.
           scales: [S, 2], of base and upsampler, traced: a new scale does not recompile.
 
@@ -76,7 +76,7 @@ class System:
         conds = {name: self._conds(name, params, matrix, mask) for name in stages}
         thumbnail, some_zero = make_thumbnail(low), (scales == 0).any(0)
 
-        def at(pair: jax.Array) -> jax.Array:
+        def sample_at(pair: jax.Array) -> jax.Array:
             image, has_image = low, has_thumbnail
             for name in stages:
                 stage, i = self.stages[name], STAGES.index(name)
@@ -88,16 +88,18 @@ class System:
                 has_image = jnp.ones(len(low))
             return image
 
-        return jax.vmap(at)(scales)
+        return jax.vmap(sample_at)(scales)
 
     def _conds(self, name: str, params: Mapping, matrix: jax.Array, mask: jax.Array) -> tuple[Cond, Cond]:
-        """Conditions of the people, and those of the unconditional branch: one for all."""
+        """The encoded conditions of the people, and those of the unconditional branch, shared by all."""
         stage = self.stages[name]
         uncond = stage.condition(params[name], jnp.zeros_like(matrix[:1]), jnp.zeros_like(mask[:1]))
         return stage.condition(params[name], matrix, mask), uncond
 
 
-def person_noise(seed: int, people: jax.Array, draws: jax.Array | int = 0, purpose: str = "sample") -> dict[str, Noise]:
+def person_noise(
+    seed: int | jax.Array, people: jax.Array, draws: jax.Array | int = 0, purpose: str = "sample"
+) -> dict[str, Noise]:
     """The noise of each stage, a function of the seed, each person's number [B], the draw and the purpose."""
     keys = stream(stream(jax.random.key(seed), purpose), "person", people)
     keys = stream(keys, "draw", draws)
@@ -111,7 +113,7 @@ def person_noise(seed: int, people: jax.Array, draws: jax.Array | int = 0, purpo
 def build_system(
     config: ml_collections.ConfigDict, layout: features.Layout, statistics: Mapping[str, Mapping[str, np.ndarray]]
 ) -> System:
-    """The system that a config describes. Raises `UserError` for settings that are not compatible."""
+    """Builds the system that a config describes. Raises `UserError` for invalid or incompatible settings."""
     check_system(config)
     inputs = tuple(config.data.inputs)
     supported = tuple(config.model.supported_inputs) or inputs
@@ -126,5 +128,5 @@ def build_system(
 
 
 def _dtype(name: str) -> str:
-    """ "auto": bfloat16 on accelerators, float32 on CPU, where XLA's bfloat16 is slower."""
+    """Resolves "auto": bfloat16 on accelerators, float32 on CPU, where XLA's bfloat16 is slower."""
     return ("float32" if jax.default_backend() == "cpu" else "bfloat16") if name == "auto" else name

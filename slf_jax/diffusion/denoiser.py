@@ -1,4 +1,4 @@
-"""From a network to a denoiser: everything else sees only `denoise(x, sigma, cond)`, an estimate of x0."""
+"""Turns a network into a denoiser: all other code only uses `denoise(x, sigma, cond)`, an estimate of x0."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def expand(values: jax.Array, like: jax.Array) -> jax.Array:
 def coefficients(kind: str, sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """c_skip, c_out, c_in, c_noise for data of unit standard deviation.
 
-    "edm": Karras et al. 2022, Table 1. "v": Salimans & Ho 2022; for data of unit variance it is edm's with the
-    network's sign flipped. "eps": the network predicts the noise (Ho et al. 2020). "x0": the network predicts the
-    clean data itself; better where training is short, or where the network is narrower than its patch and could not
-    carry the noise through.
+    "edm": Karras et al. 2022, Table 1. "v": Salimans & Ho 2022; for data of unit variance this equals edm with
+    the sign of the network flipped. "eps": the network predicts the noise (Ho et al. 2020). "x0": the network predicts
+    the clean data itself; better for short trainings, or if the network is narrower than its patches and cannot pass
+    the noise through.
     """
     std = jnp.sqrt(sigma**2 + 1)
-    # All see x / sqrt(sigma^2 + 1), the x of the variance-preserving process.
+    # The input is always x / sqrt(sigma^2 + 1), the x of the variance-preserving process.
     c_in, c_noise = 1 / std, jnp.log(sigma) / 4
     if kind == "edm":
         return 1 / std**2, sigma / std, c_in, c_noise
@@ -53,17 +53,17 @@ def make_denoiser(network: Callable, kind: str) -> Denoiser:
     return denoise
 
 
-def loss_weight(kind: str, sigma: jax.Array, most: float) -> jax.Array:
-    """Weight [B] of the squared error of x0, clipped at `most`, which moves capacity away from nearly clean images.
+def loss_weight(kind: str, sigma: jax.Array, max_weight: float) -> jax.Array:
+    """Weight [B] of the squared error of x0, clipped at `max_weight` to spend less capacity on nearly clean images.
 
-    "edm": (sigma^2 + 1) / sigma^2, with which every noise level starts at the same loss (Karras et al. 2022). "snr":
-    1 / sigma^2, the unweighted error of the noise; clipped at gamma it is min-SNR-gamma (Hang et al. 2023), whatever
-    the network predicts.
+    "edm": (sigma^2 + 1) / sigma^2, with which all noise levels start at the same loss (Karras et al. 2022). "snr":
+    1 / sigma^2, the unweighted error of the noise; clipped at gamma this is min-SNR-gamma (Hang et al. 2023) for any
+    kind of prediction.
     """
     if kind == "edm":
-        return jnp.minimum((sigma**2 + 1) / sigma**2, most)
+        return jnp.minimum((sigma**2 + 1) / sigma**2, max_weight)
     if kind == "snr":
-        return jnp.minimum(1 / sigma**2, most)
+        return jnp.minimum(1 / sigma**2, max_weight)
     raise ValueError(f"weight {kind!r} must be one of {', '.join(WEIGHTS)}")
 
 

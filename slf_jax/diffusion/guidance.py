@@ -55,26 +55,26 @@ def threshold(images: jax.Array, kind: str, percentile: float) -> jax.Array:
     is above 1, and divides by it (Saharia et al. 2022). "none" leaves them unchanged.
     """
     if kind == "dynamic":
-        most = jnp.quantile(jnp.abs(images).reshape(len(images), -1), percentile, axis=-1)
-        most = expand(jnp.maximum(most, 1.0), images)
-        return jnp.clip(images, -most, most) / most
+        limit = jnp.quantile(jnp.abs(images).reshape(len(images), -1), percentile, axis=-1)
+        limit = expand(jnp.maximum(limit, 1.0), images)
+        return jnp.clip(images, -limit, limit) / limit
     return jnp.clip(images, -1, 1) if kind == "static" else images
 
 
 def area_average(images: jax.Array, size: int) -> jax.Array:
-    """[B, H, W, C] to [B, size, size, C], each pixel the mean of its block; H a multiple of `size`."""
+    """[B, H, W, C] to [B, size, size, C], each pixel the mean of its block; H must be a multiple of `size`."""
     count, height, width, channels = images.shape
     blocks = images.reshape(count, size, height // size, size, width // size, channels)
     return blocks.mean((2, 4))
 
 
 def match_average(images: jax.Array, thumbnail: jax.Array) -> jax.Array:
-    """The nearest images whose area average is `thumbnail` [B, h, w, C] (null-space projection, Wang et al. 2023)."""
+    """The closest images with area average `thumbnail` [B, h, w, C] (null-space projection, Wang et al. 2023)."""
     return _shift(images, thumbnail - area_average(images, thumbnail.shape[1]))
 
 
 def match_average_in_range(images: jax.Array, thumbnail: jax.Array) -> jax.Array:
-    """The same for images in [-1, 1] that must stay there: each block is shifted by one number and clipped.
+    """Like `match_average`, but the result stays in [-1, 1]: each block is shifted by a constant and clipped.
 
     The shift is found by bisection, since the average increases with it.
     """
@@ -83,8 +83,8 @@ def match_average_in_range(images: jax.Array, thumbnail: jax.Array) -> jax.Array
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = (low + high) / 2
-        short = area_average(jnp.clip(_shift(images, middle), -1, 1), thumbnail.shape[1]) < thumbnail
-        return jnp.where(short, middle, low), jnp.where(short, high, middle)
+        too_low = area_average(jnp.clip(_shift(images, middle), -1, 1), thumbnail.shape[1]) < thumbnail
+        return jnp.where(too_low, middle, low), jnp.where(too_low, high, middle)
 
     low, high = jax.lax.fori_loop(0, 20, halve, (jnp.full_like(thumbnail, -2), jnp.full_like(thumbnail, 2)))
     return jnp.clip(_shift(images, (low + high) / 2), -1, 1)

@@ -1,1 +1,1 @@
-"""Measuring faces."""
+"""Evaluation: sampled faces measured against real ones, and the reports made from it."""

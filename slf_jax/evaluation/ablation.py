@@ -1,4 +1,4 @@
-"""The paper's ablations: trains each system, sweeps and scores it, and reads the same systems off one by masking."""
+"""The paper's ablations: systems are trained one by one, or emulated by masking inputs of one, and all are scored."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from slf_jax.plots import curves, grids
 from slf_jax.training.loop import train
 from tfrecords.reader import Clips
 
-SHOWN = 4  # people on the page of scales (Fig. 7)
+SHOWN = 4  # people in the picture of scales (Fig. 7)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """What all systems share: the config, who scorers, and where the results lie."""
+    """What all systems share: the config, and the scorers of the test and of the validation people."""
 
     config: ml_collections.ConfigDict
     scorer: FaceScorer
@@ -50,13 +50,13 @@ class Ablation:
 
 
 def ablate(config: ml_collections.ConfigDict) -> dict | None:
-    """Trains and measures whatever is missing; returns what results.json holds, None if a signal ended it early.
+    """Trains and measures the systems that are still missing.
 
-    Raises `UserError` for what the user can fix.
+    Returns the content of results.json, or None if a signal ended it early. Raises `UserError`.
     """
     check_config(config)
     ablation = _prepare(config)
-    order = list(paper.SYSTEMS)  # a config sorts them by name
+    order = list(paper.SYSTEMS)  # a ConfigDict sorts them by name
     names = sorted(config.ablations.systems, key=lambda name: order.index(name) if name in order else len(order))
     print(f"{len(names)} systems, {', '.join(config.ablations.modes)}: {len(ablation.scorer.people)} people, "
           f"{len(ablation.scales)} scales")  # fmt: skip
@@ -65,11 +65,11 @@ def ablate(config: ml_collections.ConfigDict) -> dict | None:
         subject = None
         for number, name in enumerate(names, 1):
             print(f"-- {mode} {number}/{len(names)}: {name}", flush=True)
-            if subject is None or mode == "trained":  # the masked ones are one
+            if subject is None or mode == "trained":  # all masked systems are the same trained one
                 subject = _train(ablation, name, mode)
             if subject is None:
                 return None
-            results[mode][name] = _measured(ablation, name, mode, subject)
+            results[mode][name] = _load_or_measure(ablation, name, mode, subject)
     report = {**_receipt(ablation), "modes": results}
     _write(ablation, report)
     return report
@@ -89,7 +89,7 @@ def _prepare(config: ml_collections.ConfigDict) -> Ablation:
 
 
 def _run_config(ablation: Ablation, name: str, mode: str) -> ml_collections.ConfigDict:
-    """How one system is trained; the masked ones share one run, trained with any subset of all inputs."""
+    """The config that trains a system; the masked ones share one run, trained with any subset of all inputs."""
     config = copy.deepcopy(ablation.config)
     with config.unlocked():
         del config.ablations
@@ -108,7 +108,7 @@ def _run_config(ablation: Ablation, name: str, mode: str) -> ml_collections.Conf
 
 
 def _train(ablation: Ablation, name: str, mode: str) -> EvaluatedSystem | None:
-    """The trained system; None if a signal ended its training early."""
+    """Trains a system; None if a signal ended it early."""
     run, settings = _run_config(ablation, name, mode), ablation.settings
     if not train(run):
         return None
@@ -117,8 +117,8 @@ def _train(ablation: Ablation, name: str, mode: str) -> EvaluatedSystem | None:
     return EvaluatedSystem(trained, sampler, ablation.config.seed, settings.samples, use_thumbnail=True)
 
 
-def _measured(ablation: Ablation, name: str, mode: str, subject: EvaluatedSystem) -> dict:
-    """One system's figures at all scales, read from their file if they were measured before."""
+def _load_or_measure(ablation: Ablation, name: str, mode: str, subject: EvaluatedSystem) -> dict:
+    """One system's results at all scales, read from their file if they were measured before."""
     system, settings = ablation.settings.systems[name], ablation.settings
     without = tuple(part for part in subject.trained.system.inputs if part not in system.inputs)
     subject = dataclasses.replace(subject, use_thumbnail=system.thumbnail, without=without)
@@ -149,7 +149,7 @@ def _measured(ablation: Ablation, name: str, mode: str, subject: EvaluatedSystem
 
 
 def _measure(ablation: Ablation, subject: EvaluatedSystem, what: str) -> dict:
-    """Sweeps and scores one system; without conditions, only at scale 0."""
+    """Sweeps and scores one system, only at scale 0 if it has no inputs; `what` names it in progress bars and files."""
     scorer, scales = ablation.scorer, ablation.scales if subject.inputs else ((0.0, 0.0),)
     chosen, weighted = 0, None
     if ablation.validation and len(scales) > 1:

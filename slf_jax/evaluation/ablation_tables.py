@@ -1,4 +1,4 @@
-"""An ablation's results.json for reading: the paper's tables with its figures beside ours, and what they come to."""
+"""Formats an ablation's results: report.md with the paper's tables and figures beside ours, and tests of its claims."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from slf_jax.evaluation import metrics, paper
 from slf_jax.evaluation.metrics import format_rate
 from slf_jax.evaluation.tables import ATTRIBUTES, COLUMNS, FIDELITY, RECALL, begin, cells, p_value, points
 
-MODES = {"trained": "a system trained on these inputs alone", "masked": "one any-subset system, the others masked"}
-SWEPT = ("full input", "speaker embedding only")  # of Table 8
+MODES = {"trained": "a system trained on these inputs alone", "masked": "one any-subset system, other inputs masked"}
+SWEPT = ("full input", "speaker embedding only")  # the systems of Table 8
 FULL, THUMBNAIL_ONLY, NO_THUMBNAIL = "full input", "thumbnail only", "no thumbnail"
 NO_AUDIO, NO_ATTRIBUTES, NO_SPEAKER = "no audio", "no additional attributes", "no speaker embedding"
 
@@ -20,15 +20,15 @@ def markdown(report: Mapping) -> str:
     """The whole report."""
     modes = report["modes"]
     parts = ["# Ablations", _how(report)]
-    parts += ["## The systems and their inputs", _inputs(modes)]
+    parts += ["## Systems and their inputs", _inputs(modes)]
     parts += ["## Recall (the paper's Table 5)", _systems(modes, RECALL)]
     parts += ["## Attributes (Table 6)", _systems(modes, ATTRIBUTES)]
     parts += ["## Fidelity (Table 7)", _systems(modes, FIDELITY)]
     parts += ["## What each input contributes (Eq. 3-4)", _significance(modes)]
     parts += ["## Across guidance scales (Table 8)", _scales(modes)]
-    parts += ["## What the paper claims, tested on the same people", _claims(modes)]
+    parts += ["## The paper's claims, tested on the same people", _claims(modes)]
     if len(modes) > 1:
-        parts += ["## A system each, or one system masked?", _agreement(modes)]
+        parts += ["## Separately trained systems against one masked system", _agreement(modes)]
     pictures = [f"`figure_8_{mode}.png`: R@1 and R@3 against scale (Fig. 8)" for mode in modes]
     parts += ["## Pictures", "; ".join([*pictures, "`scales/`: people across scales (Fig. 7)"]) + "."]
     return "\n\n".join(parts) + "\n"
@@ -49,13 +49,13 @@ def short(report: Mapping) -> str:
 def _how(report: Mapping) -> str:
     other, sampler = report["gallery_of_another_clip"], report["sampler"]
     return (
-        f"{report['people']} people of `{report['data']}`, gallery of {report['gallery']} real faces (another clip "
-        f"than the thumbnail's for {other}), compared by `{report['embedder']}` ({report['metric']}); "
+        f"{report['people']} people of `{report['data']}`, gallery of {report['gallery']} real faces (from a clip "
+        f"other than the thumbnail's for {other}), compared by `{report['embedder']}` ({report['metric']}); "
         f"{report['samples']} sample(s) of each, seed {report['seed']}, {sampler['sampler']} with {sampler['steps']} "
-        f"steps a stage; training steps {report['steps']}, of the system that is masked {report['any_subset_steps']}. "
+        f"steps per stage; training steps {report['steps']}, of the masked system {report['any_subset_steps']}. "
         f"Scales were chosen by {report['chosen_by']}; the paper chose on the test people. Rates in percent, R@k with "
-        "95 % intervals; a face in which none is found is a miss. The paper's rows are of 118 people of VoxCeleb2, "
-        "compared by VGG-Face: they stand here for their pattern, not to be matched."
+        "95 % intervals; a picture in which no face is found is a miss. The paper's rows are of 118 people of "
+        "VoxCeleb2, compared by VGG-Face: compare the pattern, not the numbers."
     )
 
 
@@ -64,13 +64,13 @@ def _inputs(modes: Mapping) -> str:
     parts = systems[FULL]["inputs"] if FULL in systems else sorted({p for s in systems.values() for p in s["inputs"]})
     lines = begin(("system", "8x8 thumbnail", *parts))
     for name, found in systems.items():
-        seen = [found["made_from"]["thumbnail"], *(part in found["inputs"] for part in parts)]
-        lines.append(f"| {name} | " + " | ".join("x" if yes else "" for yes in seen) + " |")
+        used = [found["made_from"]["thumbnail"], *(part in found["inputs"] for part in parts)]
+        lines.append(f"| {name} | " + " | ".join("x" if yes else "" for yes in used) + " |")
     return "\n".join([*lines, "", *(f"- {mode}: {text}" for mode, text in MODES.items() if mode in modes)])
 
 
 def _systems(modes: Mapping, columns: Sequence[str]) -> str:
-    """Each of the paper's systems at its chosen scale: ours, then the paper's own figures."""
+    """Each of the paper's systems at its chosen scale: our results, then the paper's."""
     lines = begin(("system", "", "scale", *columns))
     for name, (scale, *figures) in paper.SYSTEMS.items():
         for mode, systems in modes.items():
@@ -79,15 +79,15 @@ def _systems(modes: Mapping, columns: Sequence[str]) -> str:
                 chosen = found["chosen"] if found["inputs"] else "-"
                 texts = cells(found["scales"][found["chosen"]], columns)
                 lines.append("| " + " | ".join([f"**{name}**", mode, chosen, *texts]) + " |")
-        theirs = dict(zip(COLUMNS, figures, strict=True))
-        texts = [f"{theirs[column]:.2f}" for column in columns]
+        published = dict(zip(COLUMNS, figures, strict=True))
+        texts = [f"{published[column]:.2f}" for column in columns]
         lines.append("| " + " | ".join([name, "paper", str(scale or "-"), *texts]) + " |")
     if columns == RECALL:
         gallery = _people(modes)
         rates = " | ".join(f"{100 * metrics.random_recall(k, gallery):.2f}" for k in metrics.KS)
         lines.append(f"| random selection | of {gallery} | - | {rates} |")
-        theirs = " | ".join(f"{rate:.2f}" for rate in paper.RANDOM.values())
-        lines.append(f"| random selection | paper, of {paper.PEOPLE} | - | {theirs} |")
+        rates = " | ".join(f"{rate:.2f}" for rate in paper.RANDOM.values())
+        lines.append(f"| random selection | paper, of {paper.PEOPLE} | - | {rates} |")
     return "\n".join(lines)
 
 
@@ -100,15 +100,6 @@ def _recalls(found: Mapping) -> dict[int, float]:
     return {k: found["scales"][found["chosen"]][f"r@{k}"]["rate"] for k in metrics.KS}
 
 
-def significances(systems: Mapping) -> dict[str, float]:
-    """S of each input whose systems are there, each at its chosen scale."""
-    return {
-        part: metrics.significance(_recalls(systems[FULL]), _recalls(systems[without]))
-        for part, (without, _) in paper.SIGNIFICANCE.items()
-        if {FULL, without} <= set(systems)
-    }
-
-
 def _significance(modes: Mapping) -> str:
     lines = begin(("input", "", *(f"R_inc,{k}" for k in metrics.KS), "S", "band"))
     for part, (without, _) in paper.SIGNIFICANCE.items():
@@ -117,12 +108,12 @@ def _significance(modes: Mapping) -> str:
             for mode, systems in modes.items()
             if {FULL, without} <= set(systems)
         }
-        for who, (full, less) in {**pairs, "paper": (paper.recalls(FULL), paper.recalls(without))}.items():
-            increase = [f"{metrics.increase(full, less, k):.1f}" if less[k] else "-" for k in metrics.KS]
-            s = metrics.significance(full, less)
-            texts = [part, who, *increase, "-" if np.isnan(s) else f"{s:.2f}", metrics.band(s)]
+        for source, (full, reduced) in {**pairs, "paper": (paper.recalls(FULL), paper.recalls(without))}.items():
+            increase = [f"{metrics.increase(full, reduced, k):.1f}" if reduced[k] else "-" for k in metrics.KS]
+            s = metrics.significance(full, reduced)
+            texts = [part, source, *increase, "-" if np.isnan(s) else f"{s:.2f}", metrics.band(s)]
             lines.append("| " + " | ".join(texts) + " |")
-    bands = ", ".join(f"up to {most} {name}" for most, name in metrics.BANDS)
+    bands = ", ".join(f"up to {limit} {name}" for limit, name in metrics.BANDS)
     return "\n".join(lines) + f"\n\nThe paper's bands of S: {bands}, above that profound."
 
 
@@ -138,9 +129,9 @@ def _scales(modes: Mapping) -> str:
 
 
 def claims(systems: Mapping) -> dict[str, dict]:
-    """Paired comparisons of one mode's systems, by what they say; those whose systems are there.
+    """The paper's claims about one mode's systems, as paired comparisons by claim; only of systems that were measured.
 
-    Each is `metrics.paired` with "rate": which R@k was compared.
+    Each is a `metrics.paired` with "rate", the R@k that was compared.
     """
 
     def hits(name: str, rate: str, scale: str = "") -> np.ndarray:
@@ -155,14 +146,14 @@ def claims(systems: Mapping) -> dict[str, dict]:
         found["full input over the thumbnail alone"] = "r@1", hits(FULL, "r@1"), hits(THUMBNAIL_ONLY, "r@1")
         if measured(FULL, "0"):
             pair = hits(FULL, "r@1", "0"), hits(THUMBNAIL_ONLY, "r@1")
-            found["full input at scale 0 over the thumbnail alone (equal, says the paper)"] = "r@1", *pair
+            found["full input at scale 0 over the thumbnail alone (equal in the paper)"] = "r@1", *pair
     for name in (NO_THUMBNAIL, "only audio"):
         if name in have:
             own, people = hits(name, "r@10"), len(hits(name, "r@10"))
             found[f"{name} over a random order"] = "r@10", own, np.full(people, metrics.random_recall(10, people))
     if {NO_AUDIO, NO_ATTRIBUTES} <= have:
         pair = hits(NO_ATTRIBUTES, "r@1"), hits(NO_AUDIO, "r@1")
-        found["the audio's absence costs more than the attributes'"] = "r@1", *pair
+        found["removing the audio costs more than removing the attributes"] = "r@1", *pair
         scale = systems[FULL]["chosen"] if FULL in have else ""
         if measured(NO_AUDIO, scale) and measured(NO_ATTRIBUTES, scale):
             pair = hits(NO_ATTRIBUTES, "r@1", scale), hits(NO_AUDIO, "r@1", scale)
@@ -170,7 +161,7 @@ def claims(systems: Mapping) -> dict[str, dict]:
     for name, what in ((NO_AUDIO, "all audio"), (NO_ATTRIBUTES, "the attributes")):
         if {name, NO_SPEAKER} <= have:
             pair = hits(NO_SPEAKER, "r@1"), hits(name, "r@1")
-            found[f"the absence of {what} costs more than the speaker embeddings'"] = "r@1", *pair
+            found[f"removing {what} costs more than removing the speaker embeddings"] = "r@1", *pair
     return {what: {"rate": rate, **metrics.paired(a, b)} for what, (rate, a, b) in found.items()}
 
 
@@ -182,7 +173,7 @@ def _claims(modes: Mapping) -> str:
             lines.append("| " + " | ".join([*texts, points(found), p_value(found)]) + " |")
     return "\n".join(lines) + (
         "\n\nDifferences in percentage points over the same people, with 95 % intervals (Bonett & Price 2012); p by "
-        "McNemar's exact test, not corrected for their number."
+        "McNemar's exact test, not corrected for multiple comparisons."
     )
 
 
@@ -197,9 +188,10 @@ def _agreement(modes: Mapping) -> str:
             texts += [format_rate(found["first"]), format_rate(found["second"]), points(found)]
             gaps.append(abs(found["difference"]))
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
-    ranks = [np.argsort(np.argsort([_recalls(each[name])[10] for name in a])) for each in (a, b)]
-    order = f" Rank correlation of R@10 over systems: {np.corrcoef(*ranks)[0, 1]:.2f}." if len(a) > 2 else ""
+    first, second = (np.argsort(np.argsort([_recalls(each[name])[10] for name in a])) for each in (a, b))
+    correlation = np.corrcoef(first, second)[0, 1] if len(a) > 2 else None
+    order = "" if correlation is None else f" Rank correlation of R@10 over systems: {correlation:.2f}."
     return "\n".join(lines) + (
         "\n\nEach at its own scale. Differences in points over the same people, with 95 % intervals (Bonett & Price "
-        f"2012); on average {100 * np.mean(gaps):.1f} either way.{order}"
+        f"2012); their mean magnitude is {100 * np.mean(gaps):.1f}.{order}"
     )

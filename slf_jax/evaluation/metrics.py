@@ -1,23 +1,26 @@
-"""Measures of faces against the real ones: fidelity, recall, attributes; and how sure they are."""
+"""Metrics of faces against the real ones (fidelity, recall, significance), their intervals and tests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from slf_common.errors import UserError
 
-KS = (1, 3, 5, 10)  # of R@k
+KS = (1, 3, 5, 10)  # the k of each R@k
 WEIGHTS = {1: 10, 3: 5, 5: 3, 10: 1}  # of R@k in the significance S (Eq. 4)
+# Upper limits of S and the paper's words for them.
 BANDS = ((0, "negligible"), (20, "minor"), (40, "moderate"), (60, "considerable"), (80, "significant"))
-DECADE = 10  # years of an age group
+DECADE = 10  # years in an age group
 
 
 def psnr(images: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio in dB [B], of uint8 images [B, H, W, 3]."""
     ratio = _skimage().peak_signal_noise_ratio
-    with np.errstate(divide="ignore"):  # equal images: infinite
+    with np.errstate(divide="ignore"):  # infinite for equal images
         return np.array([ratio(r, i) for i, r in zip(images, real, strict=True)])
 
 
@@ -40,7 +43,7 @@ def thumbnail_error(images: np.ndarray, real: np.ndarray, size: int = 8) -> np.n
 def fidelity(images: np.ndarray, real: np.ndarray) -> dict[str, float]:
     """Means over people and samples of PSNR (dB), SSIM and thumbnail error (of 255), of images [B, samples, H, W, 3].
 
-    With several samples also the standard deviation of each sample's mean over people.
+    With several samples also the standard deviation over samples of the mean over people.
     """
     found = {}
     for name, measure in {"psnr": psnr, "ssim": ssim, "thumbnail_error": thumbnail_error}.items():
@@ -52,43 +55,43 @@ def fidelity(images: np.ndarray, real: np.ndarray) -> dict[str, float]:
 
 
 def recall(ranks: np.ndarray, k: int) -> float:
-    """R@k (Eq. 2): the share of ranks [n] from 1 to k. Rank 0: not found, a miss whatever the reason."""
+    """R@k (Eq. 2): the share of ranks [n] from 1 to k. Rank 0 means not found, a miss for any reason."""
     return float(((ranks >= 1) & (ranks <= k)).mean())
 
 
 def random_recall(k: int, gallery: int) -> float:
-    """R@k of a random order of a gallery that holds one face of the person."""
+    """Expected R@k of a random order of a gallery that contains one face of the person."""
     return min(k, gallery) / gallery
 
 
 def increase(full: Mapping[int, float], without: Mapping[int, float], k: int) -> float:
-    """By how many percent an input raises R@k (Eq. 3)."""
+    """Increase of R@k by an input, in percent (Eq. 3)."""
     return 100 * (full[k] - without[k]) / without[k]
 
 
 def significance(full: Mapping[int, float], without: Mapping[int, float]) -> float:
-    """S of an input (Eq. 3-4): recall's weighted increase in percent; NaN where a recall without it is 0."""
+    """S of an input (Eq. 3-4): the weighted increase of recall in percent; NaN if a recall without it is 0."""
     if any(without[k] == 0 for k in WEIGHTS):
         return float("nan")
     return sum(weight * increase(full, without, k) for k, weight in WEIGHTS.items()) / sum(WEIGHTS.values())
 
 
 def band(s: float) -> str:
-    """The paper's word for a significance; below zero the input did harm, which the paper has no word for."""
+    """The paper's word for a significance S; "harmful" below zero, for which the paper has no word."""
     if np.isnan(s):
         return "undefined"
     if s < 0:
         return "harmful"
-    return next((name for most, name in BANDS if s <= most), "profound")
+    return next((name for limit, name in BANDS if s <= limit), "profound")
 
 
 def weighted_recall(recalls: Mapping[int, float]) -> float:
-    """One number for R@1 to R@10, by the weights of Eq. 4: what a guidance scale is chosen by."""
+    """Mean of R@1 to R@10 by the weights of Eq. 4, by which a guidance scale is chosen."""
     return sum(WEIGHTS[k] * recalls[k] for k in WEIGHTS) / sum(WEIGHTS.values())
 
 
 def age_group(years: np.ndarray) -> np.ndarray:
-    """Decades, as [0, 10) is 0."""
+    """The decade of each age: 0 for [0, 10), 1 for [10, 20), ..."""
     return np.floor_divide(years, DECADE).astype(int)
 
 
@@ -105,9 +108,9 @@ def wilson(hits: float, count: float, z: float = 1.959964) -> tuple[float, float
 def rate_interval(shares: np.ndarray, samples: int) -> tuple[float, float]:
     """95 % interval of a rate, from each person's share [n] of `samples` that are hits.
 
-    Wilson's, with the effective sample size of people as clusters (Korn & Graubard 1998): how many independent trials
-    would vary as much. With one sample it is the number of people; so it is where nothing varies, at 0 and 100 %,
-    where a bootstrap would collapse to a point.
+    Wilson's interval for the effective sample size with people as clusters (Korn & Graubard 1998): the number of
+    independent trials that would have the same variance. This is the number of people if there is one sample of each,
+    or if the variance is zero (at 0 and 100 %, where a bootstrap would give an interval of no width).
     """
     count = len(shares)
     if not count:
@@ -120,7 +123,7 @@ def rate_interval(shares: np.ndarray, samples: int) -> tuple[float, float]:
 def mean_interval(values: np.ndarray) -> tuple[float, float] | tuple[None, None]:
     """95 % interval (Student's t) of the mean of values [n], one for each person.
 
-    None where the values do not tell how much people vary: of one person, all equal, or not all finite.
+    None if the values do not show how much people vary: a single one, all equal, or not all finite.
     """
     from scipy.stats import ttest_1samp
 
@@ -134,27 +137,27 @@ def difference_interval(differences: np.ndarray, z: float = 1.959964) -> tuple[f
     """95 % interval of a difference of paired rates, from each person's difference [n] in [-1, 1].
 
     Bonett & Price (2012): Wald's, with one person added for whom only the first system hits and one for whom only the
-    second does. It keeps its width where no two results differ. With one sample it is their interval to the letter.
+    second does, so that it has a width even if no results differ. With one sample it is exactly their interval.
     """
     if not len(differences):
         return float("nan"), float("nan")
-    more = np.append(differences, (1.0, -1.0))
-    half = z * more.std() / np.sqrt(len(more))
-    return float(max(-1.0, more.mean() - half)), float(min(1.0, more.mean() + half))
+    extended = np.append(differences, (1.0, -1.0))
+    half = z * extended.std() / np.sqrt(len(extended))
+    return float(max(-1.0, extended.mean() - half)), float(min(1.0, extended.mean() + half))
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
-    """Two-sided exact p that systems with hits a and b [n] of the same people recall alike (McNemar 1947)."""
+    """Exact two-sided p of equal recall, from the hits a and b [n] of two systems on the same people (McNemar 1947)."""
     from scipy.stats import binomtest
 
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def paired(a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
-    """By how much system a recalls more than b, from each person's share of recalled samples [n] with either.
+def paired(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    """Difference in recall between systems a and b, from each person's share of recalled samples [n] with either.
 
-    The interval by `difference_interval`; p by McNemar's test, None where somebody has several samples.
+    The interval is `difference_interval`; p is McNemar's, None if shares of several samples are not all 0 or 1.
     """
     low, high = difference_interval(a - b)
     whole = np.isin([a, b], (0, 1)).all()
@@ -165,14 +168,15 @@ def paired(a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
 
 
 def format_rate(rate: float) -> str:
-    """A rate in percent as the paper prints it: rounded to tenths, with a zero after them (8 of 118: `6.80`)."""
+    """A rate in percent as the paper prints it: rounded to tenths, then a zero (8 of 118: `6.80`)."""
     return f"{100 * rate:.1f}0"
 
 
-def confusion(truth: Sequence[int], found: Sequence[int], classes: int) -> np.ndarray:
-    """Counts [classes, classes + 1]: rows are true classes, columns what was found, the last for nothing found."""
+def confusion(truth: ArrayLike, found: ArrayLike, classes: int) -> np.ndarray:
+    """Counts [classes, classes + 1] of classes [n]: rows true, columns found; the last column for none found (-1)."""
     counts = np.zeros((classes, classes + 1), int)
-    np.add.at(counts, (np.asarray(truth), np.where(np.asarray(found) < 0, classes, found)), 1)
+    found = np.asarray(found)
+    np.add.at(counts, (np.asarray(truth), np.where(found < 0, classes, found)), 1)
     return counts
 
 
@@ -180,5 +184,5 @@ def _skimage():
     try:
         import skimage.metrics
     except ImportError:
-        raise UserError('measuring needs scikit-image: pip install -e ".[evaluate]"') from None
+        raise UserError('PSNR and SSIM need scikit-image: pip install -e ".[evaluate]"') from None
     return skimage.metrics

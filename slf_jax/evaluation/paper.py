@@ -1,4 +1,4 @@
-"""What the paper published (Abotaleb, Fakhr & Zaki 2024), to stand beside our own figures."""
+"""Results published in the paper (Abotaleb, Fakhr & Zaki 2024), for comparison with ours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ RANDOM = {1: 0.85, 3: 2.5, 5: 4.2, 10: 8.5}  # R@k of random selection, percent
 # Tables 5-7: guidance scale; R@1, R@3, R@5, R@10, recall of gender, ethnicity and age group in percent; RMSE of age in
 # years; PSNR in dB; SSIM.
 COLUMNS = ("scale", "r@1", "r@3", "r@5", "r@10", "gender", "ethnicity", "age_group", "age_rmse", "psnr", "ssim")
-SYSTEMS = {
+SYSTEMS: dict[str, tuple] = {
     "thumbnail only": (None, 6.8, 11.1, 16.9, 22.9, 78.8, 37.3, 44.1, 7.54, 16.74, 0.40),
     "full input": (8, 16.9, 30.5, 33.9, 45.8, 90.7, 65.3, 57.6, 5.62, 14.37, 0.27),
     "no thumbnail": (2, 9.3, 16.1, 23.7, 34.7, 88.1, 58.5, 72.9, 5.11, 10.46, 0.22),
@@ -18,7 +18,7 @@ SYSTEMS = {
     "speaker embedding only": (4, 8.5, 13.6, 17.8, 29.6, 89.0, 47.5, 41.5, 7.54, 10.52, 0.20),
     "no additional attributes": (4, 13.6, 20.3, 27.1, 35.6, 85.6, 53.4, 52.5, 5.77, 15.71, 0.34),
 }
-# Table 8: the same columns by guidance scale.
+# Table 8: the columns of `SYSTEMS` after the scale, by guidance scale.
 SCALES = {
     "full input": {
         0: (5.1, 7.6, 14.4, 20.3, 71.2, 46.6, 42.4, 7.55, 16.72, 0.40),
@@ -35,7 +35,7 @@ SCALES = {
         8: (4.3, 8.5, 14.5, 32.5, 88.0, 47.9, 43.6, 7.96, 10.26, 0.16),
     },
 }
-# The input whose significance S compares the full input with that system, and the S published.
+# By input: the system without it, with which the full input is compared, and the published significance S.
 SIGNIFICANCE = {
     "thumbnail": ("no thumbnail", 75),
     "audio": ("no audio", 77),
@@ -45,6 +45,6 @@ SIGNIFICANCE = {
 
 
 def recalls(system: str) -> dict[int, float]:
-    """R@k in percent by k, of Table 5."""
+    """R@k of a system in percent, by k (Table 5)."""
     row = dict(zip(COLUMNS, SYSTEMS[system], strict=True))
     return {k: row[f"r@{k}"] for k in RANDOM}

@@ -1,10 +1,10 @@
-"""Who is sampled, whom the gallery holds, how a set of faces is scored, and what the scores come to."""
+"""The evaluation protocol: probes and gallery, scoring a set of faces, and summaries of the scores."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +15,24 @@ from slf_jax.evaluation.embedders import ATTRIBUTES, FaceEmbedder, FaceFeatures
 from slf_jax.evaluation.gallery import Gallery, ranks
 from tfrecords.reader import Clips, stack
 
-MAX_RANK = 100  # ranks are known up to here
-MIN_GROUP = 5  # people, below which a group's recall is not compared
+MAX_RANK = 100  # nearest faces that a query returns: ranks beyond are not known
+MIN_GROUP = 5  # minimum number of people in a group to be compared with others
 
 
 class TooFew(UserError):
-    """Too few speakers to look for one among them."""
+    """The gallery has too few speakers for recall to mean anything."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSet:
-    """One probe of each of P speakers, and the real faces of G speakers that they are looked for among.
+    """One probe clip of each of P speakers, and a gallery of real faces of G speakers.
 
     Attributes:
-      ids, speakers, probe: of the probes: clips, who they are, their records as a batch.
-      gallery, faces: the speakers of the gallery and their faces, uint8 [G, 128, 128, 3].
-      known, another: [P], whether the gallery has a face of the person, and whether it is another clip's.
-      second: uint8 [P, 128, 128, 3], a real face from another clip than the gallery's, where there is one.
+      ids, speakers, probe: clip ids and speaker ids of the probes, and their records as a batch.
+      gallery, faces: speaker ids and faces of the gallery, uint8 [G, 128, 128, 3].
+      known, another: bool [P], whether the gallery has a face of the person, and whether it is from another clip.
+      second: uint8 [P, 128, 128, 3], a real face from a clip that is not in the gallery, if the person has one.
+      labels: class names of each attribute.
     """
 
     ids: list[str]
@@ -49,55 +50,67 @@ class EvaluationSet:
 
 
 def choose(clips: Clips, count: int = 0, *, same_clip: bool = False, gallery: Clips | None = None) -> EvaluationSet:
-    """The first clip of each of the first `count` speakers (0: of all) as probe; their second ones as gallery.
+    """Chooses the first clip of each of the first `count` speakers (0: all) as probe, and the second one as gallery.
 
-    `same_clip`: the gallery holds the probe's own face, as in the paper, which is easier with a thumbnail. `gallery`:
-    all speakers of this split are the gallery; people without a face in it are misses. Raises `UserError` if nobody
-    is in the gallery, `TooFew` if it has fewer than 2 speakers.
+    Args:
+      same_clip: the gallery holds the probe's own face, as in the paper, which is easier with a thumbnail.
+      gallery: a split whose speakers are the gallery; people without a face in it count as misses.
+
+    Raises `UserError` if the gallery has none of the people, `TooFew` if it has fewer than 2 speakers.
     """
-    mine = _first_two(clips, count)
-    theirs = mine if gallery is None else _first_two(gallery)
-    if not mine.keys() & theirs.keys():
+    probes = _first_two(clips, count)
+    candidates = probes if gallery is None else _first_two(gallery)
+    if gallery is not None and not probes.keys() & candidates.keys():
         raise UserError(
-            f"{gallery.directory}: the gallery holds nobody of {clips.directory}; it needs faces of the same speakers"
+            f"{gallery.directory}: the gallery has no speaker of {clips.directory}; it needs faces of the same speakers"
         )
-    if len(theirs) < 2:
-        raise TooFew(f"{clips.directory}: a gallery of {len(theirs)}: recall needs at least 2 speakers")
-    ids = {speaker: both[0]["clip_id"] for speaker, both in mine.items()}
-    real = {name: _pick(both, ids.get(name), same_clip) for name, both in theirs.items()}
-    held = {speaker: real[speaker]["clip_id"] if speaker in real else None for speaker in mine}
-    second = [_pick(both, held[speaker], False)["face"] for speaker, both in mine.items()]
+    if len(candidates) < 2:
+        raise TooFew(f"{clips.directory}: a gallery of {len(candidates)}: recall needs at least 2 speakers")
+    ids = {speaker: both[0]["clip_id"] for speaker, both in probes.items()}
+    real = {name: _pick(both, ids.get(name), same_clip) for name, both in candidates.items()}
+    gallery_ids = {speaker: real[speaker]["clip_id"] if speaker in real else None for speaker in probes}
+    second = [_pick(both, gallery_ids[speaker], False)["face"] for speaker, both in probes.items()]
     return EvaluationSet(
-        list(ids.values()), list(mine), stack([both[0] for both in mine.values()]), list(real),
-        np.stack([clip["face"] for clip in real.values()]), np.array([i is not None for i in held.values()]),
-        np.array([held[speaker] not in (None, i) for speaker, i in ids.items()]), np.stack(second), clips.schema.labels,
-    )  # fmt: skip
+        ids=list(ids.values()),
+        speakers=list(probes),
+        probe=stack([both[0] for both in probes.values()]),
+        gallery=list(real),
+        faces=np.stack([clip["face"] for clip in real.values()]),
+        known=np.array([clip_id is not None for clip_id in gallery_ids.values()]),
+        another=np.array([gallery_ids[speaker] not in (None, clip_id) for speaker, clip_id in ids.items()]),
+        second=np.stack(second),
+        labels=clips.schema.labels,
+    )
 
 
 def _pick(clips: list[dict], clip_id: str | None, same: bool) -> dict:
-    """The first clip that has this id, or that has it not; where there is none the first."""
+    """The first clip with this id (`same`) or with another id; if there is none, the first clip."""
     return next((clip for clip in clips if (clip["clip_id"] == clip_id) == same), clips[0])
 
 
 def _first_two(clips: Clips, count: int = 0) -> dict[str, list[dict]]:
-    """Up to two clips of each of the first `count` speakers, 0: of all."""
+    """Up to two clips of each of the first `count` speakers; 0: of all speakers."""
     found: dict[str, list[int]] = {}
     for i, (_, speaker) in enumerate(clips.names()):
         if count and len(found) == count and speaker not in found:
             continue
-        mine = found.setdefault(speaker, [])
-        if len(mine) < 2:
-            mine.append(i)
-    return {speaker: [clips[i] for i in mine] for speaker, mine in found.items()}
+        indices = found.setdefault(speaker, [])
+        if len(indices) < 2:
+            indices.append(i)
+    return {speaker: [clips[i] for i in indices] for speaker, indices in found.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What was measured on the faces of P people, a few samples of each: arrays [P, samples].
+    """Measurements of the faces of P people, one or more samples of each: arrays [P, samples].
 
-    rank: of the person in the gallery, 0 where not among the first `MAX_RANK` or where no face was found. age: years as
-    guessed from the face, NaN where no face was found. labels: guesses, -1 where no face was found. What the embedder
-    cannot guess is not there.
+    Attributes:
+      rank: rank of the person in the gallery, from 1; 0 if not among the first `MAX_RANK` or if no face was found.
+      found: whether a face was found.
+      age: years estimated from the face, NaN if no face was found; None if the embedder cannot estimate it.
+      labels: estimates of those attributes that the embedder can estimate, -1 if no face was found.
+      psnr, ssim: against the real face.
+      nearest: speakers of the nearest gallery faces to each person's first sample.
     """
 
     rank: np.ndarray
@@ -106,11 +119,11 @@ class Scores:
     labels: dict[str, np.ndarray]
     psnr: np.ndarray
     ssim: np.ndarray
-    nearest: list[list[str]]  # speakers of the nearest gallery faces of each person's first sample
+    nearest: list[list[str]]
 
 
 class FaceScorer:
-    """Scores faces of the same people against one gallery."""
+    """Scores faces of the same people against one gallery. Raises `UserError` if the gallery cannot be built."""
 
     def __init__(self, people: EvaluationSet, embedder: FaceEmbedder, folder: Path) -> None:
         self.people, self.embedder = people, embedder
@@ -129,43 +142,46 @@ class FaceScorer:
                 f"{self.embedder.name}: no face was found in any of the {len(people.gallery)} real faces; "
                 "try another --detector, as in --detector skip"
             )
-        speakers = [name for name, seen in zip(people.gallery, real.found, strict=True) if seen]
+        speakers = [name for name, found in zip(people.gallery, real.found, strict=True) if found]
         self.gallery.build(self.embedder.name, built_from, speakers, real.vectors[real.found])
 
     def score(self, images: np.ndarray, progress: str = "") -> Scores:
         """Scores of images uint8 [P, samples, 128, 128, 3]."""
         count, samples = images.shape[:2]
-        seen = self.embedder(images.reshape(-1, *images.shape[2:]), progress=progress)
-        neighbours = self._search(seen)
-        rank = ranks(neighbours, np.repeat(self.people.speakers, samples))
+        features = self.embedder(images.reshape(-1, *images.shape[2:]), progress=progress)
+        neighbours = self._search(features)
+        rank = ranks(neighbours, np.repeat(self.people.speakers, samples).tolist())
         real = self.people.probe["face"]
-        fidelity = [
-            np.stack([measure(images[:, i], real) for i in range(samples)], 1)
-            for measure in (metrics.psnr, metrics.ssim)
-        ]
 
-        def table(values: np.ndarray) -> np.ndarray:
+        def by_person(values: np.ndarray) -> np.ndarray:
             return values.reshape(count, samples)
 
-        age, labels = seen.age, {name: table(x) for name, x in seen.labels.items()}
-        return Scores(
-            table(rank), table(seen.found), None if age is None else table(age), labels, *fidelity,
-            [names[:3] for names in neighbours[::samples]],
-        )  # fmt: skip
+        def by_sample(measure: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+            return np.stack([measure(images[:, i], real) for i in range(samples)], 1)
 
-    def _search(self, seen: FaceFeatures) -> list[list[str]]:
-        """The gallery's speakers by distance for each face, none where no face was found."""
-        neighbours = iter(self.gallery.search(seen.vectors[seen.found], min(MAX_RANK, len(self.gallery))))
-        return [next(neighbours) if found else [] for found in seen.found]
+        return Scores(
+            rank=by_person(rank),
+            found=by_person(features.found),
+            age=None if features.age is None else by_person(features.age),
+            labels={name: by_person(values) for name, values in features.labels.items()},
+            psnr=by_sample(metrics.psnr),
+            ssim=by_sample(metrics.ssim),
+            nearest=[names[:3] for names in neighbours[::samples]],
+        )
+
+    def _search(self, features: FaceFeatures) -> list[list[str]]:
+        """The gallery's speakers, nearest first, for each face; empty if no face was found."""
+        neighbours = iter(self.gallery.search(features.vectors[features.found], min(MAX_RANK, len(self.gallery))))
+        return [next(neighbours) if found else [] for found in features.found]
 
 
 def hits(scores: Scores, k: int) -> np.ndarray:
-    """Each person's share [P] of samples that are recalled at k."""
+    """Share [P] of each person's samples whose rank is at most k."""
     return ((scores.rank >= 1) & (scores.rank <= k)).mean(1)
 
 
 def summary(scores: Scores, people: EvaluationSet) -> dict:
-    """All figures of one system: rates with N and 95 % interval, means, sd over samples where there are several."""
+    """All results of one system: rates with N and 95 % interval, means, and with several samples their deviation."""
     out: dict = {f"r@{k}": _rate(hits(scores, k), scores.rank.shape[1]) for k in metrics.KS}
     samples = scores.rank.shape[1]
     for name in ATTRIBUTES:
@@ -175,7 +191,7 @@ def summary(scores: Scores, people: EvaluationSet) -> dict:
             out[name] = _rate((scores.labels[name] == truth[:, None])[known].mean(1), samples)
     out["age_group"], out["age_rmse"] = _ages(scores, people)
     for name, values in (("psnr", scores.psnr), ("ssim", scores.ssim)):
-        out[name] = None  # the real face itself is infinitely like itself
+        out[name] = None  # for the real face itself PSNR is infinite
         if np.isfinite(values).all():
             low, high = metrics.mean_interval(values.mean(1))
             out[name] = {"mean": float(values.mean()), "low": low, "high": high}
@@ -188,7 +204,7 @@ def summary(scores: Scores, people: EvaluationSet) -> dict:
 
 
 def _ages(scores: Scores, people: EvaluationSet) -> tuple[dict | None, float | None]:
-    """Recall of the age group, and the root mean square error in years."""
+    """Recall of the age group, and the root-mean-square error in years."""
     if scores.age is None:
         return None, None
     known = np.isfinite(people.probe["age"])
@@ -200,20 +216,20 @@ def _ages(scores: Scores, people: EvaluationSet) -> tuple[dict | None, float | N
 
 
 def _rate(shares: np.ndarray, samples: int) -> dict | None:
-    """A rate over people, from each one's share of hits, with its interval."""
+    """A rate over people with its interval, from each person's share of hits."""
     if not len(shares):
         return None
     low, high = metrics.rate_interval(shares, samples)
     return {"rate": float(shares.mean()), "low": low, "high": high, "n": len(shares)}
 
 
-def recalls(summed: Mapping) -> dict[int, float]:
-    """R@k by k of a summary."""
-    return {k: summed[f"r@{k}"]["rate"] for k in metrics.KS}
+def recalls(row: Mapping) -> dict[int, float]:
+    """R@k of a summary, by k."""
+    return {k: row[f"r@{k}"]["rate"] for k in metrics.KS}
 
 
 def compare(a: Scores, b: Scores) -> dict:
-    """By how much system a recalls more than b of the same people, at each k: `metrics.paired`."""
+    """Difference in recall between systems a and b on the same people, at each k: `metrics.paired`."""
     return {f"r@{k}": metrics.paired(hits(a, k), hits(b, k)) for k in metrics.KS}
 
 
@@ -239,13 +255,13 @@ def _largest_gap(tables: Mapping[str, Mapping[str, Mapping]]) -> dict | None:
     for kind, groups in tables.items():
         rates = {text: group["r@10"]["rate"] for text, group in groups.items() if group["r@10"]["n"] >= MIN_GROUP}
         if len(rates) > 1:
-            most, least = max(rates, key=rates.get), min(rates, key=rates.get)
+            most, least = max(rates, key=rates.__getitem__), min(rates, key=rates.__getitem__)
             gaps.append({"kind": kind, "most": most, "least": least, "gap": rates[most] - rates[least]})
     return max(gaps, key=lambda each: each["gap"], default=None)
 
 
 def confusions(scores: Scores, people: EvaluationSet) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """For each attribute that is known of anybody: class names, and counts of guesses from first samples."""
+    """Class names and confusion counts, from first samples, for each attribute that is known of at least one person."""
     tables = {}
     for name in ATTRIBUTES:
         known = people.probe[name] >= 0

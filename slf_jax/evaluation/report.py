@@ -1,4 +1,4 @@
-"""The files of an evaluation: results.json, report.md and pictures."""
+"""Writes the files of an evaluation: results.json, report.md and pictures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slf_jax.evaluation import metrics, protocol, tables
 from slf_jax.evaluation.protocol import FaceScorer, Scores
 from slf_jax.plots import curves, grids, matrix
 
-FACES = 12  # people on the page of faces
+FACES = 12  # people in faces.png
 FILES = ("results.json", "report.md", "faces.png", "rank_curve.png", "scales.png", "confusion.png")
 
 
@@ -23,7 +23,7 @@ def write(
 ) -> None:
     """Writes the results as JSON and Markdown, and the pictures, to the folder `out`."""
     chosen = scores[results["chosen"]]
-    _page_of_faces(images, scorer, chosen, use_thumbnail, out / "faces.png")
+    _draw_faces(images, scorer, chosen, use_thumbnail, out / "faces.png")
     size = min(protocol.MAX_RANK, len(scorer.gallery))
     shown = [results["chosen"], *results["masked"], *results["controls"]]
     recalls = {name: [metrics.recall(scores[name].rank, k) for k in range(1, size + 1)] for name in shown}
@@ -35,8 +35,8 @@ def write(
     write_atomically(out / "report.md", tables.markdown(results).encode())
 
 
-def _page_of_faces(images: np.ndarray, scorer: FaceScorer, scores: Scores, use_thumbnail: bool, path: Path) -> None:
-    """Thumbnail, generated face, real face, and the nearest faces of the gallery, for the first people."""
+def _draw_faces(images: np.ndarray, scorer: FaceScorer, scores: Scores, use_thumbnail: bool, path: Path) -> None:
+    """Draws thumbnail, generated face, real face and the nearest faces of the gallery, for the first people."""
     people, count = scorer.people, min(FACES, len(scorer.people))
     by_speaker = dict(zip(people.gallery, people.faces, strict=True))
     blank, real = np.full_like(images[0, 0], 255), people.probe["face"][:count]

@@ -1,4 +1,4 @@
-"""What a scorer of faces is made from: the embedder, the gallery's folder, the people of a split."""
+"""Makes scorers of faces: chooses the embedder, the gallery's folder and the validation people."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def choose_embedder(name: str, metric: str, detector: str, train: Clips | None) 
 def validation_scorer(
     directory: str | Path, same_clip: bool, embedder: FaceEmbedder, gallery: Path
 ) -> FaceScorer | None:
-    """The scorer of the validation people, on whom a scale is chosen; None, and a note, if there are none."""
+    """The scorer of the validation people, on whom a scale is chosen; prints a note and returns None without any."""
     try:
         people = protocol.choose(Clips(directory, "validation"), same_clip=same_clip)
     except (Absent, protocol.TooFew) as error:
@@ -38,7 +38,7 @@ def validation_scorer(
 
 
 def gallery_folder(workdir: Path, out: Path) -> Path:
-    """The gallery's folder: in the run, so that it is built once; with the results if the run is read-only."""
+    """The gallery's folder: in the run directory, so that it is built once, or in `out` if that is read-only."""
     try:
         check_writable(workdir / "gallery")
     except UserError:

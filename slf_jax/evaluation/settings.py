@@ -1,4 +1,4 @@
-"""The config's group `ablations`, and its check."""
+"""Rules and checks of the config's group `ablations`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RULES = {**training_settings.RULES, **ABLATIONS}
 def check_config(config: ml_collections.ConfigDict) -> None:
     """Checks a whole config with its group `ablations`, except for `extract`. Raises `UserError`."""
     if "ablations" not in config:
-        raise UserError("this config has no `ablations`; see configs/ablations.py")
+        raise UserError("this config has no group `ablations`; start from configs/ablations.py")
     training_settings.check_config(config)
     rules.check(config, ABLATIONS, ours=lambda key: key.startswith("ablations."))
     systems = config.ablations.systems

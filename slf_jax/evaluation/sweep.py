@@ -1,4 +1,4 @@
-"""The same people sampled at several guidance scales, and measured."""
+"""Samples the same people at several guidance scales and measures the faces."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def sweep(
 ) -> tuple[dict, dict[str, np.ndarray]]:  # fmt: skip
     """Samples and measures the first clip of each of the first `people` speakers.
 
-    Returns what metrics.json holds, and the columns of the grid by name: uint8 images [people x samples, h, w, 3].
+    Returns the content of metrics.json, and the columns of the grid by name: uint8 images [people x samples, h, w, 3].
     """
     chosen = choose_people(clips, people)
     batch, numbers = stack(chosen), np.array([person_number(clip["clip_id"]) for clip in chosen])
     progress = f"{len(scales)} scales x {len(chosen)} people x {samples}"
     images = sampler(batch, numbers, scales, seed, samples=samples, without=without, progress=progress)
-    # Everybody's own thumbnail and noise with the next person's voice and attributes.
+    # Each person's own thumbnail and noise with another person's voice and attributes.
     at = min(range(len(scales)), key=lambda i: abs(scales[i][0] - CONTROL_SCALE))
     others = controls.swap_people(batch, [key for key in batch if key != "face"])
     progress = "control: another person's conditions"
@@ -61,7 +61,7 @@ def sweep(
 
 
 def table(report: dict) -> str:
-    """The report's figures as text."""
+    """The results of a sweep as a text table."""
     references = dict(report["controls"])
     other = references.pop("other_persons_conditions")
     rows = {f"scale {scale}": figures for scale, figures in report["scales"].items()}

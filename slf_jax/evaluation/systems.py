@@ -1,4 +1,4 @@
-"""A trained system sampled and scored: at several scales, without each of its inputs, and beside controls."""
+"""Evaluates a trained system: at several scales, without each group of its inputs, and against controls."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from slf_jax.streams import generator
 from tfrecords.reader import Clips
 from tfrecords.schema import CONTINUOUS, EMBEDDING
 
-RANDOM_ORDERS = 1000
+RANDOM_ORDERS = 1000  # simulated random orders of the gallery
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedSystem:
-    """A trained system and how it is sampled; `without`: inputs that are masked."""
+    """A trained system and how to sample it; `without`: inputs to mask."""
 
     trained: Trained
     sampler: Sampler
@@ -33,13 +33,13 @@ class EvaluatedSystem:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The inputs it uses."""
+        """The inputs that it uses."""
         return self.trained.system.without(self.without).inputs
 
     def draw(
         self, people: EvaluationSet, scales: Sequence[Scale], progress: str, probe: Mapping | None = None
     ) -> np.ndarray:
-        """Faces [S, P, samples, 128, 128, 3] of the people, or of the records `probe` with the people's noise."""
+        """Samples faces [S, P, samples, 128, 128, 3] of the people; `probe`: other records to use with their noise."""
         numbers = np.array([person_number(clip_id) for clip_id in people.ids])
         return self.sampler(
             people.probe if probe is None else probe, numbers, scales, self.seed, samples=self.samples,
@@ -48,7 +48,7 @@ class EvaluatedSystem:
 
 
 def input_groups(subject: EvaluatedSystem) -> dict[str, tuple[str, ...]]:
-    """The paper's groups of inputs that this system uses, by name; that of the thumbnail is empty."""
+    """The constituents in each of the paper's groups of inputs that this system uses; none in the group "thumbnail"."""
     kinds = {part.name: part.kind for part in subject.trained.meta.schema.constituents}
     groups = {
         "audio": tuple(name for name in subject.inputs if kinds.get(name) in (EMBEDDING, CONTINUOUS)),
@@ -78,8 +78,8 @@ def evaluate_system(
 ) -> tuple[dict, dict[str, Scores], np.ndarray]:
     """Samples and scores all people.
 
-    Returns what results.json holds, the scores of every system and control, and the chosen scale's faces
-    [P, samples, 128, 128, 3].
+    Returns the content of results.json, the scores of every system and control, and the faces
+    [P, samples, 128, 128, 3] at the chosen scale.
     """
     people, chosen, weighted = scorer.people, 0, None
     if validation and len(scales) > 1:
@@ -116,7 +116,7 @@ def evaluate_system(
 
 
 def _masked(subject: EvaluatedSystem) -> dict[str, EvaluatedSystem]:
-    """The same system without each group of its inputs."""
+    """The same system without one group of inputs, by group."""
     changed = {}
     for group, parts in input_groups(subject).items():
         changes = {"use_thumbnail": False} if group == "thumbnail" else {"without": (*subject.without, *parts)}
@@ -125,7 +125,7 @@ def _masked(subject: EvaluatedSystem) -> dict[str, EvaluatedSystem]:
 
 
 def _swapped(subject: EvaluatedSystem, scale: Scale, scorer: FaceScorer) -> dict[str, Scores]:
-    """Scores of everybody's own thumbnail and noise with the next person's voice, and with all of their conditions."""
+    """Scores of each person's thumbnail and noise with another person's voice, and with all of their conditions."""
     groups, scores = input_groups(subject), {}
     for what, parts in {"voice": groups.get("audio", ()), "voice and attributes": subject.inputs}.items():
         if parts:
@@ -144,21 +144,21 @@ def _controls(subject: EvaluatedSystem, scorer: FaceScorer, train: Clips | None)
         faces["training face of the same gender"] = controls.same_gender(
             train, scorer.people.probe["gender"], subject.seed
         )
-    held = dict(zip(scorer.people.gallery, scorer.people.faces, strict=True))
+    gallery = dict(zip(scorer.people.gallery, scorer.people.faces, strict=True))
     second = dict(zip(scorer.people.speakers, scorer.people.second, strict=True))
-    if any(name in held and (face != held[name]).any() for name, face in second.items()):
+    if any(name in gallery and (face != gallery[name]).any() for name, face in second.items()):
         faces["real face of another clip"] = scorer.people.second
     return {name: scorer.score(images[:, None]) for name, images in faces.items()}
 
 
 def _random(scorer: FaceScorer, seed: int) -> dict:
-    """Recall of a random order of the gallery: expected, and simulated with `RANDOM_ORDERS` orders."""
+    """Recall of a random order of the gallery: expected, and simulated."""
     size = len(scorer.gallery)
     share = scorer.people.known.mean()
-    drawn = generator(seed, "random order").integers(1, size + 1, (RANDOM_ORDERS, len(scorer.people)))
-    drawn = np.where(scorer.people.known, drawn, 0)
+    ranks = generator(seed, "random order").integers(1, size + 1, (RANDOM_ORDERS, len(scorer.people)))
+    ranks = np.where(scorer.people.known, ranks, 0)
     rates = {
-        f"r@{k}": {"rate": share * metrics.random_recall(k, size), "simulated": metrics.recall(drawn, k)}
+        f"r@{k}": {"rate": share * metrics.random_recall(k, size), "simulated": metrics.recall(ranks, k)}
         for k in metrics.KS
     }
     return {"orders": RANDOM_ORDERS, **rates}
@@ -166,7 +166,7 @@ def _random(scorer: FaceScorer, seed: int) -> dict:
 
 def _significance(full: Mapping, masked: Mapping[str, Mapping]) -> dict:
     found = {}
-    for name, summed in masked.items():
-        s = metrics.significance(protocol.recalls(full), protocol.recalls(summed))
+    for name, reduced in masked.items():
+        s = metrics.significance(protocol.recalls(full), protocol.recalls(reduced))
         found[name.removeprefix("without ")] = {"s": None if np.isnan(s) else s, "band": metrics.band(s)}
     return found

@@ -1,4 +1,4 @@
-"""results.json for reading: report.md in the layout of the paper's tables, and a few lines for the terminal."""
+"""Formats an evaluation's results: report.md in the layout of the paper's tables, and a summary for the terminal."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ RECALL = ("R@1", "R@3", "R@5", "R@10")
 ATTRIBUTES = ("gender", "ethnicity", "age group", "RMSE age")
 FIDELITY = ("PSNR", "SSIM")
 COLUMNS = (*RECALL, *ATTRIBUTES, *FIDELITY)
-LABELLED = {
-    "eigenfaces": "**Eigenfaces** (principal components of the training faces inside an oval) stand in for a face "
-    "network here: they compare pixels. Ages and labels are linear guesses from the same components.",
+EMBEDDER_NOTES = {
+    "eigenfaces": "**Eigenfaces** (principal components of the training faces inside an oval) replace a face network "
+    "here: they compare pixels. Ages and labels are linear estimates from the same components.",
 }
 
 
@@ -58,20 +58,20 @@ def _how(results: Mapping) -> str:
     people, absent, settings = results["people"], results["not_in_gallery"], results["sampler"]
     other = results["gallery_of_another_clip"]
     own = people - absent - other
-    frames = f"another clip than the thumbnail's for {other} people"
-    frames += f", the thumbnail's own for {own}: that is easier" if own else ""
-    frames += f", none for {absent}, who count as misses" if absent else ""
+    frames = f"from a clip other than the thumbnail's for {other} people"
+    frames += f", from the thumbnail's own for {own} (which is easier)" if own else ""
+    frames += f", missing for {absent}, who count as misses" if absent else ""
     lines = [
         f"Gallery: {results['gallery']} real faces in LanceDB, {frames}. Faces are compared by `{results['embedder']}` "
-        f"({results['metric']}). A face in which none is found counts as a miss: all rates are of {people} people.",
-        LABELLED.get(results["embedder"], ""),
+        f"({results['metric']}). A picture without a detected face counts as a miss: all rates are of {people} people.",
+        EMBEDDER_NOTES.get(results["embedder"], ""),
         f"Inputs: {', '.join(results['inputs']) or 'none'}; {'with' if results['thumbnail'] else 'without'} thumbnail. "
         f"{settings['sampler']}, {settings['evaluations']} evaluations a stage, seed {results['seed']}, "
         f"{results['samples']} sample(s) of each person. Checkpoints: "
         + ", ".join(f"{stage} {digest[:12]}" for stage, digest in results["checkpoints"].items())
         + f". Data: `{results['data']}`.",
         "Rates are in percent; in brackets the 95 % interval (Wilson; with several samples, for the effective "
-        "number of people). PSNR in dB and SSIM (7x7 window, RGB) of uint8 faces: scikit-image.",
+        "number of people). PSNR in dB and SSIM (7x7 window, RGB) of uint8 faces are scikit-image's.",
     ]
     return "\n\n".join(line for line in lines if line)
 
@@ -82,7 +82,7 @@ def begin(head: Sequence[str]) -> list[str]:
 
 
 def cells(row: Mapping, columns: Sequence[str] = COLUMNS) -> list[str]:
-    """The figures of a `protocol.summary` under these columns; recalls with their intervals."""
+    """The values of a `protocol.summary` for these columns, as text; recalls with their intervals."""
     texts = {name: _rate(row[rate], interval=True) for name, rate in zip(RECALL, RATES, strict=True)}
     texts |= {name: _rate(row[name.replace(" ", "_")]) for name in ATTRIBUTES[:3]}
     texts["RMSE age"] = "-" if row["age_rmse"] is None else f"{row['age_rmse']:.2f}"
@@ -91,17 +91,17 @@ def cells(row: Mapping, columns: Sequence[str] = COLUMNS) -> list[str]:
 
 
 def points(found: Mapping) -> str:
-    """A `metrics.paired` difference in percentage points, with its interval."""
+    """The difference of a `metrics.paired` in percentage points, with its interval."""
     return f"{100 * found['difference']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
 
 
 def p_value(found: Mapping) -> str:
-    """McNemar's p of a `metrics.paired`."""
+    """McNemar's p of a `metrics.paired`, as text."""
     return "-" if found["p_mcnemar"] is None else f"{found['p_mcnemar']:.2g}"
 
 
 def _table(rows: Mapping[str, Mapping], chosen: str = "") -> str:
-    """Tables 5-7 in one."""
+    """Tables 5 to 7 in one, with notes below it."""
     lines = begin(("system", *COLUMNS))
     for name, row in rows.items():
         label = f"**{name}**" if name == chosen else name
@@ -111,17 +111,17 @@ def _table(rows: Mapping[str, Mapping], chosen: str = "") -> str:
         for name, row in rows.items()
         if "sd_over_samples" in row
     ]
-    missing = [
-        f"The {what} was not measured: nobody's is known, or there is no model at hand that guesses it."
+    notes = [
+        f"The {what} was not measured: it is not known for any person, or no model that estimates it is available."
         for rate, what in (("gender", "gender"), ("ethnicity", "ethnicity"), ("age_group", "age"))
         if rows and all(row[rate] is None for row in rows.values())
     ]
-    unseen = [f"{name} {100 * (1 - row['faces_found']):.1f} %" for name, row in rows.items() if row["faces_found"] < 1]
-    if unseen:
-        missing.append(f"No face was found, and it was a miss, in: {', '.join(unseen)}.")
+    undetected = [f"{name} {100 * (1 - r['faces_found']):.1f} %" for name, r in rows.items() if r["faces_found"] < 1]
+    if undetected:
+        notes.append(f"Pictures without a detected face, which count as misses: {', '.join(undetected)}.")
     if deviations:
-        missing.append("Standard deviation over samples (recalls as shares of 1):\n\n" + "\n".join(deviations))
-    return "\n\n".join(["\n".join(lines), *missing])
+        notes.append("Standard deviation over samples (recalls as shares of 1):\n\n" + "\n".join(deviations))
+    return "\n\n".join(["\n".join(lines), *notes])
 
 
 def _mean(value: Mapping | None, form: str) -> str:
@@ -141,12 +141,12 @@ def _choice(results: Mapping) -> str:
         each = ", ".join(
             f"{scale}: {100 * value:.1f}" for scale, value in results["validation_weighted_recall"].items()
         )
-        lines.append(f"Recall there, weighted as in Eq. 4, by scale: {each}.")
+        lines.append(f"Their recall weighted as in Eq. 4, by scale: {each}.")
     if results["best_on_test"]:
         best = results["systems"][results["best_on_test"]]["r@1"]
         lines.append(
-            f"For comparison only, the paper's way, which looks at the test people: best is {results['best_on_test']} "
-            f"with R@1 {format_rate(best['rate'])}."
+            f"For comparison only, chosen on the test people as in the paper: best is {results['best_on_test']} with "
+            f"R@1 {format_rate(best['rate'])}."
         )
     return " ".join(lines)
 
@@ -155,20 +155,20 @@ def _random(results: Mapping) -> str:
     rates = " / ".join(f"{100 * results['random'][rate]['rate']:.2f}" for rate in RATES)
     drawn = " / ".join(f"{100 * results['random'][rate]['simulated']:.2f}" for rate in RATES)
     orders = results["random"]["orders"]
-    return f"\n\nA random order of the gallery: {rates} in expectation, {drawn} over {orders} drawn ones."
+    return f"\n\nA random order of the gallery: {rates} in expectation, {drawn} over {orders} simulated orders."
 
 
 def _significance(results: Mapping) -> str:
     if not results["significance"]:
-        return "This system has one input only."
+        return "This system has only one input."
     lines = begin(("input", "S", "band", "paper's S"))
     for name, found in results["significance"].items():
         s = "-" if found["s"] is None else f"{found['s']:.2f}"
-        theirs = paper.SIGNIFICANCE.get(name, ("", "-"))[1]
-        lines.append(f"| {name} | {s} | {found['band']} | {theirs} |")
+        published = paper.SIGNIFICANCE.get(name, ("", "-"))[1]
+        lines.append(f"| {name} | {s} | {found['band']} | {published} |")
     return "\n".join(lines) + (
-        "\n\nS (Eq. 3-4) of this one system with and without the input, which is masked when sampling; the paper "
-        "trained a system for each, on people. Undefined where a recall without the input is 0."
+        "\n\nS (Eq. 3-4) of this system with and without the input, which is masked in sampling; the paper trained one "
+        "system for each input, on people. Undefined where a recall without the input is 0."
     )
 
 
@@ -178,7 +178,7 @@ def _differences(results: Mapping) -> str:
         lines.append(f"| {name} | {points(found['r@1'])} | {points(found['r@10'])} | {p_value(found['r@1'])} |")
     return "\n".join(lines) + (
         "\n\nDifferences in percentage points over the same people, with 95 % intervals (Bonett & Price 2012); p by "
-        "McNemar's exact test, not corrected for their number."
+        "McNemar's exact test, not corrected for multiple comparisons."
     )
 
 
@@ -191,10 +191,10 @@ def _groups(results: Mapping) -> str:
             rates = " | ".join(_rate(row[rate], interval=True) for rate in RATES)
             lines.append(f"| {kind.replace('_', ' ')}: {name} | {row['r@1']['n']} | {rates} |")
     if len(lines) == 2:
-        return "Nobody's age, gender or ethnicity is known."
+        return "Age, gender and ethnicity are not known for any person."
     if not gap:
-        return "\n".join(lines) + "\n\nNo two groups are large enough to be compared."
+        return "\n".join(lines) + "\n\nNo two groups are large enough to compare."
     return "\n".join(lines) + (
-        f"\n\nLargest gap in R@10 between groups of five people or more: {gap['kind'].replace('_', ' ')}, "
+        f"\n\nLargest gap in R@10 between groups of at least five people: {gap['kind'].replace('_', ' ')}, "
         f"{gap['most']} over {gap['least']} by {100 * gap['gap']:.1f} points."
     )

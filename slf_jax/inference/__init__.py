@@ -1,1 +1,1 @@
-"""A trained system: loading it, sampling from it, and the metadata of what it makes."""
+"""Inference: loads a trained system, samples from it and writes faces with metadata."""

@@ -23,20 +23,21 @@ def add_arguments(arguments: argparse.ArgumentParser) -> None:
         help="newest (default), or best: of lowest validation loss among those kept",
     )  # fmt: skip
     arguments.add_argument("--data", default="", help="dataset folder (default: the one it was trained on)")
-    arguments.add_argument("--split", default="test", help="default: test")
-    arguments.add_argument("--seed", type=int, default=0, help="default: 0")
-    arguments.add_argument("--samples", type=int, default=1, help="samples of each person (default: 1)")
-    arguments.add_argument("--without", default="", metavar="NAMES", help="inputs to mask, as in mel,language")
+    arguments.add_argument("--split", default="test", help="split to sample from (default: test)")
+    arguments.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    arguments.add_argument("--samples", type=int, default=1, help="number of faces per person (default: 1)")
+    arguments.add_argument(
+        "--without", default="", metavar="NAMES", help="comma-separated inputs to mask, as in mel,language"
+    )
     arguments.add_argument(
         "--chunk", type=int, default=16, help="maximum number of faces at once at each scale (default: 16)"
     )
     arguments.add_argument(
         "--memory", type=float, default=0.0, metavar="GB",
-        help="GB that a chunk may use on each device; chunks that need more are made smaller (default: most of what is "
-        "free)",
+        help="GB that a chunk may use on each device; larger chunks are split (default: most of the free memory)",
     )  # fmt: skip
     arguments.add_argument_group(
-        "overrides", "--config.sample.KEY=VALUE changes how to sample, e.g. --config.sample.steps=32"
+        "overrides", "--config.sample.KEY=VALUE overrides a setting of the sampler, e.g. --config.sample.steps=32"
     )
 
 
@@ -67,7 +68,7 @@ def parse(
 
 
 def open_clips(trained: Trained, args: argparse.Namespace, without: Sequence[str]) -> Clips:
-    """The split to sample from. Raises `UserError` if its features are not those that the system was trained with."""
+    """Opens the split to sample from. Raises `UserError` if its features differ from those of the training data."""
     directory = args.data or trained.meta.config.data.dir
     clips, meta = Clips(directory, args.split), trained.meta
     inputs = trained.system.without(without).inputs
@@ -77,7 +78,7 @@ def open_clips(trained: Trained, args: argparse.Namespace, without: Sequence[str
 
 
 def parse_names(text: str, flag: str = "--without") -> tuple[str, ...]:
-    """`"mel, age"` to names. Raises `UserError` if one is given twice."""
+    """Parses `"mel, age"` to names. Raises `UserError` if a name is given twice."""
     found = tuple(name.strip() for name in text.split(",") if name.strip())
     check_distinct(found, f"{flag} {text}")
     return found

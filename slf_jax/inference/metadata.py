@@ -1,4 +1,4 @@
-"""Generated faces as files: their names, and the metadata in each PNG."""
+"""Writes generated faces to files: their names, and the metadata in each PNG."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from slf_jax.inference.scales import Scale, format_scale
 from slf_jax.inference.trained import Trained
 from slf_jax.plots import grids
 
-SYNTHETIC = "yes: made by a diffusion model; not a photograph, and not an identification of anybody"
+SYNTHETIC = "yes: made by a diffusion model; not a photograph, and not an identification of a person"
 
 
 def describe(trained: Trained, sampler: Sampler, stages: Sequence[str], scale: Scale, seed: int) -> dict:
-    """The metadata that all PNGs of a call share."""
+    """The metadata that is common to all PNGs of a call."""
     return {
         "synthetic": SYNTHETIC,
         "seed": seed,
@@ -35,7 +35,7 @@ def describe(trained: Trained, sampler: Sampler, stages: Sequence[str], scale: S
 
 
 def write_faces(images: np.ndarray, names: Sequence[str], out: Path, notes: Sequence[Mapping]) -> list[Path]:
-    """Writes images [B, samples, H, W, 3] with each person's notes and the sample's number; returns the files."""
+    """Writes images [B, samples, H, W, 3] as PNGs with each person's notes and the sample number; returns the paths."""
     count, paths = images.shape[1], []
     for (person, sample), _ in tqdm(list(np.ndenumerate(images[:, :, 0, 0, 0])), desc="writing", unit="face"):
         path = out / (f"{names[person]}_{sample:02d}.png" if count > 1 else f"{names[person]}.png")
@@ -45,13 +45,13 @@ def write_faces(images: np.ndarray, names: Sequence[str], out: Path, notes: Sequ
 
 
 def unique_names(ids: Sequence[str]) -> list[str]:
-    """File names of clips, made distinct by a number where two ids give the same name."""
+    """File names of clips; where two ids give the same name, a number is appended."""
     names = [_file_name(clip_id) for clip_id in ids]
-    same = [name for name in names if names.count(name) > 1]
-    return [f"{n}_{person_number(i):08x}" if n in same else n for n, i in zip(names, ids, strict=True)]
+    repeated = {name for name in names if names.count(name) > 1}
+    return [f"{n}_{person_number(i):08x}" if n in repeated else n for n, i in zip(names, ids, strict=True)]
 
 
 def _file_name(clip_id: str) -> str:
-    """A clip's id as a file name without an extension: ids are data and may contain anything."""
+    """A clip's id as a file name without extension; an id may contain any characters."""
     name = re.sub(r"[^\w.-]+", "_", clip_id, flags=re.ASCII).lstrip(".")
     return name if name and len(name) <= 150 else f"{name[:140]}{person_number(clip_id):08x}"

@@ -1,4 +1,4 @@
-"""Which clips are sampled, and the thumbnail they start from."""
+"""Chooses the clips to sample, and reads thumbnails from pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tfrecords.schema import FACE_SIZE
 
 
 def person_number(clip_id: str) -> int:
-    """The number from which a clip's noise is derived, independent of what else is sampled."""
+    """The number from which a clip's noise is derived; it only depends on the clip's id."""
     return zlib.crc32(clip_id.encode()) & 0x7FFFFFFF
 
 
@@ -31,7 +31,10 @@ def choose_people(clips: Clips, count: int) -> list[dict]:
 
 
 def find_clips(clips: Clips, ids: Sequence[str], people: int) -> list[dict]:
-    """The clips with these ids, or the first clip of each of the first `people` speakers. Raises `UserError`."""
+    """The clips with these ids, or without ids the first clip of each of the first `people` speakers.
+
+    Raises `UserError` for an id that the split does not have.
+    """
     if not ids:
         return choose_people(clips, people)
     wanted, found = set(ids), {}

@@ -1,7 +1,8 @@
-"""A trained system compiled: scales x people x samples in one program, in chunks that fit memory."""
+"""Samples from a trained system: scales x people x samples in one compiled program, in chunks that fit memory."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,14 +25,14 @@ from slf_jax.inference.trained import Trained
 class Sampler:
     """A trained system compiled for chunks of people, once for each number of scales and of rows in a chunk.
 
-    A call uses the smallest compiled chunk that holds all its rows, padded to its size, and compiles only if there is
-    none: a large call after a small one runs in large chunks, a small one after a large one compiles nothing.
+    A call uses the smallest compiled chunk size that holds all its rows (padded), and compiles a new one only if there
+    is none: a large call after a small one runs in large chunks, a small one after a large one does not recompile.
 
     Args:
-      settings: how to sample; by default as the run's config says (`config.sample`).
-      stages: which stages run, one after the other; the first starts from the faces' own low-resolution image.
+      settings: how to sample; default: the run's `config.sample`.
+      stages: stages to run in order; the first starts from the faces' own low-resolution image.
       chunk: maximum number of rows (people x samples) at once.
-      memory: GB that a chunk may use on each device; 0: most of what is free.
+      memory: GB that a chunk may use on each device; 0: most of the free memory.
     """
 
     def __init__(
@@ -44,10 +45,9 @@ class Sampler:
         self._memory = memory * 1e9 or _free_memory()
         self._params = distributed.replicate(self._mesh, {name: trained.params[name] for name in stages})
         self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._params))
-        self._first = jax.jit(_first_noise)
-        self._jit = jax.jit(self._run)
-        self._programs: dict[int, dict[int, jax.stages.Compiled]] = {}  # by scales, by rows in a chunk
-        self._fits: dict[int, int] = {}  # by scales, the most rows in a chunk, where memory limits them
+        self._first_noise, self._jit = jax.jit(_first_noise), jax.jit(self._run)
+        self._programs: dict[int, dict[int, jax.stages.Compiled]] = {}  # by number of scales, by rows in a chunk
+        self._fits: dict[int, int] = {}  # by number of scales: maximum rows in a chunk, if limited by memory
 
     def _run(
         self, params: Mapping, clips: Mapping, people: jax.Array, draws: jax.Array, has_thumbnail: jax.Array,
@@ -55,7 +55,7 @@ class Sampler:
     ) -> jax.Array:  # fmt: skip
         low = area_average(to_float(clips["face"]), SIZES[self._stages[0]][0])
         noise = person_noise(seed, people, draws)
-        noise = {name: noise[name].replace(first=first[name]) for name in self._stages}
+        noise = {name: dataclasses.replace(noise[name], first=first[name]) for name in self._stages}
         images = self._system.sample(params, clips, low, has_thumbnail, noise, scales, self.settings, self._stages)
         return to_uint8(images)
 
@@ -67,44 +67,50 @@ class Sampler:
 
         Args:
           clips: records of B people.
-          people: [B] the number of each, from `people.person_number`; noise is derived from it.
+          people: [B], each person's number (`people.person_number`), from which the noise is derived.
+          scales: S pairs of guidance scales, of base and upsampler.
+          samples: number of faces per person.
           use_thumbnail: False: the base stage starts from noise alone.
           without: inputs to mask.
-          progress: label of the progress bar; empty: none.
+          progress: label of the progress bar; "": none.
+
+        Raises `UserError` if a single person does not fit into memory.
         """
         count, clips = len(people) * samples, self._system.without(without).mask_unused_inputs(clips)
 
         def arguments(indices: np.ndarray) -> tuple:
-            # The last chunk is padded with its first row, so that nothing compiles twice.
+            # The last chunk is padded with its first row, so that it needs no program of its own.
             rows = np.where(indices < count, indices, indices[0])
             batch = {key: value[rows // samples] for key, value in clips.items()}
             has_thumbnail = np.full(len(rows), float(use_thumbnail), np.float32)
-            who = people[rows // samples], rows % samples
-            split = distributed.split(self._mesh, (batch, *who, has_thumbnail, self.first_noise(seed, *who)))
+            numbers, draws = people[rows // samples], rows % samples
+            first = self.first_noise(seed, numbers, draws)
+            split = distributed.split(self._mesh, (batch, numbers, draws, has_thumbnail, first))
             rest = (np.int32(seed), np.asarray(scales, np.float32))
             return self._params, *split, *distributed.replicate(self._mesh, rest)
 
         chunk, program = self._program(len(scales), count, arguments)
-        # The next chunk is sent to the device before the last one's images are fetched.
-        parts, pending = [], None
-        for first in tqdm(range(0, count, chunk), desc=progress, unit="chunk", disable=not progress):
-            images = program(*arguments(np.arange(first, first + chunk)))
+        # Each chunk is dispatched before the previous one's images are fetched.
+        parts: list[np.ndarray] = []
+        pending: jax.Array | None = None
+        for start in tqdm(range(0, count, chunk), desc=progress, unit="chunk", disable=not progress):
+            dispatched = program(*arguments(np.arange(start, start + chunk)))
             if pending is not None:
                 parts.append(np.asarray(pending))
-            pending = images
+            pending = dispatched
         images = np.concatenate([*parts, np.asarray(pending)], 1)[:, :count]
         return images.reshape(len(scales), len(people), samples, *images.shape[2:])
 
     def first_noise(self, seed: int, people: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
         """The initial noise of each stage, [B, side, side, 3]: bitwise the same in any order, chunk and on any mesh.
 
-        One person at a time, by one small program: in a larger one the compiler may round differently.
+        Computed for one person at a time by a small program, since the compiler may round differently in a larger one.
         """
-        each = [self._first(np.int32(seed), person, draw) for person, draw in zip(people, draws, strict=True)]
+        each = [self._first_noise(np.int32(seed), person, draw) for person, draw in zip(people, draws, strict=True)]
         return {name: np.stack([first[name] for first in each]) for name in self._stages}
 
     def _program(self, scales: int, rows: int, arguments: Callable) -> tuple[int, jax.stages.Compiled]:
-        """The compiled program for this number of scales, and its number of rows: as many as given, or as fit."""
+        """The compiled program for a number of scales and of rows, and its rows: all of them, or as many as fit."""
         devices, programs = self._mesh.size, self._programs.setdefault(scales, {})
         chunk = math.ceil(min(rows, self._fits.get(scales, self._limit)) / devices) * devices
         chunk = min((compiled for compiled in programs if compiled >= chunk), default=chunk)
@@ -117,16 +123,17 @@ class Sampler:
                 chunk = self._fits[scales] = max(1, min(fits, chunk // devices - 1)) * devices
             else:
                 raise UserError(
-                    f"one person at {scales} scales takes {need / 1e9:.2f} GB on a device, {self._memory / 1e9:.2f} GB "
-                    "may be used; give fewer scales at once, or more with --memory"
+                    f"one person at {scales} scales takes {need / 1e9:.2f} GB on a device, but only "
+                    f"{self._memory / 1e9:.2f} GB may be used; give fewer scales at once, or raise --memory"
                 )
         return chunk, programs[chunk]
 
     def _compile(self, chunk: int, arguments: Callable) -> tuple[jax.stages.Compiled, int, int]:
-        """The program for that many rows, and its bytes on a device: independent of the rows, and in total."""
+        """Compiles the program for `chunk` rows; also returns its bytes on a device: independent of rows, and total."""
         program = self._jit.lower(*arguments(np.arange(chunk))).compile()
         use = program.memory_analysis()
-        return program, self._size, self._size + use.temp_size_in_bytes + use.output_size_in_bytes
+        bytes_of_rows = use.temp_size_in_bytes + use.output_size_in_bytes if use else 0  # not known on all backends
+        return program, self._size, self._size + bytes_of_rows
 
 
 def _first_noise(seed: jax.Array, person: jax.Array, draw: jax.Array) -> dict[str, jax.Array]:

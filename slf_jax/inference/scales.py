@@ -1,4 +1,4 @@
-"""Guidance scales as text."""
+"""Parses and formats guidance scales."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Scale = tuple[float, float]  # of base and upsampler
 
 
 def parse_scales(text: str, flag: str = "--scales") -> tuple[Scale, ...]:
-    """`"0,2.5,4:1"` to pairs; one number serves both stages.
+    """Parses `"0,2.5,4:1"` to pairs; a single number applies to both stages.
 
     Raises `UserError` if the list is empty, or a scale is negative, not a number, or given twice (results are stored
-    under the formatted scale).
+    by formatted scale).
     """
     try:
         # + 0.0 turns -0 into 0.
@@ -33,11 +33,11 @@ def parse_scales(text: str, flag: str = "--scales") -> tuple[Scale, ...]:
 
 
 def check_distinct(names: Sequence[str], what: str) -> None:
-    """Raises `UserError` if one of the names is given twice; `what`: the flag and its value."""
+    """Raises `UserError` if a name is given twice; `what`: the flag and its value, for the message."""
     if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
         raise UserError(f"{what}: {repeated[0]} is given twice")
 
 
 def format_scale(scale: Scale) -> str:
-    """`2.5`, or `4:1` where the stages differ."""
+    """Formats a scale as `2.5`, or as `4:1` if the stages differ."""
     return f"{scale[0]:g}" if scale[0] == scale[1] else f"{scale[0]:g}:{scale[1]:g}"

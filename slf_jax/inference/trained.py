@@ -22,7 +22,7 @@ CHECKPOINTS = ("newest", "best")
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained system: the config and features of its run, EMA parameters and digests by stage."""
+    """A trained system: the metadata of its run, and by stage the EMA parameters and their digests."""
 
     meta: Meta
     system: System
@@ -36,20 +36,21 @@ def load(
     stages: Sequence[str] = STAGES,
     overrides: Mapping[str, str] | None = None,
 ) -> Trained:
-    """The EMA weights of a run's stages.
+    """Loads a system with the EMA weights of a run's stages.
 
     Args:
       which: one of `CHECKPOINTS`; "best" is the one of lowest validation loss.
-      overrides: of the run's config, `{"sample.steps": "32"}`; checked before the weights are read.
+      overrides: changes of the run's config, as in `{"sample.steps": "32"}`; checked before the weights are read.
 
-    Raises `UserError` if a stage is missing or damaged, or a setting is not valid.
+    Raises `UserError` if a stage is missing or damaged, or a setting is invalid.
     """
     meta, system, params, digests = None, None, {}, {}
     for name in stages:
         with open_checkpoints(workdir, name) as checkpoints:
             step = checkpoints.best() if which == "best" else checkpoints.latest()
             if step is None:
-                raise UserError(f"{workdir}: no checkpoint of stage {name!r} has a validation loss; use the newest")
+                without_loss = f"{workdir}: no checkpoint of stage {name!r} has a validation loss; use the newest"
+                raise UserError(without_loss if which == "best" else f"{checkpoints.path}: no complete checkpoint")
             if system is None:
                 meta = checkpoints.meta(step)
                 override(meta.config, overrides or {})
@@ -59,7 +60,7 @@ def load(
             try:
                 params[name], digests[name] = checkpoints.restore_ema(step, like)
             except Damaged as error:
-                raise UserError(f"{error}. Resume training with --skip-damaged to go back to the one before") from None
+                raise UserError(f"{error}. Resume training with --skip-damaged to use the previous one") from None
     if meta is None or system is None:
         raise ValueError("load needs at least one stage")
     return Trained(meta, system, params, digests)

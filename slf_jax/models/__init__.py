@@ -1,1 +1,1 @@
-"""The networks: conditioning (once per sample) and the U-Net (once per noise level)."""
+"""The networks: conditioning (evaluated once per sample) and the U-Net (once per noise level)."""

@@ -1,6 +1,8 @@
-"""Building blocks, channels last. Compute in `dtype`; parameters, norm statistics and softmax in float32."""
+"""Building blocks, channels last. Computed in `dtype`; parameters, norm statistics and softmax are in float32."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,9 +11,9 @@ import numpy as np
 
 ZERO = nn.initializers.zeros
 ATTENTIONS = ("xla", "cudnn")
-# For layers whose rounding would be seen in the image: what goes in and comes out is multiplied by up to sigma. By
-# default accelerators multiply float32 in TF32 or bfloat16.
-EXACT = {"dtype": jnp.float32, "precision": jax.lax.Precision.HIGHEST}
+# For layers whose rounding errors would be visible in the image: their input or output is scaled by up to sigma. By
+# default, accelerators multiply float32 in TF32 or bfloat16.
+EXACT: dict[str, Any] = {"dtype": jnp.float32, "precision": jax.lax.Precision.HIGHEST}
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
@@ -29,27 +31,29 @@ def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
 
 
 def fourier(values: jax.Array, width: int) -> jax.Array:
-    """Numbers [B] of order one to sines and cosines [B, width] of geometrically rising frequency."""
+    """Fourier features [B, width] of numbers [B] of order one, with geometrically spaced frequencies."""
     frequencies = np.geomspace(0.5, 50.0, width // 2).astype(np.float32)
     angles = values[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 
-def conv3x3(width: int, name: str, **kwargs) -> nn.Conv:
+def conv3x3(width: int, name: str, **kwargs: Any) -> nn.Conv:
+    """A 3x3 convolution to `width` channels."""
     return nn.Conv(width, (3, 3), name=name, **kwargs)
 
 
 def norm_groups(width: int) -> int:
-    """How many groups of channels are normalised together; `width` has to be a multiple of it."""
+    """Number of channel groups of a group norm; must divide `width`."""
     return max(1, min(32, width // 16))
 
 
-def group_norm(width: int, dtype: jnp.dtype, name: str, **kwargs) -> nn.GroupNorm:
+def group_norm(width: int, dtype: jnp.dtype, name: str, **kwargs: Any) -> nn.GroupNorm:
+    """A group norm over `width` channels."""
     return nn.GroupNorm(norm_groups(width), dtype=dtype, name=name, **kwargs)
 
 
 class ResBlock(nn.Module):
-    """Two convolutions, the embedding applied between them as scale and shift (FiLM)."""
+    """Residual block of two convolutions; between them the embedding is applied as scale and shift (FiLM)."""
 
     width: int
     dropout: float
@@ -74,18 +78,18 @@ def split_heads(x: jax.Array, head_width: int) -> jax.Array:
 
 
 def qk_norm(dtype: jnp.dtype, name: str) -> nn.RMSNorm:
-    """Queries and keys are normalised per head, which keeps attention logits bounded in bf16."""
+    """Norm of queries or keys per head, which keeps attention logits bounded in bfloat16."""
     return nn.RMSNorm(dtype=dtype, name=name)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str) -> jax.Array:
-    """Softmax attention of [B, N, heads, head_width]; "cudnn" is used where it can be, XLA's elsewhere."""
+    """Softmax attention of [B, N, heads, head_width] by "xla", or by "cudnn" where it is available."""
     fused = implementation == "cudnn" and q.dtype.itemsize == 2 and jax.default_backend() == "gpu"
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else "xla")
 
 
 class SelfAttention(nn.Module):
-    """Attention of an image's positions to each other, as a residual branch."""
+    """Self-attention over an image's positions, as a residual branch."""
 
     head_width: int
     implementation: str
@@ -104,7 +108,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of an image's positions to keys and values computed beforehand, as a residual branch."""
+    """Attention of an image's positions to precomputed keys and values, as a residual branch."""
 
     head_width: int
     implementation: str
@@ -112,12 +116,12 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        """`keys`, `values`: [B, N, heads, head_width]; with B = 1 all images share them."""
+        """`keys`, `values`: [B, N, heads, head_width]; B may be 1, for all images."""
         b, h, w, c = x.shape
         tokens = nn.LayerNorm(dtype=self.dtype, name="norm")(x.reshape(b, h * w, c))
         q = nn.Dense(c, dtype=self.dtype, name="q")(tokens)
         q = qk_norm(self.dtype, "q_norm")(split_heads(q, self.head_width))
-        # Shared keys serve all images' positions as if they were one image's: no copy of them is made.
+        # With shared keys, the positions of all images are treated as those of one: the keys need not be copied.
         q = q.reshape(keys.shape[0], -1, *q.shape[2:])
         out = attend(q, keys, values, self.implementation).reshape(b, h * w, c)
         out = nn.Dense(c, dtype=self.dtype, kernel_init=ZERO, name="out")(out)

@@ -1,6 +1,6 @@
-"""From the feature matrix to tokens, keys, values and a pooled vector: once per sample, not once per step.
+"""Encodes the feature matrix as keys, values and a pooled vector, once per sample instead of once per step.
 
-Nothing here depends on the noise level, so the sampler receives it all as one pytree.
+Nothing here depends on the noise level, so the sampler receives all of it as one pytree.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import jax.numpy as jnp
 from slf_jax.features import Block, Layout
 from slf_jax.models.blocks import EXACT, ZERO, qk_norm, split_heads
 
-SKETCH = 32  # pixels a side of what the conditions draw by themselves
+SKETCH = 32  # side in pixels of the image that is predicted from the conditions alone
 
 
 @flax.struct.dataclass
 class Cond:
-    """What the U-Net needs of the conditions.
+    """The encoded conditions that the U-Net needs. B may be 1, for conditions that all images share.
 
-    pooled: [B, D]. sketch: [B, 32, 32, 3] float32, what they draw by themselves. keys, values: for each cross-attention
-    layer [B, N, heads, head_width]. B may be 1, for conditions that all images share.
+    Attributes:
+      pooled: [B, D].
+      sketch: [B, 32, 32, 3] float32, an image predicted from the conditions alone.
+      keys, values: [B, N, heads, head_width] for each cross-attention layer.
     """
 
     pooled: jax.Array
@@ -31,10 +33,10 @@ class Cond:
 
 
 class Conditioner(nn.Module):
-    """Tokens from the rows that `inputs` name; a masked row becomes its learned null token.
+    """Encodes the rows of the constituents `inputs` as tokens; a masked row becomes its learned null token.
 
     Attributes:
-      layout, inputs: which rows there are, and which of them this system may see.
+      layout, inputs: the rows of the matrix, and the constituents that are used.
       width: D of tokens and pooled vector.
       cross_widths: channels of each cross-attention layer, in the U-Net's order.
     """
@@ -50,7 +52,7 @@ class Conditioner(nn.Module):
     @nn.compact
     def __call__(self, matrix: jax.Array, mask: jax.Array, train: bool = False) -> Cond:
         """`matrix` [B, 256, 768], `mask` [B, 256] (True: known)."""
-        # One token is always there: all that a system without inputs has.
+        # One token is always present; a system without inputs has no other.
         always = self.param("always", nn.initializers.normal(0.02), (1, self.width)).astype(self.dtype)
         tokens = [jnp.broadcast_to(always, (len(matrix), *always.shape))]
         summaries = [tokens[0][:, 0]]
@@ -60,29 +62,29 @@ class Conditioner(nn.Module):
             tokens.append(block_tokens)
             summaries.append(summary)
         pooled = nn.Dense(2 * self.width, dtype=self.dtype, name="pool1")(jnp.concatenate(summaries, -1))
-        # Early in training conditions are only noise to the U-Net: without the norm it silences these units for good.
+        # Early in training, conditions are only noise to the U-Net: without the norm these units would die.
         pooled = nn.silu(nn.LayerNorm(dtype=self.dtype, name="pool_norm")(pooled))
         pooled = nn.Dropout(self.dropout, deterministic=not train)(pooled)
         pooled = nn.Dense(self.width, dtype=self.dtype, name="pool2")(pooled)
-        # Scale and shift act alike on all positions: what is to be drawn where is slow to learn through them alone.
+        # FiLM acts equally on all positions, so spatial structure is slow to learn through it alone.
         sketch = nn.Dense(SKETCH * SKETCH * 3, **EXACT, kernel_init=ZERO, name="sketch")(pooled)
         sketch = sketch.reshape(-1, SKETCH, SKETCH, 3)
         keys, values = self._keys_values(jnp.concatenate(tokens, 1)) if self.cross_widths else ((), ())
         return Cond(pooled, sketch, keys, values)
 
     def _encode(self, block: Block, rows: jax.Array, known: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """One constituent's tokens [B, rows, D], and its summary [B, 2 D]: mean and spread over known rows."""
+        """One constituent's tokens [B, rows, D] and summary [B, 2 D]: mean and standard deviation over known rows."""
         pos_embed = self.param(f"{block.name}_pos_embed", nn.initializers.normal(0.02), (block.rows, self.width))
         null = self.param(f"{block.name}_null", nn.initializers.normal(0.02), (block.rows, self.width))
         hidden = nn.Dense(self.width, dtype=self.dtype, name=f"{block.name}_in")(rows) + pos_embed.astype(self.dtype)
         hidden = nn.Dense(self.width, dtype=self.dtype, name=f"{block.name}_out")(nn.silu(hidden))
         hidden = jnp.where(known[..., None], hidden, null.astype(self.dtype))
-        # Statistics over the known rows; over the null rows where none is known, so that "unknown" is learned.
+        # Over the known rows, or over the null tokens if none is known, so that "unknown" has a learned summary.
         weights = jnp.where(known.any(-1, keepdims=True), known, True)[..., None].astype(jnp.float32)
         weights = weights / weights.sum(1, keepdims=True)
         mean = (weights * hidden).sum(1)
-        spread = jnp.sqrt((weights * jnp.square(hidden - mean[:, None])).sum(1) + 1e-6)
-        return hidden, jnp.concatenate([mean, spread], -1).astype(self.dtype)
+        std = jnp.sqrt((weights * jnp.square(hidden - mean[:, None])).sum(1) + 1e-6)
+        return hidden, jnp.concatenate([mean, std], -1).astype(self.dtype)
 
     def _keys_values(self, tokens: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
         tokens = nn.LayerNorm(dtype=self.dtype, name="token_norm")(tokens)

@@ -1,4 +1,4 @@
-"""The U-Net: space-to-depth, levels of residual blocks with attention, and back."""
+"""The U-Net: space-to-depth, levels of residual blocks with attention, depth-to-space."""
 
 from __future__ import annotations
 
@@ -25,12 +25,9 @@ from slf_jax.models.conditioning import Cond
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Sizes of one U-Net (checked in cascade/settings.py). Tuples have one entry per level, highest resolution first.
+    """Settings of one U-Net (`config.model.base`, documented in configs/base.py, checked in cascade/settings.py).
 
-    patch: side of the squares folded into channels before the first level.
-    blocks: residual blocks on the way down, and as many on the way up.
-    attention: "xla", or "cudnn": fused, where compute is in half precision on an NVIDIA GPU.
-    cond_width: D of conditioning tokens, pooled vector and noise embedding.
+    Tuples have one entry per level, highest resolution first.
     """
 
     patch: int
@@ -47,17 +44,18 @@ class UNetConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
+        """Channels of every level."""
         return tuple(self.width * mult for mult in self.mults)
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """The level of every residual block, in the order in which they run."""
+        """The level of every residual block, in order of execution."""
         down = [level for level, count in enumerate(self.blocks) for _ in range(count)]
         return tuple(down + down[::-1])
 
     @property
     def cross_widths(self) -> tuple[int, ...]:
-        """Channels of every cross-attention layer, in the order in which they run."""
+        """Channels of every cross-attention layer, in order of execution."""
         return tuple(self.widths[level] for level in self.levels if self.cross_attention[level])
 
 
@@ -71,8 +69,14 @@ class UNet(nn.Module):
     def __call__(
         self, images: jax.Array, c_noise: jax.Array, extras: jax.Array, cond: Cond, train: bool = False
     ) -> jax.Array:
-        """Args: images [B, H, W, C] (channel 0-2 noisy, the others what it is conditioned on), c_noise [B],
-        extras [B, E] (further numbers to condition on), cond. Returns [B, H, W, 3] float32."""
+        """Denoises images; returns [B, H, W, 3] float32.
+
+        Args:
+          images: [B, H, W, C]; channels 0-2 are noisy, the others are conditioning.
+          c_noise: [B], the embedded noise level.
+          extras: [B, E], further numbers to condition on.
+          cond: the encoded conditions.
+        """
         config = self.config
         embedding = self._embed(c_noise, extras, cond)
         cross = iter(zip(cond.keys, cond.values, strict=True))
@@ -94,7 +98,7 @@ class UNet(nn.Module):
                 x = conv3x3(config.widths[level + 1], f"shrink{level}", dtype=self.dtype, strides=2)(x)
         for level, count in reversed(list(enumerate(config.blocks))):
             for i in range(count):
-                # Merged before the block, whose convolutions then need not be twice as wide (Bao et al. 2023, U-ViT).
+                # Merging before the block keeps its convolutions from being twice as wide (U-ViT, Bao et al. 2023).
                 both = jnp.concatenate([x, skips.pop()], -1)
                 x = nn.Dense(config.widths[level], dtype=self.dtype, name=f"merge{level}_{i}")(both)
                 x = block(x, level, f"up{level}_{i}")
@@ -106,15 +110,15 @@ class UNet(nn.Module):
         return depth_to_space(out, config.patch) + self._sketch(embedding, cond, images.shape[1])
 
     def _sketch(self, embedding: jax.Array, cond: Cond, side: int) -> jax.Array:
-        """What the conditions alone would draw, [B, side, side, 3] float32, as strongly as the noise level asks."""
+        """The image predicted from the conditions alone, [B, side, side, 3] float32, weighted by noise level."""
         picture = jax.image.resize(cond.sketch, (len(cond.sketch), side, side, 3), "linear")
         strength = nn.Dense(1, **EXACT, bias_init=nn.initializers.ones, name="sketch_strength")(embedding)
         return strength[..., None, None] * picture
 
     def _embed(self, c_noise: jax.Array, extras: jax.Array, cond: Cond) -> jax.Array:
-        """Noise level, extras and pooled conditions as one vector [B, 2 D] for the blocks' scale and shift.
+        """Embeds noise level, extras and pooled conditions as one vector [B, 2 D] for the blocks' scale and shift.
 
-        The conditions also go in directly: their way through the mixing layers is slow to learn.
+        The pooled conditions are also appended directly, since the path through the mixing layers is slow to learn.
         """
         width = self.config.cond_width
         noise = nn.Dense(width, dtype=self.dtype, name="noise")(fourier(c_noise, 64))
@@ -125,7 +129,7 @@ class UNet(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block and the attention its level has."""
+    """A residual block and the attention layers of its level."""
 
     config: UNetConfig
     level: int

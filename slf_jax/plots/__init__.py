@@ -1,1 +1,1 @@
-"""Pictures and charts: arrays in, PNG, JPEG or SVG out."""
+"""Pictures and charts from arrays, as PNG, JPEG or SVG."""

@@ -6,13 +6,14 @@ import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from slf_jax.plots.pyplot import import_pyplot, save_figure
 
-CHART_SIZE, CHART_POINTS = (5.6, 3.0), 600  # inches; about how many points of a curve are drawn
-CHART_INK = "#010203"  # drawn with this, and then said to be the text's colour of whatever page holds the chart
+CHART_SIZE, CHART_POINTS = (5.6, 3.0), 600  # inches; approximate maximum number of points drawn per curve
+CHART_INK = "#010203"  # placeholder that is replaced by `currentColor`, so that charts take the page's text colour
 CHART_STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "slf_jax", "font.size": 9, "legend.fontsize": 9,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": CHART_INK, "text.color": CHART_INK,
@@ -23,32 +24,38 @@ CHART_STYLE = {
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One curve of a chart: `y` over `x`, both [n]. What is not finite is left out; nameless: not in the legend."""
+    """One curve of a chart: `y` over `x`, both [n]. Values that are not finite are left out.
+
+    Attributes:
+      name: in the legend; "": none.
+      smooth: draw the values faintly, and their running mean (`smoothed`) on top.
+      mark_minimum: draw a dot for each value and a circle around the minimum, whose value is in the legend.
+    """
 
     name: str
     x: np.ndarray
     y: np.ndarray
     colour: str
-    smooth: bool = False  # the numbers faint, and over them what they are `smoothed`
+    smooth: bool = False
     dashed: bool = False
-    least: bool = False  # a dot for each number, a ring around the least, which the legend tells
+    mark_minimum: bool = False
 
 
 def curves(
     lines: Sequence[Curve], *, log: bool | None = None, limits: tuple[float | None, float | None] = (None, None),
     marks: Sequence[float] = (),
 ) -> str:  # fmt: skip
-    """Draws curves over steps as an `<svg>` to put into a page, whose text colour and font it takes.
+    """Draws curves over steps as an `<svg>` element for a page, whose text colour and font it takes.
 
     Args:
-      log: whether the y axis is logarithmic; None: where the numbers span more than a factor of ten.
-      limits: of the y axis; None: as the numbers ask.
-      marks: steps at which a dotted line stands.
+      log: whether the y axis is logarithmic; None: if the values span more than a factor of ten.
+      limits: of the y axis; None: fitted to the values.
+      marks: steps at which to draw a dotted line.
     """
     lines = [_finite(line, positive=bool(log)) for line in lines]
-    every = np.concatenate([line.y for line in lines])
+    values = np.concatenate([line.y for line in lines])
     if log is None:
-        log = every.size > 0 and every.min() > 0 and every.max() > 10 * every.min()
+        log = bool(values.size > 0 and values.min() > 0 and values.max() > 10 * values.min())
     plt = import_pyplot()
     with plt.rc_context(CHART_STYLE):
         figure, axes = plt.subplots(figsize=CHART_SIZE, layout="constrained")
@@ -56,17 +63,17 @@ def curves(
             axes.axvline(step, color=CHART_INK, alpha=0.5, lw=0.8, ls=":")
         for line in lines:
             _draw(axes, line)
-        _dress(axes, log, limits, has_names=any(line.name and line.x.size for line in lines))
+        _format_axes(axes, log, limits, has_names=any(line.name and line.x.size for line in lines))
         file = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # metadata would name addresses
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # it would contain URLs and the date
+        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
         plt.close(figure)
     svg = file.getvalue()
     return svg[svg.index("<svg") :].replace(CHART_INK, "currentColor")
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """The running mean of finite numbers [n], which forgets half in a thirtieth of them (two at least)."""
+    """Exponential running mean of finite values [n], with a half-life of n / 30 values, at least two."""
     keep = 0.5 ** (1 / max(2, len(values) / 30))
     total, weight, means = 0.0, 0.0, np.empty(len(values))
     for i, value in enumerate(values):
@@ -76,7 +83,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def rank_curves(curves: Mapping[str, Sequence[float]], gallery: int, path: Path) -> None:
-    """Draws recall at k = 1, 2, ... of each system (the CMC), above that of a random order of the gallery."""
+    """Draws recall at k = 1, 2, ... of each system (the CMC curve), and that of a random order of the gallery."""
     plt = import_pyplot()
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for name, values in curves.items():
@@ -90,17 +97,17 @@ def rank_curves(curves: Mapping[str, Sequence[float]], gallery: int, path: Path)
 
 
 def recall_by_scale(systems: Mapping[str, Mapping[str, Mapping]], path: Path) -> None:
-    """Draws R@1 and R@3 against the guidance scale (Fig. 8a and 8b), of summaries by system and `scale S`."""
+    """Draws R@1 and R@3 against the guidance scale (Fig. 8a and 8b), from summaries by system and by "scale S"."""
     plt = import_pyplot()
     figure, panels = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    few = len(systems) <= 3  # more intervals than that hide each other
+    few = len(systems) <= 3  # more intervals would hide each other
     for axes, rate in zip(panels, ("r@1", "r@3"), strict=True):
         for name, rows in systems.items():
             scales = [row.removeprefix("scale ") for row in rows]
             low, middle, high = (
                 100 * np.array([row[rate][x] for row in rows.values()]) for x in ("low", "rate", "high")
             )
-            if len(systems) > 1 and len(rows) == 1:  # the same at all scales
+            if len(systems) > 1 and len(rows) == 1:  # a system without inputs: the same at all scales
                 axes.axhline(middle[0], color="0.5", ls="--", label=name)
                 continue
             (line,) = axes.plot(scales, middle, marker="o", ms=4, label=name)
@@ -119,26 +126,26 @@ def _finite(line: Curve, positive: bool) -> Curve:
     return dataclasses.replace(line, x=x[shown], y=y[shown])
 
 
-def _draw(axes, line: Curve) -> None:
-    """Draws one curve of finite numbers."""
+def _draw(axes: Any, line: Curve) -> None:
+    """Draws one curve of finite values."""
     if not line.x.size:
         return
-    name, style = line.name or "_nameless", {"color": line.colour, "ls": "--" if line.dashed else "-"}
-    alone = "o" if line.x.size == 1 else ""  # a curve of one point would not be seen
-    if line.least:
+    name, style = line.name or "_unnamed", {"color": line.colour, "ls": "--" if line.dashed else "-"}
+    single = "o" if line.x.size == 1 else ""  # a line through a single point is invisible
+    if line.mark_minimum:
         at = int(line.y.argmin())
-        name += f" (least {line.y[at]:.4g} at {line.x[at]:g})"
+        name += f" (minimum {line.y[at]:.4g} at {line.x[at]:g})"
         axes.plot(*_thin(line.x, line.y), **style, lw=1.3, marker="o", ms=3.5, label=name, zorder=3)
         axes.plot(line.x[at], line.y[at], "o", ms=9, mfc="none", mec=line.colour, mew=1.3, zorder=3)
     elif line.smooth:
         axes.plot(*_thin(line.x, line.y), **style, lw=0.8, alpha=0.3)
-        axes.plot(*_thin(line.x, smoothed(line.y)), **style, lw=1.6, marker=alone, label=name)
+        axes.plot(*_thin(line.x, smoothed(line.y)), **style, lw=1.6, marker=single, label=name)
     else:
-        axes.plot(*_thin(line.x, line.y), **style, lw=1.3, marker=alone, label=name)
+        axes.plot(*_thin(line.x, line.y), **style, lw=1.3, marker=single, label=name)
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The points of a curve; of a long one the least and greatest of each short piece, so that no spike is lost."""
+    """The points of a curve; of a long one only the minimum and maximum of each short piece, which keeps spikes."""
     if len(x) <= CHART_POINTS:
         return x, y
     pieces = np.array_split(np.arange(len(x)), CHART_POINTS // 2)
@@ -146,15 +153,15 @@ def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x[kept], y[kept]
 
 
-def _dress(axes, log: bool, limits: tuple[float | None, float | None], has_names: bool) -> None:
-    """Axes, ticks and legend of a chart."""
+def _format_axes(axes: Any, log: bool, limits: tuple[float | None, float | None], has_names: bool) -> None:
+    """Sets scale, limits, ticks and legend of a chart."""
     from matplotlib import ticker
 
     plain = ticker.FuncFormatter(lambda value, _: f"{value:g}")
     if log:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        if high < 100 * low:  # few powers of ten: the ticks between have names too
+        if high < 100 * low:  # few powers of ten: label ticks in between, too
             axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.yaxis.set_major_formatter(plain)

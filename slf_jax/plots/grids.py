@@ -1,4 +1,4 @@
-"""Grids of images, and single pictures with metadata."""
+"""Grids of images, and PNG and JPEG files."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ INK, PAPER, GAP = (32, 32, 32), (255, 255, 255), 2
 
 
 def enlarge(images: np.ndarray, size: int) -> np.ndarray:
-    """Repeats the pixels of [..., h, w, 3] up to [..., size, size, 3], so that each is visible."""
+    """Enlarges [..., h, w, 3] to [..., size, size, 3] by repeating pixels."""
     times = size // images.shape[-2]
     return images.repeat(times, -3).repeat(times, -2)
 
 
 def stack_columns(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Columns of images [R, h, w, 3], small ones enlarged to the largest, as [R, C, H, W, 3]."""
+    """Stacks columns of images [R, h, w, 3] as [R, C, H, W, 3]; small ones are enlarged to the largest size."""
     size = max(images.shape[1] for images in columns.values())
     return np.stack([enlarge(np.asarray(images), size) for images in columns.values()], 1)
 
 
 def image_grid(columns: Mapping[str, np.ndarray], path: Path, rows: Sequence[str] = ()) -> None:
-    """Writes columns of uint8 images [R, h, w, 3] as one PNG, their names above and the rows' names at the left."""
+    """Writes columns of uint8 images [R, h, w, 3] as one PNG, their names above, the rows' names on the left."""
     images, font = stack_columns(columns), ImageFont.load_default(12)
     height, width = images.shape[2] + GAP, images.shape[3] + GAP
     left, top = (12 + max(int(font.getlength(r)) for r in rows) if rows else 0), 20
@@ -53,7 +53,7 @@ def save_png(picture: Image.Image, path: Path, notes: Mapping[str, object] | Non
 
 
 def jpeg(path: Path, width: int) -> tuple[bytes, tuple[int, int]]:
-    """A picture file as a JPEG of at most that width in pixels, and its (width, height).
+    """Converts a picture file to a JPEG of at most `width` pixels width; also returns its (width, height).
 
     Raises `OSError` if the file is damaged or not a picture.
     """
@@ -63,6 +63,6 @@ def jpeg(path: Path, width: int) -> tuple[bytes, tuple[int, int]]:
     except SyntaxError as error:  # raised by Pillow for some damaged PNGs
         raise OSError(str(error)) from error
     picture.thumbnail((width, 4 * width), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    picture.save(file, "jpeg", quality=85, optimize=True, progressive=True)
-    return file.getvalue(), picture.size
+    encoded = io.BytesIO()
+    picture.save(encoded, "jpeg", quality=85, optimize=True, progressive=True)
+    return encoded.getvalue(), picture.size

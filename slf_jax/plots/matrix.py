@@ -11,7 +11,7 @@ from slf_jax.plots.pyplot import import_pyplot, save_figure
 
 
 def feature_matrix(matrix: np.ndarray, mask: np.ndarray, blocks: Sequence[dict], title: str, path: Path) -> None:
-    """Draws a [256, 768] feature matrix; constituents are named, masked rows are grey."""
+    """Draws a [256, 768] feature matrix with constituents labelled and masked rows in grey."""
     plt = import_pyplot()
     figure, axes = plt.subplots(figsize=(12, 9), layout="constrained")
     shown = np.ma.masked_where(~np.broadcast_to(mask[:, None], matrix.shape), matrix)
@@ -19,16 +19,16 @@ def feature_matrix(matrix: np.ndarray, mask: np.ndarray, blocks: Sequence[dict],
     picture = axes.imshow(shown, aspect="auto", cmap=colours, vmin=-3, vmax=3, interpolation="nearest")
     for block in blocks:
         axes.axhline(block["start"] - 0.5, color="0.4", lw=0.4)
-    # Single rows would print their names over each other: they are spread below the big blocks.
+    # The labels of single rows would overlap: they are spread out on the right.
     names = [b["name"] + ("" if mask[b["start"] : b["start"] + b["rows"]].any() else " (missing)") for b in blocks]
     large = [(b, name) for b, name in zip(blocks, names, strict=True) if b["rows"] > 1]
     singles = [(b, name) for b, name in zip(blocks, names, strict=True) if b["rows"] == 1]
     axes.set_yticks(
         [b["start"] + b["rows"] / 2 - 0.5 for b, _ in large], [f"{name}\n{b['rows']} rows" for b, name in large]
     )
-    for place, (block, name) in zip(_spread([b["start"] for b, _ in singles], 9), singles, strict=True):
+    for y, (block, name) in zip(_spread([b["start"] for b, _ in singles], 9), singles, strict=True):
         axes.annotate(
-            name, (767, block["start"]), (790, place), fontsize=9, va="center",
+            name, (767, block["start"]), (790, y), fontsize=9, va="center",
             annotation_clip=False, arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.4"},
         )  # fmt: skip
     axes.set_xlabel("feature (standardised, clipped to ±10; colours to ±3; grey: masked)")
@@ -38,7 +38,7 @@ def feature_matrix(matrix: np.ndarray, mask: np.ndarray, blocks: Sequence[dict],
 
 
 def confusions(tables: Mapping[str, tuple[Sequence[str], np.ndarray]], path: Path) -> None:
-    """Draws confusion matrices: class names and counts [n, n + 1], the last column for no face found."""
+    """Draws confusion matrices, given by class names and counts [n, n + 1], the last column for no face found."""
     if not tables:
         return
     plt = import_pyplot()
@@ -52,13 +52,13 @@ def confusions(tables: Mapping[str, tuple[Sequence[str], np.ndarray]], path: Pat
                 axes.text(column, row, count, ha="center", va="center", color=ink, fontsize=8)
         axes.set_xticks(range(len(names) + 1), [*names, "no face"], rotation=45, ha="right", fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.set(title=kind, xlabel="guessed from the generated face", ylabel="true")
+        axes.set(title=kind, xlabel="estimated from the generated face", ylabel="true")
     save_figure(figure, path)
 
 
-def _spread(places: Sequence[float], least: float) -> list[float]:
-    """The places in order, pushed apart to at least `least`."""
+def _spread(positions: Sequence[float], distance: float) -> list[float]:
+    """Ascending positions, moved up so that neighbours are at least `distance` apart."""
     spread: list[float] = []
-    for place in places:
-        spread.append(max(place, spread[-1] + least) if spread else place)
+    for position in positions:
+        spread.append(max(position, spread[-1] + distance) if spread else position)
     return spread

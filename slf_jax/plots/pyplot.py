@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 from slf_common.files import write_atomically
 
 
-def save_figure(figure, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Writes a matplotlib figure as PNG, atomically."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
@@ -16,7 +17,7 @@ def save_figure(figure, path: Path) -> None:
     write_atomically(path, file.getvalue())
 
 
-def import_pyplot():
+def import_pyplot() -> Any:
     """`matplotlib.pyplot` with a backend that needs no display."""
     import matplotlib
 

@@ -1,1 +1,1 @@
-"""Training: one loop, its step, its data, its checkpoints and what it logs."""
+"""Training: the loop, step, optimizer, input pipeline, checkpoints and logs."""

@@ -1,8 +1,8 @@
 """Checkpoints of a stage.
 
-A checkpoint has three parts: `ema` (the averaged parameters, all that sampling needs), `training` (the rest of
-the state) and `meta` (config, the features' schema and statistics, digests). Orbax writes it under a temporary name and
-renames it, but keeps no checksum of its data: a digest of ours is checked on restore. A new checkpoint is read back
+A checkpoint has three parts: `ema` (the averaged parameters, all that sampling needs), `training` (the rest of the
+state) and `meta` (config, schema and statistics of the features, digests). Orbax writes it under a temporary name and
+renames it, but stores no checksum of its data: our own digest is checked on restore. A new checkpoint is read back
 before older ones are removed, and before a run reports that it has finished.
 """
 
@@ -30,15 +30,15 @@ from slf_jax.training.metrics import VALIDATION
 from slf_jax.training.state import TrainState
 from tfrecords.schema import Schema
 
-TRAINING = ("step", "skipped", "usual_loss", "params", "opt_state")  # fields of the state, all but the EMA
+TRAINING = ("step", "skipped", "usual_loss", "params", "opt_state")  # all fields of the state but the EMA
 
 
 class Damaged(UserError):
-    """A checkpoint that cannot be read, or whose numbers are not those that were saved."""
+    """A checkpoint that cannot be read, or whose values are not those that were saved."""
 
 
 def digest(tree: Any) -> str:
-    """A hash over the values of a pytree of arrays, with their names and shapes."""
+    """A hash of the values, names, shapes and types of a pytree of arrays."""
     total = hashlib.blake2b(digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         leaf = np.ascontiguousarray(leaf)
@@ -49,14 +49,15 @@ def digest(tree: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """The metadata of a checkpoint: what its numbers mean."""
+    """The metadata of a checkpoint: config, features' schema, and statistics of the training split by constituent."""
 
     config: ml_collections.ConfigDict
     schema: Schema
     statistics: Mapping[str, Mapping[str, np.ndarray]]
 
     def to_json(self) -> dict:
-        statistics = {n: {k: v.tolist() for k, v in both.items()} for n, both in self.statistics.items()}
+        """The metadata as a JSON object."""
+        statistics = {name: {k: v.tolist() for k, v in both.items()} for name, both in self.statistics.items()}
         return {
             "config": json.loads(self.config.to_json()),
             "schema": self.schema.to_json(),
@@ -65,6 +66,7 @@ class Meta:
 
     @classmethod
     def from_json(cls, data: Mapping) -> Meta:
+        """The inverse of `to_json`."""
         statistics = {
             name: {key: np.array(value, np.float32) for key, value in both.items()}
             for name, both in data["statistics"].items()
@@ -74,16 +76,17 @@ class Meta:
 
 
 class Checkpoints:
-    """The checkpoints of one stage of a run. Use as a context manager: leaving it waits for what is being saved.
+    """The checkpoints of one stage of a run. Use as a context manager: leaving it waits until all are saved.
 
     Args:
-      max_to_keep, keep_best: numbers of newest checkpoints, and of those of lowest validation loss, to keep; None: open
-        for reading only.
+      max_to_keep: number of newest checkpoints to keep; None: open for reading only.
+      keep_best: number of checkpoints of lowest validation loss to keep as well.
     """
 
     def __init__(self, workdir: str | Path, stage: str, max_to_keep: int | None = None, keep_best: int = 0) -> None:
         self.path = checkpoint_folder(workdir) / stage
-        self._max_to_keep, self._keep_best, self._unread = max_to_keep, keep_best, None
+        self._max_to_keep, self._keep_best = max_to_keep or 0, keep_best
+        self._unverified: tuple[Any, int] | None = None  # shapes and step of a checkpoint not yet read back
         reading = max_to_keep is None
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: metrics[VALIDATION],
@@ -92,8 +95,8 @@ class Checkpoints:
             read_only=reading,
             cleanup_tmp_directories=not reading,
         )
-        # Orbax finds the parts of an OCDBT checkpoint by a glob over its whole path. Below a folder whose name is a
-        # pattern it finds none, so there each array is a file of its own. Both kinds can be read anywhere.
+        # Orbax finds the parts of an OCDBT checkpoint by a glob over its whole path, which fails if a folder's name
+        # contains wildcards: there each array is stored as a file. Both formats can be read anywhere.
         arrays = {"use_ocdbt": not glob.has_magic(str(self.path))}
         handlers = {part: ocp.StandardCheckpointHandler(**arrays) for part in ("ema", "training")}
         self._manager = ocp.CheckpointManager(
@@ -125,10 +128,11 @@ class Checkpoints:
             ) from error
 
     def latest(self) -> int | None:
+        """The newest step, None if there is none."""
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """The step of lowest validation loss among the checkpoints that have one."""
+        """The step of lowest validation loss; None if no checkpoint has one."""
         return next(iter(self._by_loss()), None)
 
     def _by_loss(self) -> list[int]:
@@ -142,9 +146,9 @@ class Checkpoints:
         return sorted((step for step in losses if losses[step] is not None), key=lambda step: (losses[step], -step))
 
     def save(self, state: TrainState, meta: Meta, validation_loss: float | None = None) -> None:
-        """Saves in the background; does nothing if this step is saved already.
+        """Saves in the background; does nothing if this step is already saved.
 
-        Raises `UserError` if this checkpoint, or the one before it, cannot be written or be read back.
+        Raises `UserError` if this checkpoint or the previous one cannot be written or read back.
         """
         state = jax.device_get(state)
         step = int(state.step)
@@ -163,15 +167,15 @@ class Checkpoints:
                 ),
                 metrics=None if validation_loss is None else {VALIDATION: validation_loss},
             )
-        self._unread = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), state), step
+        self._unverified = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), state), step
 
     def _settle(self) -> None:
         """Waits for the checkpoint being written, reads it back, and only then removes older ones."""
         with self._saving():
             self._manager.wait_until_finished()
-        if self._unread is None:
+        if self._unverified is None:
             return
-        (like, step), self._unread = self._unread, None
+        (like, step), self._unverified = self._unverified, None
         try:
             with jax.transfer_guard("allow"):
                 self.restore(step, like)
@@ -179,7 +183,7 @@ class Checkpoints:
             older = [other for other in self._manager.all_steps() if other < step]
             resumes = f"from step {max(older)}" if older else "from the beginning"
             raise UserError(
-                f"{error}, though it has just been written: check that disk. The same command with --skip-damaged "
+                f"{error}, though it has just been written: check the disk. The same command with --skip-damaged "
                 f"resumes {resumes}"
             ) from None
         steps = sorted(self._manager.all_steps())
@@ -201,15 +205,15 @@ class Checkpoints:
         return self._restore(step, "ema", like)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """A whole state, shaped as `like`; raises `Damaged` if it is not what was saved."""
+        """The whole state, shaped as `like`; raises `Damaged` if it differs from what was saved."""
         ema, _ = self._restore(step, "ema", like.ema)
         training, _ = self._restore(step, "training", {field: getattr(like, field) for field in TRAINING})
         return TrainState(ema=ema, **training)
 
     def resume(self, like: TrainState, skip_damaged: bool) -> TrainState | None:
-        """The newest state, None if there is none.
+        """The newest state; None if there is none.
 
-        A damaged one raises `UserError`; with `skip_damaged` it is set aside and the one before it is used.
+        A damaged checkpoint raises `UserError`; with `skip_damaged` it is set aside and the previous one is used.
         """
         while (step := self.latest()) is not None:
             try:
@@ -250,22 +254,22 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    """The system's message for a full disk, wherever it appears in the error; else the error's first line."""
+    """The system's message for a disk that cannot be written, if the error contains one; else its first line."""
     text = str(error)
     known = ("No space left on device", "Disk quota exceeded", "File too large", "Read-only file system")
     return next((reason for reason in known if reason in text), (text.splitlines() or [type(error).__name__])[0][:200])
 
 
 def checkpoint_folder(workdir: str | Path) -> Path:
-    """Where a run keeps its checkpoints. Raises `UserError` for a folder that TensorStore would write elsewhere."""
+    """The folder of a run's checkpoints. Raises `UserError` for a path that TensorStore would misread."""
     path = local_path(workdir).absolute() / "checkpoints"
     if "\\" in str(path):
-        raise UserError(f"{path}: checkpoints cannot be kept below a folder with a backslash in its name; rename it")
+        raise UserError(f"{path}: checkpoints cannot be stored in a path that contains a backslash; rename the folder")
     return path
 
 
 def open_checkpoints(workdir: str | Path, name: str) -> Checkpoints:
-    """The checkpoints of a trained stage, for reading. Raises `UserError` if there are none."""
+    """Opens the checkpoints of a trained stage for reading. Raises `UserError` if there are none."""
     if not any(checkpoint_folder(workdir).glob(f"{name}/[0-9]*")):
         raise UserError(
             f"{workdir}: no checkpoint of stage {name!r}; train it with "
@@ -277,7 +281,9 @@ def open_checkpoints(workdir: str | Path, name: str) -> Checkpoints:
 def latest_ema(workdir: str | Path, name: str, like: Any) -> Any:
     """The newest EMA weights of a run's stage, shaped as `like`. Raises `UserError` if they cannot be used."""
     with open_checkpoints(workdir, name) as checkpoints:
+        if (step := checkpoints.latest()) is None:
+            raise UserError(f"{checkpoints.path}: no complete checkpoint")
         try:
-            return checkpoints.restore_ema(checkpoints.latest(), like)[0]
+            return checkpoints.restore_ema(step, like)[0]
         except UserError as error:
             raise UserError(f"{error}; its config.model and config.data.inputs must equal this config's") from None

@@ -1,4 +1,4 @@
-"""Batches for the devices: read ahead, split over the mesh, in an order that depends on the seed alone."""
+"""Batches for the devices: read ahead and split over the mesh, in an order that depends only on the seed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from tfrecords.reader import Clips, batches
 
 
 class InputPipeline:
-    """An endless iterator over what `distributed.compile_steps`' result takes: the batches of `stride` steps.
+    """An endless iterator over the batches of `stride` steps, as the result of `distributed.compile_steps` takes them.
 
-    Records are accompanied by each item's `batch_index` in the global batch and by its process's `stop`. Batch k is a
-    function of the seed alone, so the step number is the pipeline's whole state. `mask` masks unused inputs.
+    A batch contains records, each item's `batch_index` in the global batch, and the process's `stop`. Batch k is a
+    function of the seed alone, so the step number is the whole state of the pipeline. `mask` masks unused inputs.
 
-    Attributes: `host`, the last batches as numpy arrays [stride, B, ...]; `waited`, seconds spent so far waiting for
-    records.
+    Attributes:
+      host: the last batches as NumPy arrays [stride, B, ...].
+      waited: seconds spent waiting for records so far.
     """
 
     def __init__(
@@ -43,5 +44,5 @@ class InputPipeline:
         records = {key: combine([step[key] for step in steps]) for key in steps[0]}
         stop = np.full(self._batch_index.shape, self._stop())
         self.host = {**records, "batch_index": self._batch_index, "stop": stop}
-        with jax.transfer_guard("allow"):  # the only transfer of data to the devices
+        with jax.transfer_guard("allow"):  # the only place where data moves to the devices
             return distributed.split_steps(self._mesh, self._mode, self.host)

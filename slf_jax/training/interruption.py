@@ -1,4 +1,4 @@
-"""While a run trains: signals stop it after the current step, and exhausted memory or disk ends it with one line."""
+"""Interruptions of training: stop signals, and clear errors for exhausted memory or disk space."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from slf_common.errors import UserError
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGTERM or Ctrl-C has arrived; a Ctrl-C after either ends the process.
+    """Yields a function that returns whether SIGTERM or Ctrl-C has arrived; another Ctrl-C ends the process.
 
-    Python runs its signal handlers between two bytecodes of the main thread, which may be compiling for minutes. So a
-    thread reads the signals from a pipe to which the interpreter writes them on arrival.
+    Python runs signal handlers between bytecodes of the main thread, which may be compiling for minutes. Therefore a
+    thread reads signals from a pipe, to which the interpreter writes them on arrival.
     """
     received: list[int] = []
     reader, writer = os.pipe()
@@ -43,14 +43,14 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
 
 def _listen(reader: int, received: list[int]) -> None:
-    """Appends signals from the pipe until it is closed; ends the process at a Ctrl-C that is not the first signal."""
+    """Appends signals from the pipe until it is closed; a Ctrl-C that is not the first signal ends the process."""
     for number in iter(lambda: os.read(reader, 1), b""):
         if number[0] == signal.SIGINT and received:
             print("\ninterrupted; the last checkpoint is intact", file=sys.stderr, flush=True)
             os._exit(interrupt.STATUS)
         if number[0] in (signal.SIGTERM, signal.SIGINT):
             received.append(number[0])
-            print("\nstopping after this step; Ctrl-C ends at once", file=sys.stderr, flush=True)
+            print("\nstopping after this step; press Ctrl-C to end at once", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

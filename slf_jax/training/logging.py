@@ -1,4 +1,4 @@
-"""What a run logs while it trains: progress bar, metrics.jsonl, TensorBoard, profiler traces."""
+"""Logs of a training run: progress bar, metrics.jsonl, TensorBoard, profiler traces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -16,11 +16,11 @@ from slf_jax import distributed
 from slf_jax.plots import grids
 from slf_jax.training.metrics import drop_lines
 
-INTERNAL = ("finite", "stop")  # metrics that only steer the loop
+INTERNAL = ("finite", "stop")  # metrics that only control the loop
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether something that is done every `every` steps is due after this one; 0: never."""
+    """Whether an action that is repeated every `every` steps (0: never) is due after this one."""
     return every > 0 and step % every == 0
 
 
@@ -32,7 +32,8 @@ class Log:
 
     def __enter__(self) -> Log:
         self._bar = tqdm(total=self._steps, unit="step", mininterval=1.0, dynamic_ncols=True, disable=not self._main)
-        self._file = self._events = None
+        self._file: TextIO | None = None
+        self._events: Events | None = None
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -40,11 +41,12 @@ class Log:
         self._close()
 
     def _close(self) -> None:
-        for file in filter(None, (self._file, self._events)):
-            file.close()
+        for file in (self._file, self._events):
+            if file is not None:
+                file.close()
 
     def begin(self, stage: str, step: int, batch_size: int) -> None:
-        """Starts or resumes a stage after `step`; drops what a killed run logged for later steps."""
+        """Starts or resumes a stage after `step`; removes what a killed run logged for later steps."""
         self._stage, self._batch = stage, batch_size
         self._bar.set_description(stage)
         self._bar.update(step)
@@ -56,7 +58,7 @@ class Log:
             self._events = Events(self._workdir / "tensorboard" / stage, step)
 
     def start(self, step: int, waited: float) -> None:
-        """Starts timing after `step`; `waited`: seconds spent waiting for data before."""
+        """Starts timing after `step`; `waited`: seconds spent waiting for data so far."""
         self._since = (step, time.perf_counter(), waited)
 
     def steps(self, last: int, metrics: Mapping[str, np.ndarray], waited: float, *, final: bool) -> None:
@@ -95,18 +97,18 @@ class Log:
         return speed
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, and the same to TensorBoard."""
-        if not self._main:
+        """Writes a line to metrics.jsonl, and the same numbers to TensorBoard."""
+        if self._file is None or self._events is None:
             return
         self._file.write(json.dumps({"stage": self._stage, "step": step, **numbers}) + "\n")
         self._file.flush()
         lists = {key: value for key, value in numbers.items() if isinstance(value, list)}
         each = {f"{key}_{i}": number for key, value in lists.items() for i, number in enumerate(value)}
-        self._events.add(step, {key: value for key, value in (numbers | each).items() if key not in lists})
+        self._events.add(step, {key: value for key, value in (dict(numbers) | each).items() if key not in lists})
 
     def picture(self, step: int, columns: Mapping[str, np.ndarray]) -> None:
         """Writes named columns of uint8 images [R, h, w, 3] to samples/<stage>_<step>.png and to TensorBoard."""
-        if not self._main:
+        if self._events is None:
             return
         path = self._workdir / "samples" / f"{self._stage}_{step:07d}.png"
         grids.image_grid(columns, path)
@@ -115,9 +117,9 @@ class Log:
 
 
 class Events:
-    """An event file for TensorBoard that also discards what earlier files hold for steps after `step`.
+    """An event file for TensorBoard that also makes it discard events of earlier files after `step`.
 
-    Written by this thread, so that a full disk is noticed here.
+    Written in the calling thread, so that a full disk raises here.
     """
 
     def __init__(self, directory: Path, step: int) -> None:
@@ -130,7 +132,7 @@ class Events:
         self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, step: int, values: Mapping[str, float | np.ndarray]) -> None:
-        """Numbers, and uint8 images [H, W, 3]."""
+        """Writes numbers, and uint8 images [H, W, 3], by name."""
         for name, value in values.items():
             if isinstance(value, np.ndarray):
                 summary = self._summary.image(name, value, dataformats="HWC")
@@ -149,14 +151,14 @@ class Events:
 class Profile:
     """A profiler trace of `steps` steps for TensorBoard, after the first ten; none if `steps` is 0."""
 
-    WARM = 10
+    WARM_UP = 10
 
     def __init__(self, workdir: Path, steps: int, first: int) -> None:
-        self._directory, self._begin = str(workdir / "tensorboard"), first + self.WARM
+        self._directory, self._begin = str(workdir / "tensorboard"), first + self.WARM_UP
         self._end, self._on = self._begin + steps, False
 
     def step(self, number: int, result: Any) -> None:
-        """To be called after step `number`, with result `result`, was dispatched."""
+        """Starts or ends the trace; call after step `number`, with result `result`, was dispatched."""
         if not self._on and self._begin <= number < self._end:
             jax.profiler.start_trace(self._directory)
             self._on = True

@@ -1,4 +1,4 @@
-"""Training: the stages of the cascade, one after the other."""
+"""The training loop: trains the stages of the cascade, one after the other."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from slf_jax.training.step import first_not_finite, make_loss, make_step
 
 
 def train(config: ml_collections.ConfigDict, *, skip_damaged: bool = False) -> bool:
-    """Trains the stages that `config.stage` names; returns False if a signal ended it early (the state is saved).
+    """Trains the stages of `config.stage`; returns False if a signal stopped it early (the state is saved).
 
-    `skip_damaged`: resume from the checkpoint before a damaged one. Raises `UserError` for what the user can fix.
+    `skip_damaged`: resume from the checkpoint before a damaged one. Raises `UserError`.
     """
     check_config(config)
     names = stages_of(config)
@@ -48,7 +48,7 @@ def train(config: ml_collections.ConfigDict, *, skip_damaged: bool = False) -> b
 
 
 def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool:
-    """Trains one stage: state, data, compile, loop. Returns False if `stop` ended it early."""
+    """Trains one stage; returns False if `stop` ended it early."""
     config, settings = run.config, run.config.train
     steps, batch_size, stride = settings[name].steps, settings[name].batch_size, settings.steps_per_dispatch
     with Checkpoints(run.workdir, name, settings.max_to_keep, settings.keep_best) as checkpoints:
@@ -78,7 +78,7 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
         step = _compile(distributed.compile_steps(step, run.mesh, config.parallel), state, batch, key, name)
         distributed.wait_for_all(f"{name} compiled")
         preview = Preview(config, run.system, name, run.held_out or run.clips)
-        # ---- loop: metrics are read one dispatch late, while the devices work on the next
+        # ---- loop (metrics are read one dispatch late, while the devices work on the next)
         log.start(first, pipeline.waited)
         pending, stopping = None, False
         with jax.transfer_guard("disallow"), contextlib.closing(Profile(run.workdir, config.profile_steps, first)) as p:
@@ -94,7 +94,7 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
                 validates = run.held_out and _is_due_or_last(number, steps, settings.validate_every)
                 validation = preview.loss(state.ema) if validates else {}
                 if number == steps or stopping or is_due(number, settings.checkpoint_every):
-                    # Raises before a state that is not finite is saved.
+                    # Raises for a state that is not finite before it is saved.
                     stopping |= _log(pending, name, run, log, pipeline, state, key, final=number == steps)
                     pending = None
                     checkpoints.save(state, run.meta, validation.get(VALIDATION))
@@ -118,7 +118,7 @@ def _log(
 ) -> bool:  # fmt: skip
     """Waits for the metrics of a dispatch and logs them; returns whether any process was asked to stop.
 
-    Raises `UserError` for a loss or gradient that is not finite: such a step left the parameters unchanged.
+    Raises `UserError` for a loss or gradient that is not finite. (Such a step left the parameters unchanged.)
     """
     number, metrics, host = pending
     metrics = jax.device_get(metrics)
@@ -142,7 +142,7 @@ def _log(
 def _restore_or_init(
     name: str, run: Run, optimizer: optax.GradientTransformation, checkpoints: Checkpoints, key: jax.Array
 ) -> TrainState:
-    """The stage's newest checkpoint, or else a fresh state: random, or with the weights of `config.init_from`."""
+    """The stage's newest checkpoint; without one a new state, random or with the weights of `config.init_from`."""
     stage = run.system.stages[name]
     like = jax.eval_shape(lambda: init_state(stage, optimizer, key))
     state = checkpoints.resume(like, run.skip_damaged)
@@ -154,7 +154,7 @@ def _restore_or_init(
 
 
 def _is_due_or_last(step: int, steps: int, every: int) -> bool:
-    """Whether `every` divides this step, or it is the last of a stage that has at least `every` steps."""
+    """Whether an action is due after this step, which includes the last one if the stage has at least `every` steps."""
     return is_due(step, every) or (every > 0 and step == steps >= every)
 
 
@@ -168,7 +168,7 @@ def _check_batch(settings: ml_collections.ConfigDict, name: str) -> None:
         )
 
 
-def _compile(step: Callable, state: TrainState, batch: Mapping, key: jax.Array, name: str) -> Callable:
+def _compile(step: jax.stages.Wrapped, state: TrainState, batch: Mapping, key: jax.Array, name: str) -> Callable:
     """Compiles the step ahead of time and prints its size and cost."""
     start = time.perf_counter()
     lowered = step.lower(state, batch, key)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: the names of its metrics, and reading it. Needs no JAX."""
+"""Names of the metrics in metrics.jsonl, and functions that read it. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LISTS = ("loss_by_sigma", f"{VALIDATION}_by_sigma")
 
 @dataclasses.dataclass(frozen=True)
 class StageMetrics:
-    """The lines of one stage in metrics.jsonl: training and validation, each in order of steps."""
+    """The lines of one stage in metrics.jsonl, those of training and of validation, in order of steps."""
 
     name: str
     training: Sequence[Mapping[str, Any]]
@@ -32,7 +32,7 @@ class StageMetrics:
 
     @property
     def step(self) -> int:
-        """The last step that was logged; 0 if none was."""
+        """The last logged step; 0 if there is none."""
         return max((lines[-1]["step"] for lines in (self.training, self.validation) if lines), default=0)
 
 
@@ -45,9 +45,9 @@ def drop_lines(path: Path, stage: str, step: int) -> None:
     try:
         kept = [line for line in whole if not ((row := json.loads(line))["stage"] == stage and row["step"] > step)]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: a line is not what training writes ({error!r}); fix or delete it") from None
-    if (kept := "".join(kept)) != text:
-        write_atomically(path, kept.encode())
+        raise UserError(f"{path}: invalid line ({error!r}); fix or delete it") from None
+    if (remaining := "".join(kept)) != text:
+        write_atomically(path, remaining.encode())
 
 
 def read_metrics(path: Path) -> list[StageMetrics]:
@@ -67,7 +67,7 @@ def read_metrics(path: Path) -> list[StageMetrics]:
     stages = [StageMetrics(name, *([kind[s] for s in sorted(kind)] for kind in kinds)) for name, kinds in found.items()]
     if stages := [stage for stage in stages if stage.step]:
         return stages
-    raise UserError(f"{path}: no metrics yet; the first come after config.train.log_every steps, try again then")
+    raise UserError(f"{path}: no metrics yet; the first are written after config.train.log_every steps")
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
@@ -85,24 +85,24 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
                 raise ValueError("not an object")
         except ValueError as error:
             if number > len(whole):
-                return  # incomplete: it is being written, or its writer was killed
+                return  # still being written, or its writer was killed
             raise UserError(f"{path}, line {number}: not a JSON object ({error}); fix or delete this line") from error
         yield number, line
 
 
 def _check(line: Mapping[str, Any], where: str) -> None:
-    """Raises `UserError` if a line of metrics.jsonl has values that cannot be drawn."""
-    wrong = [key for key in NUMBERS if key in line and not _is_number(line[key])]
-    wrong += [
+    """Raises `UserError` for a line of metrics.jsonl with invalid values."""
+    invalid = [key for key in NUMBERS if key in line and not _is_number(line[key])]
+    invalid += [
         key for key in LISTS if key in line and not (isinstance(line[key], list) and all(map(_is_number, line[key])))
     ]
     if not isinstance(line.get("stage"), str):
-        wrong.append("stage")
+        invalid.append("stage")
     if not (isinstance(line.get("step"), int) and _is_number(line["step"]) and line["step"] > 0):
-        wrong.append("step")
-    if wrong:
-        values = ", ".join(f"{key}={json.dumps(line.get(key))[:40]}" for key in wrong)
-        raise UserError(f"{where}: {values} is not what training writes; fix or delete this line")
+        invalid.append("step")
+    if invalid:
+        values = ", ".join(f"{key}={json.dumps(line.get(key))[:40]}" for key in invalid)
+        raise UserError(f"{where}: {values}: invalid; fix or delete this line")
 
 
 def _is_number(value: object) -> bool:
@@ -110,16 +110,16 @@ def _is_number(value: object) -> bool:
 
 
 def series(lines: Sequence[Mapping[str, Any]], key: str, item: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The steps [n] and values [n] of the lines that have `key`; for lists, of their `item`."""
-    have = [line for line in lines if key in line and (item is None or item < len(line[key]))]
-    values = [line[key] if item is None else line[key][item] for line in have]
-    return np.array([line["step"] for line in have], float), np.array(values, float)
+    """Steps [n] and values [n] of the lines that have `key`; if its values are lists, their element `item`."""
+    selected = [line for line in lines if key in line and (item is None or item < len(line[key]))]
+    values = [line[key] if item is None else line[key][item] for line in selected]
+    return np.array([line["step"] for line in selected], float), np.array(values, float)
 
 
 def elapsed(stage: StageMetrics, batch_size: int | None) -> float | None:
-    """Seconds that all steps took together, from the timing in each line; None if no line has any.
+    """Total seconds of all steps, from the timing in each line; None if no line has any.
 
-    Without step_seconds, they are computed from images_per_second and the batch size.
+    Where step_seconds is missing, it is computed from images_per_second and the batch size.
     """
     total, before, known = 0.0, 0, False
     for line in stage.training:

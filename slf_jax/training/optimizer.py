@@ -1,4 +1,4 @@
-"""AdamW behind gradient clipping, with linear warm-up and cosine decay."""
+"""AdamW with gradient clipping, linear warm-up and cosine decay."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import optax
 def make_optimizer(
     settings: ml_collections.ConfigDict, name: str
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer of a stage (`settings`: `config.train`), and its learning rate as a function of the updates so far.
+    """The optimizer of a stage, and its learning rate as a function of the number of updates so far.
 
-    The rate rises linearly over `warmup_steps` updates, the first of which has 1/warmup_steps of the peak, then decays
-    by a cosine to `final_lr_fraction` of the peak at the last of the stage's `steps`.
+    The rate rises linearly over `warmup_steps` updates, from 1/warmup_steps of the peak, and then decays by a cosine to
+    `final_lr_fraction` of the peak at the last of the stage's `steps`. `settings`: `config.train`.
     """
     peak, steps = settings[name].learning_rate, settings[name].steps
     warmup = max(1, min(settings.warmup_steps, steps // 2))

@@ -1,4 +1,4 @@
-"""Validation loss and sample pictures of one stage while it trains."""
+"""Validation loss and sample pictures of one stage during training."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from slf_jax.training.step import bucket_by_sigma
 from tfrecords.reader import Clips, stack
 
 PREVIEW_PEOPLE, PREVIEW_SCALES = 8, (0.0, 1.0, 2.0)
-VALIDATION_CLIPS = 64
+VALIDATION_CLIPS = 64  # clips that the validation loss is computed on
 
 
 class Preview:
-    """Validation loss and sample pictures of one stage, on held-out people if the data has any."""
+    """Computes validation loss and sample pictures of one stage on `clips`, held-out ones if the data has any."""
 
     def __init__(self, config: ml_collections.ConfigDict, system: System, name: str, clips: Clips) -> None:
         self._system, self._stage = system, system.stages[name]
@@ -40,17 +40,17 @@ class Preview:
         return self._system.mask_unused_inputs(stack([self._source[int(i)] for i in indices]))
 
     def loss(self, params: Any) -> dict[str, Any]:
-        """Mean training loss, overall and by noise level, with the same noise every time so that it can be compared."""
+        """Mean training loss, overall and by noise level, always with the same noise so that steps are comparable."""
         with jax.transfer_guard("allow"):
             mean, (sums, items) = jax.device_get(self._loss(params, self._clips))
         return {VALIDATION: mean.item(), f"{VALIDATION}_by_sigma": (sums / np.maximum(items, 1)).tolist()}
 
     def columns(self, params: Any) -> dict[str, np.ndarray]:
-        """uint8 images [people, side, side, 3] by name: the stage's input, samples at each scale, the real face."""
-        few, low = {key: value[:PREVIEW_PEOPLE] for key, value in self._clips.items()}, self._stage.lowres_size
+        """Images uint8 [people, side, side, 3] by column: the stage's input, samples at each scale, the real face."""
+        clips, low = {key: value[:PREVIEW_PEOPLE] for key, value in self._clips.items()}, self._stage.lowres_size
         with jax.transfer_guard("allow"):
-            samples = np.asarray(to_uint8(self._sample(params, few)))
-            inputs, real = (downscale(few["face"], size) for size in (low, self._stage.size))
+            samples = np.asarray(to_uint8(self._sample(params, clips)))
+            inputs, real = (downscale(clips["face"], size) for size in (low, self._stage.size))
         by_scale = {f"scale {scale:g}": images for scale, images in zip(PREVIEW_SCALES, samples, strict=True)}
         return {f"{low}x{low}": inputs, **by_scale, "real": real}
 

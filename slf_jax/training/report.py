@@ -1,4 +1,4 @@
-"""A training run as one HTML page: curves, previews, the config and its changes."""
+"""Renders a training run as one HTML page: curves, previews, the config and its changes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from slf_jax.plots import curves, grids
 from slf_jax.plots.curves import Curve
 from slf_jax.training.metrics import VALIDATION, StageMetrics, elapsed, read_lines, read_metrics, series
 
-PREVIEWS, WIDE, SMALL = 8, 1040, 320  # previews shown of a stage; widths in pixels of the newest and of the others
+PREVIEWS, WIDE, SMALL = 8, 1040, 320  # previews per stage; widths in pixels of the newest and of the others
 BLUE, ORANGE, GREEN, VIOLET = "#3b82c4", "#dd7a1e", "#2e9e6b", "#9461c9"
-LEVELS = ("#e0a526", "#d9603b", "#b0459b", "#4f63c6")  # noise from low to high
-SUMMARY = ("stage", "steps", "batch", "loss", "validation loss", "least", "images/s", "s/step", "data wait", "time")
+LEVELS = ("#e0a526", "#d9603b", "#b0459b", "#4f63c6")  # colours of noise levels, low to high
+SUMMARY = ("stage", "steps", "batch", "loss", "validation loss", "lowest", "images/s", "s/step", "data wait", "time")
 
 
 def page(workdir: Path) -> str:
-    """The whole page of a run as HTML. Raises `UserError` if the run cannot be read."""
+    """The page of a run as HTML. Raises `UserError` if the run cannot be read."""
     stages, config = read_metrics(workdir / "metrics.jsonl"), read_config(workdir / "config.json")
     path = workdir / "changes.jsonl"
     changes = [line for _, line in read_lines(path)] if path.is_file() else []
@@ -73,7 +73,7 @@ def _facts(workdir: Path, config: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _summary(stages: Sequence[StageMetrics], config: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each stage that has started, or that the config says will be trained."""
+    """A table row for each stage that has started or is going to be trained."""
     started = {stage.name: stage for stage in stages}
     planned = STAGES if config.get("stage") == "all" else ()
     names = dict.fromkeys((*planned, *started))
@@ -108,8 +108,8 @@ def _median(values: np.ndarray) -> list[float]:
     return [float(np.median(values))] if values.size else []
 
 
-def _or_dash(form: str, values: Sequence) -> str:
-    """The formatted value if there is one, else a dash."""
+def _or_dash(form: str, values: Sequence | np.ndarray) -> str:
+    """The value formatted by `form`, or a dash if there is none."""
     return form.format(*values) if len(values) else "–"
 
 
@@ -133,7 +133,7 @@ def _stage(stage: StageMetrics, workdir: Path, changes: Sequence[Mapping[str, An
 
 
 def _marks(changes: Sequence[Mapping[str, Any]], stage: StageMetrics) -> list[int]:
-    """The steps, within what is drawn of a stage, after which the config changed."""
+    """The steps of a stage after which the config changed."""
     steps = {_group(change, "after").get(stage.name) for change in changes}
     return sorted(step for step in steps if type(step) is int and 0 < step < stage.step)
 
@@ -156,8 +156,8 @@ def _panels(stage: StageMetrics) -> list[tuple[str, str, list[Curve], dict]]:
     steps, skipped = series(stage.training, "skipped")
     wait, memory = series(stage.training, "data_wait"), series(stage.training, "device_memory")
     norms = [("gradient", "grad_norm", BLUE), ("parameters", "param_norm", GREEN), ("update", "update_norm", ORANGE)]
-    linear = {"log": False, "limits": (0, None)}
-    panels = [
+    linear: dict = {"log": False, "limits": (0, None)}
+    panels: list[tuple[str, str, list[Curve], dict]] = [
         ("Loss", "logged steps faint, running mean bold; validation with the averaged weights", _loss(stage), {}),
         ("Loss by noise level", "running means; each level is equally likely; dashed: validation", _levels(stage), {}),
         ("Norms", "", [_smooth(stage, name, key, colour) for name, key, colour in norms], {"log": True}),
@@ -178,17 +178,17 @@ def _smooth(stage: StageMetrics, name: str, key: str, colour: str) -> Curve:
 
 
 def _loss(stage: StageMetrics) -> list[Curve]:
-    validation = Curve("validation", *series(stage.validation, VALIDATION), ORANGE, least=True)
+    validation = Curve("validation", *series(stage.validation, VALIDATION), ORANGE, mark_minimum=True)
     return [_smooth(stage, "training", "loss", BLUE), validation]
 
 
 def _levels(stage: StageMetrics) -> list[Curve]:
-    """Training loss (running means only, since eight noisy curves would hide each other) and validation loss."""
+    """Training loss and validation loss by noise level; running means, since eight noisy curves would be unreadable."""
     count = max((len(line.get("loss_by_sigma", ())) for line in stage.training), default=0)
     lines = []
     for i in range(count):
         colour = LEVELS[round(i * (len(LEVELS) - 1) / max(1, count - 1))]
-        name = {0: "least noise", count - 1: "most noise"}.get(i, str(i + 1))
+        name = {0: "lowest noise", count - 1: "highest noise"}.get(i, str(i + 1))
         steps, values = series(stage.training, "loss_by_sigma", i)
         known = np.isfinite(values)
         lines.append(Curve(name, steps[known], curves.smoothed(values[known]), colour))
@@ -197,7 +197,7 @@ def _levels(stage: StageMetrics) -> list[Curve]:
 
 
 def find_previews(workdir: Path, stage: str) -> list[tuple[int, Path]]:
-    """The steps and files of a stage's previews: the newest and, evenly chosen, some of the earlier ones."""
+    """Steps and files of a stage's previews: at most `PREVIEWS`, evenly spaced, the newest included."""
     names = re.compile(re.escape(stage) + r"_(\d+)\.png")
     matches = [(names.fullmatch(path.name), path) for path in (workdir / "samples").glob("*.png")]
     found = sorted((int(match[1]), path) for match, path in matches if match)
@@ -220,7 +220,7 @@ def _previews(workdir: Path, stage: str) -> Iterator[dict]:
 
 
 def _changes(changes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """A row for each setting that was changed during the run: after which steps, its key, old and new value."""
+    """A row for each setting that changed during the run: the steps before the change, its key, old and new value."""
     rows = []
     for change in changes:
         after = ", ".join(f"{name} {step}" for name, step in _group(change, "after").items())
@@ -236,7 +236,7 @@ def _group(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings of a nested config as ("train.base.steps", value)."""
+    """The settings of a nested config as pairs ("train.base.steps", value)."""
     for key, value in config.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")

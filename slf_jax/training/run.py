@@ -1,4 +1,4 @@
-"""A run directory: what the stages of a run share, and whether a config may continue it."""
+"""Prepares a run directory: opens the data, builds the system, and checks that the config may resume the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from slf_jax.training.checkpoints import Checkpoints, Damaged, Meta, checkpoint_
 from slf_jax.training.settings import stages_of
 from tfrecords.reader import Absent, Clips
 
-# Settings that determine what the numbers in a checkpoint mean: a run cannot continue with others. Some of a model's
+# Settings that determine the meaning of a checkpoint's values: a run cannot resume with others. Some of the model's
 # settings only affect how it is computed.
 FIXED = ("model", "diffusion", "data.inputs", "train.base.batch_size", "train.upsampler.batch_size", "seed")
 HARMLESS = (".attention", ".remat")
@@ -29,7 +29,7 @@ HARMLESS = (".attention", ".remat")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What both stages of a run share. `meta` is saved in every checkpoint."""
+    """The state that all stages of a run share. `meta` is saved in every checkpoint."""
 
     meta: Meta
     system: System
@@ -48,7 +48,7 @@ class Run:
 
 
 def prepare(config: ml_collections.ConfigDict, skip_damaged: bool) -> Run:
-    """Opens the data, builds the system, and starts or continues the run directory. Raises `UserError`."""
+    """Opens the data, builds the system, and starts or resumes the run directory. Raises `UserError`."""
     if distributed.is_main():
         check_writable(
             local_path(config.workdir), "config.json", "metrics.jsonl", "changes.jsonl", "samples/", "tensorboard/",
@@ -67,7 +67,7 @@ def prepare(config: ml_collections.ConfigDict, skip_damaged: bool) -> Run:
             _record(changes, run.workdir)
         write_atomically(run.workdir / "config.json", config.to_json_best_effort(indent=2).encode())
         _describe(run)
-    # No process may create the folders of checkpoints before all have checked whether there are any.
+    # No process may create checkpoint folders before all processes have checked whether there are any.
     distributed.wait_for_all("prepared")
     return run
 
@@ -87,7 +87,7 @@ def _open_validation(settings: ml_collections.ConfigDict) -> Clips | None:
 def check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, tuple]:
     """How `config` differs from that of the run in `workdir`: {key: (old, new)}; empty if there is no run yet.
 
-    Raises `UserError` naming the settings with which the run cannot continue.
+    Raises `UserError` for changed settings with which the run cannot resume.
     """
     if not any(checkpoint_folder(workdir).glob("*/[0-9]*")):
         return {}
@@ -132,7 +132,7 @@ def _first_meta(workdir: Path) -> Meta | None:
     """The metadata of the run's checkpoints, None if there are none."""
     for name in STAGES:
         if (checkpoint_folder(workdir) / name).is_dir():
-            # A damaged one is reported, or set aside, when its stage resumes.
+            # A damaged checkpoint is reported, or set aside, when its stage resumes.
             with Checkpoints(workdir, name) as checkpoints, contextlib.suppress(Damaged):
                 if (step := checkpoints.latest()) is not None:
                     return checkpoints.meta(step)
@@ -140,7 +140,7 @@ def _first_meta(workdir: Path) -> Meta | None:
 
 
 def _record(changes: Mapping[str, tuple], workdir: Path) -> None:
-    """Appends to changes.jsonl, and prints, how the config differs from the one the run was made with so far."""
+    """Prints how the config differs from the run's previous one, and appends it to changes.jsonl."""
     saved = {name: workdir.glob(f"checkpoints/{name}/[0-9]*") for name in STAGES}
     steps = {
         name: max((int(path.name) for path in paths if path.name.isdigit()), default=0) for name, paths in saved.items()
@@ -151,9 +151,10 @@ def _record(changes: Mapping[str, tuple], workdir: Path) -> None:
 
 
 def _describe(run: Run) -> None:
+    """Prints data, inputs, devices and batches of a run."""
     config, mesh = run.config, run.mesh
-    have = {part.name for part in run.clips.schema.constituents} | {"age", *run.clips.schema.labels}
-    missing = [name for name in run.system.inputs if name not in have]
+    available = {part.name for part in run.clips.schema.constituents} | {"age", *run.clips.schema.labels}
+    missing = [name for name in run.system.inputs if name not in available]
     masked = f" (masked, not in the data: {', '.join(missing)})" if missing else ""
     print(f"data       {config.data.dir}: {len(run.clips)} clips to train on, {len(run.held_out or ())} held out")
     print(f"inputs     {', '.join(run.system.inputs)}{masked}")

@@ -1,4 +1,4 @@
-"""The settings of a training run: the whole config is checked here, before data, model or devices are touched."""
+"""Checks the whole config of a training run, before data, model or devices are touched."""
 
 from __future__ import annotations
 
@@ -67,14 +67,13 @@ RULES: dict[str, Rule] = {
     "data.threads": integer(1, 1024),
     "data.skip_corrupt": flag(),
 }
-OTHERS = ("extract.", "ablations.")  # groups that other commands check
+OTHERS = ("extract.", "ablations.")  # groups that are checked elsewhere
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
-    """Checks a whole config except for its groups `extract` and `ablations`, and converts numbers to their setting's
-    type (1e5 to an int).
+    """Checks a config except for its groups `extract` and `ablations`; converts numbers to the setting's type.
 
-    Raises `UserError`: one line with key, value and what it must be.
+    Raises `UserError` with one line: key, value and what it must be.
     """
     rules.check(config, RULES, ours=lambda key: not key.startswith(OTHERS))
     check_system(config)
@@ -84,7 +83,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_dispatch(config: ml_collections.ConfigDict) -> None:
-    """`accumulate` must divide the batch size, `steps_per_dispatch` all intervals."""
+    """Checks that `accumulate` divides the batch size, and `steps_per_dispatch` all intervals."""
     train, stride = config.train, config.train.steps_per_dispatch
     for name in stages_of(config):
         stage = train[name]

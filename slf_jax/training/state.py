@@ -1,4 +1,4 @@
-"""What a training step carries from one to the next."""
+"""The training state, which each step updates."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from slf_jax.cascade.stage import Stage
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything the next step depends on, besides the config and the data.
+    """Everything that the next step depends on besides config and data.
 
-    `skipped` counts the steps that changed nothing; `usual_loss` is the running mean against which spikes are measured.
+    Attributes:
+      step: steps so far, skipped ones included.
+      skipped: steps that changed nothing, because of a spike or a value that is not finite.
+      usual_loss: running mean of the loss, to which spikes are compared.
+      params, ema, opt_state: parameters, their moving average, and the optimizer's state.
     """
 
     step: jax.Array
@@ -28,15 +32,15 @@ class TrainState:
 
 
 def init_state(stage: Stage, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """A fresh state with random parameters; one jitted program."""
-    return jax.jit(lambda key: _fresh(stage.init(key), optimizer))(key)
+    """A new state with random parameters, made by one jitted program."""
+    return jax.jit(lambda key: _new_state(stage.init(key), optimizer))(key)
 
 
 def start_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """A fresh state with these parameters."""
-    return jax.jit(lambda params: _fresh(params, optimizer))(params)
+    """A new state with these parameters."""
+    return jax.jit(lambda params: _new_state(params, optimizer))(params)
 
 
-def _fresh(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def _new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     zero = jnp.zeros((), int)
     return TrainState(zero, zero, jnp.zeros(()), params, params, optimizer.init(params))

@@ -1,4 +1,4 @@
-"""One training step as one device sees it: loss, gradients, AdamW, EMA, and the metrics of the step."""
+"""One training step on one device: loss, gradients, optimizer update, EMA, and metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slf_jax.cascade.system import System
 from slf_jax.streams import stream
 from slf_jax.training.state import TrainState
 
-BUCKETS = 4  # of noise levels, each equally likely in training, for which the loss is reported separately
+BUCKETS = 4  # ranges of noise levels, equally likely in training, for which the loss is reported separately
 Step = Callable[[TrainState, Mapping, jax.Array], tuple[TrainState, dict]]
 
 
@@ -28,10 +28,10 @@ def make_step(
 ) -> Step:  # fmt: skip
     """`step(state, batch, key) -> (state, metrics)`, with collectives over axis `"data"`.
 
-    The batch: raw records, the `batch_index` of each in the global batch (an item's random key is derived from it, so
-    that the numbers do not depend on how items are distributed over devices), and `stop`, true where its process was
-    asked to stop. A step whose loss or gradient is not finite changes nothing but the counters, and neither does one
-    whose loss is a spike (`settings.skip_spikes`).
+    A batch contains raw records, the `batch_index` of each in the global batch (an item's random key is derived from
+    it, so that results do not depend on how items are distributed over devices), and `stop`, true where the item's
+    process was asked to stop. A step whose loss or gradient is not finite, or whose loss is a spike
+    (`settings.skip_spikes`), changes only the counters.
     """
     stage = system.stages[name]
     loss_of = make_loss(system, name, settings)
@@ -44,15 +44,15 @@ def make_step(
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # Warm-up: early on, the average forgets its random initialisation quickly.
+        # Warm-up, so that the average quickly forgets its random initialisation.
         decay = jnp.minimum(settings.ema_decay, (1 + state.step) / (10 + state.step))
         ema = optax.incremental_update(params, state.ema, 1 - decay)
         finite = jnp.isfinite(mean) & jnp.isfinite(norm)
         good, usual = _check_loss(state, mean, finite, settings.skip_spikes)
-        # By the optimizer's count, which does not include skipped steps.
+        # The optimizer does not count skipped steps.
         rate = schedule(state.step - state.skipped)
-        kept = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
-        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), *kept)
+        new, old = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
+        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
         state = TrainState(state.step + 1, state.skipped + ~good, usual, *kept)
         return state, {
             "loss": mean,
@@ -70,9 +70,9 @@ def make_step(
 
 
 def make_loss(system: System, name: str, settings: ml_collections.ConfigDict) -> Callable:
-    """`loss(params, batch, key, dropout, total) -> (mean, (loss [B], sigma [B]))` of some items of a global batch.
+    """`loss(params, batch, key, dropout, total) -> (mean, (loss [B], sigma [B]))` of B items of a global batch.
 
-    `key` is the step's, `dropout` the key of these items' dropout, `total` the size of the global batch.
+    `key` is the step's key, `dropout` the key of these items' dropout masks, `total` the size of the global batch.
     """
     stage = system.stages[name]
 
@@ -98,10 +98,10 @@ def make_loss(system: System, name: str, settings: ml_collections.ConfigDict) ->
 def _gradients(
     loss_of: Callable, params: Any, batch: Mapping, key: jax.Array, parts: int
 ) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-    """Mean gradient over a device's items, and each item's loss and sigma; in `parts` microbatches."""
+    """Mean gradient over a device's items, and each item's loss and sigma, computed in `parts` microbatches."""
     gradient = jax.grad(loss_of, has_aux=True)
     total = jax.lax.axis_size(distributed.AXIS) * len(batch["face"])
-    # The only thing that depends on the number of devices: masks are drawn for all of a device's activations.
+    # Dropout is all that depends on the number of devices: one key draws the masks of all of a device's items.
     dropout = stream(key, "dropout", jax.lax.axis_index(distributed.AXIS))
     if parts == 1:
         return gradient(params, batch, key, dropout, total)
@@ -117,17 +117,17 @@ def _gradients(
 
 
 def _check_loss(state: TrainState, loss: jax.Array, finite: jax.Array, spikes: float) -> tuple[jax.Array, jax.Array]:
-    """Whether a step is applied, and the running mean of the loss against which spikes are measured."""
+    """Whether to apply a step, and the new running mean of the loss, to which spikes are compared."""
     usual = jnp.where(state.step == 0, loss, state.usual_loss)
     limit = spikes * usual if spikes else jnp.inf
     decay = jnp.minimum(0.99, (1 + state.step) / (10 + state.step))
-    # A spike enters the mean as the limit, so that a loss that stays high becomes the usual one.
-    moved = decay * usual + (1 - decay) * jnp.minimum(loss, limit)
-    return finite & (loss <= limit), jnp.where(finite, moved, state.usual_loss)
+    # A spike counts as the limit in the mean, so that a loss that stays high becomes the usual one.
+    updated = decay * usual + (1 - decay) * jnp.minimum(loss, limit)
+    return finite & (loss <= limit), jnp.where(finite, updated, state.usual_loss)
 
 
 def bucket_by_sigma(stage: Stage, loss: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Sums [2, BUCKETS] of losses and of items in each bucket of noise levels, low to high."""
+    """Sums of losses and numbers of items, [2, BUCKETS], in each range of noise levels from low to high."""
     edges = jnp.log(stage.sigmas(jnp.arange(1, BUCKETS) / BUCKETS))
     bucket = jnp.searchsorted(edges, jnp.log(sigma))
     return jnp.zeros((2, BUCKETS)).at[:, bucket].add(jnp.stack([loss, jnp.ones(len(loss))]))
@@ -136,13 +136,13 @@ def bucket_by_sigma(stage: Stage, loss: jax.Array, sigma: jax.Array) -> jax.Arra
 def first_not_finite(loss_of: Callable, params: Any, batch: Mapping, key: jax.Array) -> str:
     """The first module whose output is not finite for a batch, or else the first parameter whose gradient is not.
 
-    Runs op by op on one device, since only there each module's output can be inspected.
+    Runs op by op on one device, since each module's output can only be inspected there.
     """
     found: list[str] = []
 
     def watch(call: Callable, args: tuple, kwargs: Mapping, context: nn.module.InterceptorContext) -> Any:
         out = call(*args, **kwargs)
-        # Inside a rematerialised block there are only tracers; the block's own output is concrete.
+        # Inside a rematerialised block all values are tracers; the output of the block itself is concrete.
         if not all(isinstance(leaf, jax.core.Tracer) or _is_finite(leaf) for leaf in jax.tree.leaves(out)):
             found.append("/".join((type(context.module).__name__, *context.module.path)))
         return out
