@@ -8,7 +8,7 @@ PY = .venv/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 CONFIG = configs/demo.py$(if $(filter-out demo,$(SIZE)),:$(SIZE))
 
-.PHONY: demo test docs clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/demo
 	$(PY) -m extract.talkers --out data/$(SIZE)/videos$(if $(PEOPLE), --people $(PEOPLE))
@@ -19,13 +19,18 @@ demo: .venv/demo
 test: .venv/test
 	$(PY) -m pytest
 
+lint: .venv/lint
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
 docs: .venv/docs
 	$(PY) -m mkdocs build --strict
 
 $(PY):
 	$(PYTHON) -m venv .venv
 
-.venv/demo .venv/test .venv/docs: setup.py | $(PY)
+.venv/demo .venv/test .venv/lint .venv/docs: setup.py | $(PY)
 	$(PIP) --editable ".[$(notdir $@)]"
 	touch $@
 

@@ -13,6 +13,7 @@ from slf_common.errors import UserError
 from slf_jax import evaluate, sample
 from slf_jax.evaluation import protocol
 from slf_jax.evaluation.embedders import make_embedder
+from slf_jax.evaluation.systems import choose_scale
 from tfrecords.reader import Clips
 
 EIGENFACES = ("--embedder", "eigenfaces")
@@ -63,7 +64,10 @@ def test_people_of_a_dataset_without_a_training_split_are_sampled_and_evaluated(
 def test_an_evaluation_can_be_read_and_looked_at(evaluated):
     text = (evaluated / "report.md").read_text()
     assert "| system | R@1 | R@3 | R@5 | R@10 |" in text and "Eigenfaces" in text and "Wilson" in text
-    assert "the thumbnail's own for 6: that is easier" in text and "the paper's way" in text
+    assert (
+        "from the thumbnail's own for 6 (which is easier)" in text
+        and "chosen on the test people as in the paper" in text
+    )
     for name in ("faces", "rank_curve", "confusion", "scales"):
         assert min(Image.open(evaluated / f"{name}.png").size) > 200
 
@@ -78,7 +82,7 @@ def test_the_best_scale_is_chosen_where_scales_repeat(dataset, tmp_path):
         def draw(self, people, scales, progress):
             return np.stack([real if scale[0] == 8 else np.roll(real, 1, 0) for scale in scales])[:, :, None]
 
-    chosen, weighted = evaluate.choose_scale(EvaluatedSystem(), ((0.0, 0.0), (0.0, 0.0), (8.0, 8.0)), judge)
+    chosen, weighted = choose_scale(EvaluatedSystem(), ((0.0, 0.0), (0.0, 0.0), (8.0, 8.0)), judge)
     assert chosen == 2 and weighted["8"] > weighted["0"]
 
 

@@ -152,5 +152,5 @@ def test_the_picture_of_a_clip_in_a_dataset_without_statistics(people_to_test, t
     """A dataset without a training split has no statistics to scale its features with (fault 9)."""
     features.main(["--data", str(people_to_test), "--out", str(tmp_path / "features.png")])
     printed = capsys.readouterr().out
-    assert "193 of 256 rows known" in printed and "the clip's own mean and deviation" in printed
+    assert "193 of 256 rows known" in printed and "the clip's own mean and standard deviation" in printed
     assert Image.open(tmp_path / "features.png").size[0] > 800

@@ -120,6 +120,6 @@ def test_processes_that_do_not_find_each_other_say_so(fresh_config):
     process = start_training(config, "--config.distributed=true")
     output = process.communicate(timeout=400)[0]
     assert process.returncode == 2
-    assert output.startswith("error: config.distributed=true: these processes do not find each other")
+    assert output.startswith("error: config.distributed=true: the processes cannot connect to each other")
     process = start_training(config, "--config.distributed=true", "--config.coordinator=127.0.0.1:1")
     assert "config.process_id=-1" in process.communicate(timeout=400)[0] and process.returncode == 2

@@ -108,7 +108,7 @@ def flip_a_bit(workdir, step):
 
 def test_a_damaged_checkpoint_is_never_used(copy):
     flip_a_bit(copy.workdir, 40)
-    with pytest.raises(UserError, match=r"base/40: (damaged|cannot be read).*--skip-damaged to go back"):
+    with pytest.raises(UserError, match=r"base/40: (damaged|cannot be read).*--skip-damaged to use the previous one"):
         load(copy.workdir)
     copy.train.base.steps = 48
     with pytest.raises(UserError, match="base/40: (damaged|cannot be read).*--skip-damaged .* resume from step 32"):
@@ -353,7 +353,7 @@ def test_a_run_directory_may_have_any_name(run, tmp_path, monkeypatch):
     assert load("plain", stages=("base",)).digests == trained.digests
     shutil.copytree(run.workdir, "[of another]/x")
     assert load("[of another]/x").digests == load(run.workdir).digests
-    for name, message in {"back\\slash": "folder with a backslash", "new\nline": "control characters"}.items():
+    for name, message in {"back\\slash": "contains a backslash", "new\nline": "control characters"}.items():
         config.workdir = name
         with pytest.raises(UserError, match=message):
             train(config)
@@ -434,7 +434,10 @@ def test_a_second_ctrl_c_while_compiling_ends_at_once():
     signal.signal(signal.SIGINT, before)
     assert process.stdout.readline() == "compiling\n"
     process.send_signal(signal.SIGINT)
-    assert process.stderr.readline() + process.stderr.readline() == "\nstopping after this step; Ctrl-C ends at once\n"
+    assert (
+        process.stderr.readline() + process.stderr.readline()
+        == "\nstopping after this step; press Ctrl-C to end at once\n"
+    )
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=400) == ("", "\ninterrupted; the last checkpoint is intact\n")
     assert process.returncode == 130
@@ -449,5 +452,5 @@ def test_a_cache_that_cannot_be_is_done_without(tmp_path, capsys):
     ):  # fmt: skip
         distributed.use_compilation_cache(directory)
         told = capsys.readouterr().err
-        assert told.startswith("note: compiled programs are not kept") and reason in told
+        assert told.startswith("note: compiled programs are not cached") and reason in told
     assert jax.config.jax_compilation_cache_dir == before

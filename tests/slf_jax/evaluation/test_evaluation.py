@@ -6,6 +6,7 @@ import pytest
 from records import make_clip
 
 from slf_common.errors import UserError
+from slf_jax.evaluate import _optional
 from slf_jax.evaluation import gallery, metrics, paper, protocol, scorers, tables
 from slf_jax.evaluation.embedders import ATTRIBUTES, make_embedder
 from slf_jax.evaluation.gallery import Gallery, ranks
@@ -178,7 +179,7 @@ def test_a_gallery_is_used_again_until_what_it_was_built_from_changes(tmp_path):
 def test_a_gallery_needs_two_faces_and_a_known_metric(tmp_path):
     with pytest.raises(UserError, match="gallery of 1"):
         Gallery(tmp_path, "l2").build("x", {}, ["a"], np.ones((1, 4)))
-    with pytest.raises(UserError, match="--metric l3 is none of: l2, cosine"):
+    with pytest.raises(UserError, match="--metric l3: must be one of: l2, cosine"):
         Gallery(tmp_path, "l3")
 
 
@@ -218,9 +219,9 @@ def test_damaged_validation_people_are_not_done_without(dataset, tmp_path, capsy
     with pytest.raises(UserError, match="validation.* truncated"):
         scorers.validation_scorer(tmp_path / "copy", False, None, tmp_path)
     with pytest.raises(UserError, match="truncated"):
-        evaluate._optional(tmp_path / "copy", "validation")
+        _optional(tmp_path / "copy", "validation")
     assert scorers.validation_scorer(tmp_path / "none", False, None, tmp_path) is None
-    assert evaluate._optional(tmp_path / "copy", "other") is evaluate._optional(tmp_path / "none", "train") is None
+    assert _optional(tmp_path / "copy", "other") is _optional(tmp_path / "none", "train") is None
     assert "no scale can be chosen on validation people" in capsys.readouterr().err
 
 
@@ -272,7 +273,7 @@ def test_another_dataset_can_be_the_gallery_if_it_knows_somebody(tmp_path, schem
     # make_clip(1) is b's probe and b's first clip there: the gallery shows the other one.
     assert people.another.tolist() == [True, True, False] and (people.faces[1] == make_clip(3)["face"]).all()
     strangers = write_split(tmp_path / "strangers", schema, ["x", "y"])
-    with pytest.raises(UserError, match="strangers: the gallery holds nobody of .*probes"):
+    with pytest.raises(UserError, match="strangers: the gallery has no speaker of .*probes"):
         protocol.choose(probes, gallery=strangers)
 
 
