@@ -133,7 +133,7 @@ def drill(command: Sequence[str], out: Path, kills: int, devices: int, seed: int
 
 def main() -> None:
     arguments = cli.parser(
-        "benchmarks.drill", "Kills a training at random moments and compares.",
+        "benchmarks.crash_recovery", "Kills a training at random moments and compares.",
         ["python benchmarks/crash_recovery.py --config configs/demo.py --kills 50"],
     )  # fmt: skip
     arguments.add_argument("--config", required=True)
