@@ -57,6 +57,7 @@ def here(tmp_path, monkeypatch):
     "command, flags", [*OUTPUTS.items(), *INPUTS.items()], ids=[*OUTPUTS, *(f"{name} reads" for name in INPUTS)]
 )
 def test_a_bucket_is_refused_for_local_paths(command, flags, here):
+    """(fault 8)"""
     for url in ("gs://bucket/x", "s3://bucket/x"):
         with pytest.raises(UserError, match=f"{url}: must be a path on this machine; only datasets"):
             call(command, flags, url)
@@ -64,6 +65,7 @@ def test_a_bucket_is_refused_for_local_paths(command, flags, here):
 
 
 def test_a_tilde_expands_to_the_home_of_the_named_user(here, monkeypatch):
+    """(fault 8)"""
     assert local_path("~/x") == here.parent / "home" / "x" and local_path("~root") == Path("/root")
     assert local_path("a/~/b") == Path("a/~/b") and local_path(f"file://{here}/x") == here / "x"
     (here.parent / "home" / "data").mkdir()
