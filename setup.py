@@ -66,7 +66,7 @@ setup(
         "cloud": ["gcsfs>=2024.2", "s3fs>=2024.2"],
         "demo": DEMO,
         "docs": DOCS,
-        "lint": ["ruff>=0.12,<1", "mypy>=1.15,<3"],
+        "lint": [*DEMO, "ruff>=0.12,<1", "mypy>=1.15,<3"],
         "evaluate": EVALUATE,
         "extract": EXTRACT,
         "ray": ["ray>=2.40,<3"],
