@@ -103,6 +103,8 @@ def _prepare(config: ml_collections.ConfigDict, skip_damaged: bool) -> Run:
             _record(changes, run.workdir)
         write_atomically(run.workdir / "config.json", config.to_json_best_effort(indent=2).encode())
         _describe(run)
+    # No process makes the folders of checkpoints before all have looked whether there are any.
+    parallel.wait_for_all("prepared")
     return run
 
 

@@ -8,13 +8,28 @@ import pytest
 from tiny import lines, start_training, wait_for_checkpoint, weights
 
 
-def start_two(config, *overrides):
-    """Two processes of two devices each."""
+# A process that reads a slow disk: it looks for checkpoints long after the other one could have made their folder.
+SLOW = """
+import time
+from slf_common import cli
+from slf_jax import train
+look = train._begun_with
+train._begun_with = lambda workdir: (time.sleep(3), look(workdir))[1]
+cli.run(train.main)
+"""
+
+
+def start_two(config, *overrides, second=("-m", "slf_jax.train")):
+    """Two processes of two devices each; `second`: what Python runs in the second one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     together = ("--config.distributed=true", f"--config.coordinator={address}", "--config.num_processes=2", *overrides)
-    return [start_training(config, *together, f"--config.process_id={i}", devices=2) for i in range(2)]
+    ids = [f"--config.process_id={i}" for i in range(2)]
+    return [
+        start_training(config, *together, ids[0], devices=2),
+        start_training(config, *together, ids[1], devices=2, program=second),
+    ]
 
 
 def assert_same_numbers(config, run):
@@ -81,7 +96,7 @@ def by_pmap(fresh_config, run):
     """A run of two processes by pmap that is asked to stop, then started again: the config, and how each part ended."""
     config = fresh_config("pmap")
     config.update(stage="base", parallel="pmap", compilation_cache=run.compilation_cache)
-    two = start_two(config)
+    two = start_two(config, second=("-c", SLOW))
     wait_for_checkpoint(config, 8, two[0], seconds=300)
     two[0].send_signal(signal.SIGTERM)
     parts = [[(process.communicate(timeout=500)[0], process.returncode) for process in two]]

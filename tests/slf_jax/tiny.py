@@ -40,9 +40,9 @@ def write_config(config):
     return path
 
 
-def start_training(config, *overrides, devices=1):
+def start_training(config, *overrides, devices=1, program=("-m", "slf_jax.train")):
     """Training as a process of its own: numbers compared bit by bit must come from like processes."""
-    command = [sys.executable, "-m", "slf_jax.train", "--config", str(write_config(config)), *overrides]
+    command = [sys.executable, *program, "--config", str(write_config(config)), *overrides]
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
