@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from tiny import lines, start_training, wait_for_checkpoint, weights
 
-
 # A process that reads a slow disk: it looks for checkpoints long after the other one could have made their folder.
 SLOW = """
 import time
