@@ -97,7 +97,7 @@ def make_training(
     optimizer, schedule = make_optimizer(config.train, name)
     key = jax.random.key(0)
     state, key = distributed.replicate(mesh, (init_state(system.stages[name], optimizer, key), key))
-    batch = {**records, "place": np.arange(count, dtype=np.int32), "stop": np.zeros(count, bool)}
+    batch = {**records, "batch_index": np.arange(count, dtype=np.int32), "stop": np.zeros(count, bool)}
     batch = distributed.split_steps(mesh, config.parallel, jax.tree.map(lambda x: x[None], batch))
     step = make_step(system, name, optimizer, schedule, config.train)
     step, holder = distributed.compile_steps(step, mesh, config.parallel), [state]

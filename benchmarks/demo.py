@@ -69,7 +69,7 @@ def sampling(system: System, clips: Clips, name: str, settings: SampleSettings, 
     batch = stack([clips[i % len(clips)] for i in range(people)])
     params = jax.jit(system.stages[name].init)(jax.random.key(0))
     noise = person_noise(0, np.arange(people))
-    low = area_average(to_float(batch["face"]), system.stages[name].low)
+    low = area_average(to_float(batch["face"]), system.stages[name].lowres_size)
     program = jax.jit(
         lambda scales: system.sample({name: params}, batch, low, np.ones(people), noise, scales, settings, (name,))
     )

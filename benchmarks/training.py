@@ -52,7 +52,7 @@ def split(config, name: str) -> None:
     )
     feed = InputPipeline(
         clips, size, 1, seed=0, first=0, threads=config.data.threads, mesh=mesh, mode=config.parallel,
-        stop=lambda: False, seen=system.seen,
+        stop=lambda: False, mask=system.mask_unused_inputs,
     )  # fmt: skip
     step = make_step(system, name, optimizer, schedule, config.train)
     step = distributed.compile_steps(step, mesh, config.parallel)

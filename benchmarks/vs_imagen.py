@@ -160,8 +160,8 @@ def time_layouts(python: str, stages: Iterable[str], rounds: int, dtype: str) ->
             my, their = (side[key] for side in sides.values())
             row(label, f"{my:.1f}", f"{their:.1f}", their / my)
         for label, key in (("s a training step", "train"), ("s a guided evaluation", "guided")):
-            spelt = (f"{side[key]['median']:.3f} ({side[key]['min']:.3f})" for side in sides.values())
-            row(label, *spelt, sides["theirs"][key]["median"] / sides["ours"][key]["median"])
+            texts = (f"{side[key]['median']:.3f} ({side[key]['min']:.3f})" for side in sides.values())
+            row(label, *texts, sides["theirs"][key]["median"] / sides["ours"][key]["median"])
         result[name] = sides
     print(f"\nSeconds: median (min) of {rounds}; the ratio is of medians.")
     return result
