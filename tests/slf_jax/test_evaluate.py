@@ -136,6 +136,7 @@ def start(run, out, home, *flags):
 CROPPED = """
 import numpy as np, skimage.data
 from PIL import Image
+from slf_jax.evaluation.embedders import make_embedder
 picture = Image.fromarray(skimage.data.astronaut())
 crops = [picture.crop((185, 65, 263, 143)), picture.crop((300, 300, 400, 400))]
 crops = np.stack([np.asarray(crop.resize((128, 128), Image.Resampling.BICUBIC)) for crop in crops])
