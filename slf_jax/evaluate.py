@@ -64,9 +64,7 @@ def _receipt(args: argparse.Namespace, subject: EvaluatedSystem, scorer: FaceSco
         "embedder": embedder.name, "metric": embedder.metric, "fingerprint": embedder.fingerprint,
         "thumbnail": subject.use_thumbnail, "without": list(subject.without), "inputs": list(subject.inputs),
         "seed": subject.seed, "samples": subject.samples, "checkpoints": subject.trained.digests,
-        "sampler": {
-            **subject.trained.meta.config.sample.to_dict(), "evaluations": subject.sampler.settings.evaluations
-        },
+        "sampler": subject.sampler.settings.to_json(),
     }  # fmt: skip
 
 

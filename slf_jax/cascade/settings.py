@@ -180,6 +180,10 @@ class SampleSettings:
         """Evaluations of the guided denoiser (NFE) in each stage."""
         return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
 
+    def to_json(self) -> dict[str, Any]:
+        """All settings and the number of evaluations, for the results' receipts."""
+        return {**dataclasses.asdict(self), "evaluations": self.evaluations}
+
     @property
     def run(self) -> samplers.Sampler:
         """The sampler function, with `churn` bound."""

@@ -44,7 +44,7 @@ def sweep(
         "people": len(chosen),
         "samples": samples,
         "seed": seed,
-        "sampler": {**trained.meta.config.sample.to_dict(), "evaluations": sampler.settings.evaluations},
+        "sampler": sampler.settings.to_json(),
         "checkpoints": trained.digests,
         "scales": {format_scale(s): metrics.fidelity(image, real) for s, image in zip(scales, images, strict=True)},
         "controls": {
