@@ -38,9 +38,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["slf_common*", "slf_jax*", "extract*", "tfrecords*", "configs*"]),
+    packages=find_packages(include=["slf_common*", "slf_jax*", "extract*", "tfrecords*", "app*", "configs*"]),
     package_data={
-        **{name: ["py.typed"] for name in ("slf_common", "tfrecords", "extract", "slf_jax")},
+        **{name: ["py.typed"] for name in ("slf_common", "tfrecords", "extract", "slf_jax", "app")},
         "slf_jax.plots": ["report.html.j2"],
     },
     install_requires=[

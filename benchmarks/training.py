@@ -176,7 +176,7 @@ def save() -> None:
     for name in STAGES:
         optimizer, _ = make_optimizer(config.train, name)
         state = init_state(system.stages[name], optimizer, jax.random.key(0))
-        meta = Meta(config, trained.meta.schema, system.statistics)
+        meta = Meta(config, trained.meta.schema, system.statistics, {})
         with tempfile.TemporaryDirectory() as folder:
             begun = time.perf_counter()
             with Checkpoints(folder, name, max_to_keep=1) as checkpoints:

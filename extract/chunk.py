@@ -17,16 +17,16 @@ from extract import deepface, faces
 from extract.attributes import Attributes
 from extract.clips import Clip
 from extract.extractors import registry
+from extract.extractors.values import record_values
 from extract.faces import FaceCrop, find_face
 from extract.frameworks import keep_memory
 from extract.media import MediaError, decode_audio, face_frames, fit_audio
 from extract.plan import Chunk
 from slf_common.errors import UserError
-from tfrecords.schema import LABELS, LANGUAGE_LOGPROBS, Schema
+from tfrecords.schema import LABELS, Schema
 from tfrecords.writer import write_shard
 
 BATCH_SIZE = 16  # clips that go through the models together; the sound of each takes 1.5 MB
-FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 T = TypeVar("T")
 
@@ -46,6 +46,7 @@ class Models:
         self.estimator = deepface.AttributeEstimator(estimate) if estimate else None
         self.frames: int = settings["frames"]
         self.extractors = registry.load(settings)
+        self._settings = {name: dict(settings.get(name, {})) for name in settings["extractors"]}
 
     def schema(self) -> Schema:
         """Returns the schema of the records: the constituents of these models, and the classes of the labels."""
@@ -56,8 +57,12 @@ class Models:
         return Schema(tuple(extractor.constituent for extractor in self.extractors), labels)
 
     def provenance(self) -> dict[str, Any]:
-        """Returns the origin of the faces and of the estimated attributes, for the dataset's metadata."""
-        found: dict[str, Any] = {"faces": {"detector": faces.SKIP}, "margins": list(faces.MARGINS)}
+        """Returns the settings of the extractors, and the origin of the faces and of the estimated attributes.
+
+        They are stored in the dataset's metadata. `extract.recordings` computes the same features from them.
+        """
+        found: dict[str, Any] = {"extractors": self._settings}
+        found |= {"faces": {"detector": faces.SKIP}, "margins": list(faces.MARGINS)}
         if isinstance(self.detector, deepface.DeepFaceDetector):
             found["faces"] = dict(self.detector.provenance)
             if self.detector.name in faces.RETRY_DETECTORS:
@@ -137,13 +142,12 @@ def _records(chunk: Chunk, models: Models, log: _Log) -> Iterator[dict]:
         for extractor in models.extractors:
             name = extractor.constituent.name
             with log.timed(name):
-                constituents[name] = storable(extractor(waves))
+                constituents[name] = extractor(waves)
         estimates = _estimate_attributes(models, batch, log)
         for i, clip in enumerate(batch):
             values = {name: value[i] for name, value in constituents.items()}
-            # Known attributes take precedence over estimated ones. float16, as stored: half the memory.
-            stored = {name: value.astype(np.float16) for name, value in values.items()}
-            yield {**_likeliest_language(values), **estimates[i], **clip.record, **stored}
+            # Known attributes take precedence over estimated ones.
+            yield {**record_values(values), **estimates[i], **clip.record}
 
 
 def _decoded_batches(chunk: Chunk, models: Models, log: _Log) -> Iterator[list[_DecodedClip]]:
@@ -206,17 +210,3 @@ def _estimate_attributes(models: Models, batch: Sequence[_DecodedClip], log: _Lo
     for i, estimate in zip(incomplete, found, strict=True):
         estimates[i] = estimate
     return estimates
-
-
-def _likeliest_language(values: Mapping[str, np.ndarray]) -> Attributes:
-    """Returns the language with the highest log-probability, if the constituent is there and finite."""
-    scores = values.get(LANGUAGE_LOGPROBS.name)
-    if scores is None or not np.isfinite(scores).all():
-        return {}
-    return {"language": int(scores.argmax())}
-
-
-def storable(values: np.ndarray) -> np.ndarray:
-    """Sets rows of constituents [clips, rows, width] that float16 cannot represent, or that are not finite, to NaN."""
-    fits = (np.abs(values) <= FLOAT16_MAX).all(-1, keepdims=True)
-    return np.where(fits, values, np.nan)

@@ -19,7 +19,7 @@ from slf_common.errors import UserError
 
 # In order of preference for files that share a stem.
 VIDEO = (".mp4", ".mkv", ".webm", ".avi", ".mov")
-SOUND = (".wav", ".flac", ".mp3", ".m4a")
+SOUND = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus")
 IMAGE = (".png", ".jpg", ".jpeg")
 
 # How the speaker is derived from a clip's path.

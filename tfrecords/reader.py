@@ -35,6 +35,7 @@ class Clips:
       directory: as given.
       schema: the constituents and labels of the dataset.
       statistics: `{constituent: {"mean": [width], "std": [width]}}` of the training split, None if there is none.
+      provenance: how the constituents, faces and attributes were made, as `extract.chunk.Models.provenance` says.
       corrupt: indices of the damaged records found so far.
 
     Args:
@@ -56,6 +57,7 @@ class Clips:
                 name: {key: np.array(value, np.float32) for key, value in both.items()}
                 for name, both in metadata["statistics"].items()
             }
+            self.provenance: dict[str, Any] = dict(metadata["provenance"])
             name, lengths = info["name"], _shard_lengths(info)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{directory}: damaged {INFO} or {METADATA} ({error!r}); run extract.run again") from None

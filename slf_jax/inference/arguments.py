@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from slf_common import cli
 from slf_common.errors import UserError
@@ -51,20 +51,26 @@ def parse(
     arguments.add_argument("--out", type=local_path, help=f"folder to write to (default: WORKDIR/{folder})")
     args, overrides = cli.parse_overrides(arguments, argv)
     args.out = args.out or args.workdir / folder
-    for name in ("samples", "chunk"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: give at least 1")
+    if args.chunk < 1:
+        raise UserError(f"--chunk {args.chunk}: give at least 1")
     if not 0 <= args.memory < math.inf:
         raise UserError(f"--memory {args.memory}: give gigabytes, or leave it out")
+    check_sampling(args, overrides)
+    check_writable(args.out, *files)
+    trained = load(args.workdir, args.checkpoint, overrides=overrides)
+    distributed.use_compilation_cache(trained.meta.config.compilation_cache)
+    return args, trained
+
+
+def check_sampling(args: argparse.Namespace, overrides: Iterable[str]) -> None:
+    """Raises `UserError` for an unusable number of samples or seed, or an override that is not of the sampler."""
+    if args.samples < 1:
+        raise UserError(f"--samples {args.samples}: give at least 1")
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed {args.seed}: give a number from 0 to {2**31 - 1}")
     for key in overrides:
         if not key.startswith("sample."):
             raise UserError(f"--config.{key}: only --config.sample.* of a trained system can be changed")
-    check_writable(args.out, *files)
-    trained = load(args.workdir, args.checkpoint, overrides=overrides)
-    distributed.use_compilation_cache(trained.meta.config.compilation_cache)
-    return args, trained
 
 
 def open_clips(trained: Trained, args: argparse.Namespace, without: Sequence[str]) -> Clips:

@@ -55,7 +55,7 @@ def read_thumbnail(path: Path) -> np.ndarray:
     try:
         picture = read_picture(path)
     except OSError as error:
-        raise UserError(f"--thumbnail {path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except PictureError as error:
-        raise UserError(f"--thumbnail {path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     return np.asarray(ImageOps.fit(Image.fromarray(picture), (FACE_SIZE, FACE_SIZE), Image.Resampling.BOX))

@@ -49,11 +49,14 @@ def digest(tree: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """The metadata of a checkpoint: config, features' schema, and statistics of the training split by constituent."""
+    """The metadata of a checkpoint: its config, and of the training data the schema, the statistics by constituent,
+    and the provenance (`tfrecords.reader.Clips`).
+    """
 
     config: ml_collections.ConfigDict
     schema: Schema
     statistics: Mapping[str, Mapping[str, np.ndarray]]
+    provenance: Mapping[str, Any]
 
     def to_json(self) -> dict:
         """The metadata as a JSON object."""
@@ -62,6 +65,7 @@ class Meta:
             "config": json.loads(self.config.to_json()),
             "schema": self.schema.to_json(),
             "statistics": statistics,
+            "provenance": dict(self.provenance),
         }
 
     @classmethod
@@ -72,7 +76,7 @@ class Meta:
             for name, both in data["statistics"].items()
         }
         config = ml_collections.ConfigDict(data["config"], convert_dict=True)
-        return cls(config, Schema.from_json(data["schema"]), statistics)
+        return cls(config, Schema.from_json(data["schema"]), statistics, data["provenance"])
 
 
 class Checkpoints:

@@ -58,7 +58,7 @@ def prepare(config: ml_collections.ConfigDict, skip_damaged: bool) -> Run:
     layout = features.make_layout(clips.schema)
     system = build_system(config, layout, clips.statistics)
     features.check_inputs(tuple(config.train.constituent_drop), layout)
-    meta = Meta(config, clips.schema, clips.statistics)
+    meta = Meta(config, clips.schema, clips.statistics, clips.provenance)
     run = Run(meta, system, clips, held_out, distributed.make_mesh(), skip_damaged)
     changes = check_same_run(config, run.workdir)
     _check_same_data(run)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from recordings import voice
 
-from extract.chunk import storable
 from extract.extractors import registry
+from extract.extractors.values import storable
 from extract.media import CLIP_SAMPLES, fit_audio
 from slf_common.errors import UserError
 from tfrecords.schema import AUDIO_CONSTITUENTS

@@ -17,9 +17,9 @@ import torch
 
 from configs import base
 from extract import frameworks, random_weights
-from extract.chunk import storable
 from extract.extractors import registry
 from extract.extractors.language import plain_name
+from extract.extractors.values import storable
 from extract.media import CLIP_SAMPLES, decode_audio, fit_audio
 from slf_common.errors import UserError
 from tfrecords.schema import AUDIO_CONSTITUENTS, LABELS

@@ -82,8 +82,8 @@ def test_names_that_read_the_same_are_told_apart():
         (["--scale", "1,2"], "give one"),
         (["--stages", "third"], "--stages third"),
         (["--no-thumbnail", "--stages", "upsampler"], "--no-thumbnail"),
-        (["--thumbnail", "README.md"], "--thumbnail README.md: the image cannot be read"),
-        (["--thumbnail", "none.png"], "--thumbnail none.png: cannot be read .No such file"),
+        (["--thumbnail", "README.md"], "README.md: the image cannot be read"),
+        (["--thumbnail", "none.png"], "none.png: cannot be read .No such file"),
         (["--clips", "nobody"], "no clip 'nobody'"),
         (["--clips", "a,b"], "no clip 'a,b' .* several ids with spaces between them, --clips ID ID"),
         (["--clips", "a", "b", "a"], "--clips: a is given twice"),
@@ -171,6 +171,6 @@ def test_a_guide_that_cannot_be_read_is_one_line(tmp_path):
         ("none.png", "No such file"),
         (".", "Is a directory"),
     ]:
-        with pytest.raises(UserError, match=f"--thumbnail {tmp_path / name}: .*{reason}") as error:
+        with pytest.raises(UserError, match=f"{tmp_path / name}: .*{reason}") as error:
             read_thumbnail(tmp_path / name)
         assert "\n" not in str(error.value)
