@@ -75,10 +75,10 @@ def _write(
     system: FaceSystem, args: argparse.Namespace, person: Person, scales: Sequence[Scale], stem: str, out: Path
 ) -> None:
     images = system.sample(person, scales, args.samples, args.seed, progress="drawing")
-    columns = {f"scale {format_scale(scale)}": faces for scale, faces in zip(scales, images, strict=True)}
-    for scale, faces in zip(scales, images, strict=True):
-        name = unique_names([f"{stem}_scale{format_scale(scale).replace(':', '-')}"])
-        write_faces(faces[None], name, out, [system.notes(person, scale, args.seed)])
+    texts = [format_scale(scale) for scale in scales]
+    names = unique_names([f"{stem}_scale{text.replace(':', '-')}" for text in texts])
+    write_faces(images, names, out, [system.notes(person, scale, args.seed) for scale in scales])
+    columns = {f"scale {text}": faces for text, faces in zip(texts, images, strict=True)}
     if person.has_thumbnail:
         small = downscale(person.record["face"][None]).repeat(args.samples, 0)
         columns = {f"{THUMBNAIL_SIZE}x{THUMBNAIL_SIZE} thumbnail": small, **columns}
