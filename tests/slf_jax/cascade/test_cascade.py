@@ -144,7 +144,7 @@ def test_more_steps_cost_no_more_conditioning(system, params, config, batch):
 
 
 def test_shared_conditions_equal_repeated_ones(system, params, batch):
-    """The unconditional branch is computed once; its keys serve all people."""
+    """The null branch is computed once; its keys serve all people."""
     stage, p = system.stages["base"], params["base"]
     matrix, mask = system.features(batch)
     one, six = (stage.condition(p, 0 * matrix[:n], 0 * mask[:n] > 0) for n in (1, 6))

@@ -254,7 +254,7 @@ def test_thresholds():
     np.testing.assert_array_equal(dynamic[1], images[1])  # within [-1, 1] already
 
 
-def test_outside_the_interval_the_unconditional_branch_is_not_computed():
+def test_outside_the_interval_the_null_branch_is_not_computed():
     calls = []
 
     def uncond(x, sigma):
