@@ -38,8 +38,10 @@ def assert_same_results(config, run):
     assert last == 40
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3)
-    mine, theirs = ([line["loss"] for line in lines(which) if "loss" in line][:40] for which in (config, run))
-    np.testing.assert_allclose(mine, theirs, rtol=1e-3)
+    losses, expected_losses = (
+        [line["loss"] for line in lines(which) if "loss" in line][:40] for which in (config, run)
+    )
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ def test_pmap_on_two_processes_resumes_and_equals_shard_map(by_pmap, run):
 
 
 def test_processes_that_cannot_connect_report_it(fresh_config):
-    config = fresh_config("lonely")
+    config = fresh_config("unconnected")
     process = start_training(config, "--config.distributed=true")
     output = process.communicate(timeout=400)[0]
     assert process.returncode == 2

@@ -15,12 +15,12 @@ def cells():
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def test_the_notebook_stores_no_outputs(cells):
+def test_notebook_stores_no_outputs(cells):
     assert cells
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
 
 
-def test_the_notebook_runs_on_a_trained_system(run, cells, monkeypatch):
+def test_notebook_runs_on_a_trained_system(run, cells, monkeypatch):
     pytest.importorskip("skimage")  # in the extra `evaluate`
     import matplotlib
 

@@ -178,11 +178,11 @@ def test_people_and_scales_are_independent(sample, batch):
 
 
 def test_noise_is_fixed_per_person():
-    whole, one = person_noise(3, jnp.arange(5)), person_noise(3, jnp.array([4]))
+    five, one = person_noise(3, jnp.arange(5)), person_noise(3, jnp.array([4]))
     for name in STAGES:
-        np.testing.assert_allclose(whole[name].first[4], one[name].first[0], atol=1e-5)
-        assert whole[name].keys[4] == one[name].keys[0] != whole[name].keys[3]
-        assert not np.array_equal(whole[name].first[4], whole[name].first[3])
+        np.testing.assert_allclose(five[name].first[4], one[name].first[0], atol=1e-5)
+        assert five[name].keys[4] == one[name].keys[0] != five[name].keys[3]
+        assert not np.array_equal(five[name].first[4], five[name].first[3])
 
 
 def test_thumbnail_has_no_effect_if_it_is_not_used(sample, batch):
@@ -255,10 +255,10 @@ def test_systems_with_different_inputs_share_one_program(config, system, params,
             params["base"], system.mask_unused_inputs(records)
         )
 
-    whole, no_audio, other = build("mel", "age", "gender"), build("age", "gender"), {**batch, "mel": batch["mel"][::-1]}
-    assert compiled(whole, batch).as_text() == compiled(no_audio, batch).as_text()
+    full, no_audio, other = build("mel", "age", "gender"), build("age", "gender"), {**batch, "mel": batch["mel"][::-1]}
+    assert compiled(full, batch).as_text() == compiled(no_audio, batch).as_text()
     conds = [compiled(each, batch).compile()(params["base"], each.mask_unused_inputs(records)).pooled
-             for each in (whole, no_audio) for records in (batch, other)]  # fmt: skip
+             for each in (full, no_audio) for records in (batch, other)]  # fmt: skip
     assert np.abs(conds[0] - conds[1]).max() > 1e-2
     np.testing.assert_array_equal(conds[2], conds[3])
 

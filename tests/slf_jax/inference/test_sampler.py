@@ -34,7 +34,7 @@ def people(run):
 
 
 @pytest.fixture(scope="module")
-def whole(trained, people):
+def one_chunk(trained, people):
     """A sampler with all five people in one chunk, and two samples of each: images [2, 5, 2, 128, 128, 3]."""
     sampler = Sampler(trained, chunk=10)
     return sampler, sampler(*people, SCALES, 7, samples=2)
@@ -50,14 +50,14 @@ def compilations(function):
     return len(count)
 
 
-def test_images_do_not_depend_on_the_chunk_size(trained, people, whole):
+def test_images_do_not_depend_on_the_chunk_size(trained, people, one_chunk):
     parts = Sampler(trained, chunk=4)(*people, SCALES, 7, samples=2)
-    assert whole[1].shape == parts.shape == (2, 5, 2, 128, 128, 3)
-    assert np.abs(whole[1].astype(int) - parts.astype(int)).max() <= 1
+    assert one_chunk[1].shape == parts.shape == (2, 5, 2, 128, 128, 3)
+    assert np.abs(one_chunk[1].astype(int) - parts.astype(int)).max() <= 1
 
 
-def test_rerun_is_bitwise_equal_and_new_scales_compile_nothing(people, whole):
-    sampler, images = whole
+def test_rerun_is_bitwise_equal_and_new_scales_compile_nothing(people, one_chunk):
+    sampler, images = one_chunk
     found = []
     assert compilations(lambda: found.append(sampler(*people, SCALES, 7, samples=2))) == 0
     np.testing.assert_array_equal(found[0], images)
@@ -67,16 +67,16 @@ def test_rerun_is_bitwise_equal_and_new_scales_compile_nothing(people, whole):
     assert compilations(lambda: sampler(*people, SCALES[:1], 7)) > 0  # checks the counter itself
 
 
-def test_samples_differ_and_the_first_equals_a_single_sample(trained, people, whole):
-    images = whole[1].astype(int)
+def test_samples_differ_and_the_first_equals_a_single_sample(trained, people, one_chunk):
+    images = one_chunk[1].astype(int)
     assert np.abs(images[:, :, 0] - images[:, :, 1]).mean() > 0.1
     one = Sampler(trained)(*people, SCALES, 7)
     assert np.abs(images[:, :, :1] - one).max() <= 1
 
 
-def test_noise_does_not_depend_on_order_or_count(whole):
+def test_noise_does_not_depend_on_order_or_count(one_chunk):
     four, two = (np.array([9, 4, 7, 4]), np.array([0, 0, 1, 1])), (np.array([4, 7]), np.array([1, 1]))
-    many, few = whole[0].first_noise(3, *four), whole[0].first_noise(3, *two)
+    many, few = one_chunk[0].first_noise(3, *four), one_chunk[0].first_noise(3, *two)
     keys = [person_noise(3, *ids) for ids in (four, two)]
     for name in STAGES:
         np.testing.assert_array_equal(many[name][[3, 2]], few[name])
@@ -85,15 +85,15 @@ def test_noise_does_not_depend_on_order_or_count(whole):
         np.testing.assert_array_equal(all_keys[[3, 2]], few_keys)
 
 
-def test_chunks_shrink_to_fit_the_memory(trained, people, whole):
-    ((chunk, program),) = whole[0]._programs[2].items()
+def test_chunks_shrink_to_fit_the_memory(trained, people, one_chunk):
+    ((chunk, program),) = one_chunk[0]._programs[2].items()
     need = program.memory_analysis().temp_size_in_bytes
     small = Sampler(trained, chunk=10, memory=0.6 * need / 1e9)
     images = small(*people, SCALES, 7, samples=2)
     ((fewer, smaller),) = small._programs[2].items()
     assert 1 <= fewer < chunk == 10
     assert smaller.memory_analysis().temp_size_in_bytes <= 0.6 * need
-    assert np.abs(images.astype(int) - whole[1].astype(int)).max() <= 1
+    assert np.abs(images.astype(int) - one_chunk[1].astype(int)).max() <= 1
 
 
 def test_small_first_call_does_not_limit_later_chunks(trained, people):
@@ -130,14 +130,14 @@ np.savez({out!r}, images=images, devices=sampler._mesh.size, **noise)
 """
 
 
-def test_eight_devices_sample_like_one(run, people, whole, tmp_path):
+def test_eight_devices_sample_like_one(run, people, one_chunk, tmp_path):
     program = PROGRAM.format(dataset=run.data.dir, workdir=run.workdir, out=str(tmp_path / "eight.npz"))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     eight = np.load(tmp_path / "eight.npz")
     assert eight["devices"] == 8
-    assert np.abs(eight["images"].astype(int) - whole[1].astype(int)).max() <= 1
-    for name, noise in whole[0].first_noise(7, people[1], np.arange(5)).items():
+    assert np.abs(eight["images"].astype(int) - one_chunk[1].astype(int)).max() <= 1
+    for name, noise in one_chunk[0].first_noise(7, people[1], np.arange(5)).items():
         np.testing.assert_array_equal(eight[name], noise)
 
 
