@@ -26,6 +26,7 @@ from slf_common.config import load_config
 from slf_jax import distributed
 from slf_jax.cascade.sizes import STAGES
 from slf_jax.training.optimizer import make_optimizer
+from slf_jax.training.settings import train_settings
 from slf_jax.training.state import init_state
 from slf_jax.training.step import make_step
 
@@ -48,12 +49,13 @@ class Case:
         config = load_config(path)
         config.model[name].attention = attention
         system, mesh = cost.make_system(config), distributed.make_mesh()
-        optimizer, schedule = make_optimizer(config.train, name)
+        settings = train_settings(config, name)
+        optimizer, schedule = make_optimizer(settings)
         records = cost.make_clips(system.layout, batch)
         records |= {"batch_index": np.arange(batch, dtype=np.int32), "stop": np.zeros(batch, bool)}
         self.batch_size, self._mesh, self._stage, self._optimizer = batch, mesh, system.stages[name], optimizer
         self._batch = distributed.split_steps(mesh, config.parallel, jax.tree.map(lambda x: x[None], records))
-        step = make_step(system, name, optimizer, schedule, config.train)
+        step = make_step(system, name, optimizer, schedule, settings)
         key = jax.random.key(0)
         like = jax.eval_shape(lambda: init_state(system.stages[name], optimizer, key))
         self._lowered = distributed.compile_steps(step, mesh, config.parallel).lower(like, self._batch, key)
