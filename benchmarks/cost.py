@@ -114,7 +114,8 @@ def make_training(
 
 def gflop(function: Callable, *arguments: object) -> float:
     """GFLOP of one call, as XLA counts them on the lowered program. It counts the body of a loop only once."""
-    return jax.jit(function).lower(*arguments).cost_analysis()["flops"] / 1e9
+    with jax.default_device(jax.devices("cpu")[0]):  # other backends do not count before compiling
+        return jax.jit(function).lower(*arguments).cost_analysis()["flops"] / 1e9
 
 
 def denoiser_call(stage: Stage) -> tuple[Callable, tuple]:
@@ -132,11 +133,12 @@ def stage_cost(stage: Stage) -> dict[str, float]:
     """Millions of parameters, GFLOP per evaluation and GFLOP to encode one person's conditions."""
     function, arguments = denoiser_call(stage)
     params = arguments[0]
-    matrix = jnp.zeros((1, MATRIX_ROWS, MATRIX_WIDTH))
+    matrix = jax.ShapeDtypeStruct((1, MATRIX_ROWS, MATRIX_WIDTH), jnp.float32)
+    mask = jax.ShapeDtypeStruct((1, MATRIX_ROWS), bool)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6,
         "evaluation": gflop(function, *arguments),
-        "conditions": gflop(stage.condition, params, matrix, matrix[:, :, 0] > 0),
+        "conditions": gflop(stage.condition, params, matrix, mask),
     }
 
 

@@ -19,7 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 import cost
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+from jax.sharding import AxisType
 
 from slf_common import cli
 from slf_common.config import load_config
@@ -27,7 +29,7 @@ from slf_jax import distributed
 from slf_jax.cascade.sizes import STAGES
 from slf_jax.training.optimizer import make_optimizer
 from slf_jax.training.settings import train_settings
-from slf_jax.training.state import init_state
+from slf_jax.training.state import TrainState, init_state
 from slf_jax.training.step import make_step
 
 # Dense bfloat16 TFLOP/s per chip, from the vendors' data sheets; the part of JAX's device kind that names the chip.
@@ -41,25 +43,36 @@ def peak() -> float | None:
     return next((value * jax.device_count() for name, value in PEAKS.items() if name in kind), None)
 
 
+def lower_step(
+    config: ml_collections.ConfigDict, name: str, batch: dict, mesh: jax.sharding.Mesh
+) -> tuple[jax.stages.Lowered, Callable[[], TrainState]]:
+    """The training step of a stage for arrays like those of `batch`, and what makes its initial state."""
+    system, settings, key = cost.make_system(config), train_settings(config, name), jax.random.key(0)
+    optimizer, schedule = make_optimizer(settings)
+    init = lambda: init_state(system.stages[name], optimizer, key)  # noqa: E731
+    step = make_step(system, name, optimizer, schedule, settings)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    arguments = (jax.eval_shape(init), shapes, jax.eval_shape(lambda: key))
+    return distributed.compile_steps(step, mesh, config.parallel).lower(*arguments), init
+
+
 class Case:
     """The training step of one stage with one batch size and attention kernel."""
 
     def __init__(self, path: str, name: str, batch: int, attention: str) -> None:
         self.label = f"{path.removeprefix('configs/'):10}{name:11}{batch:6} {attention:6}"
+        self.batch_size, self._mesh = batch, distributed.make_mesh()
         config = load_config(path)
-        config.model[name].attention = attention
-        system, mesh = cost.make_system(config), distributed.make_mesh()
-        settings = train_settings(config, name)
-        optimizer, schedule = make_optimizer(settings)
-        records = cost.make_clips(system.layout, batch)
+        records = cost.make_clips(cost.make_system(config).layout, batch)
         records |= {"batch_index": np.arange(batch, dtype=np.int32), "stop": np.zeros(batch, bool)}
-        self.batch_size, self._mesh, self._stage, self._optimizer = batch, mesh, system.stages[name], optimizer
-        self._batch = distributed.split_steps(mesh, config.parallel, jax.tree.map(lambda x: x[None], records))
-        step = make_step(system, name, optimizer, schedule, settings)
-        key = jax.random.key(0)
-        like = jax.eval_shape(lambda: init_state(system.stages[name], optimizer, key))
-        self._lowered = distributed.compile_steps(step, mesh, config.parallel).lower(like, self._batch, key)
-        self.tflop = self._lowered.cost_analysis()["flops"] / 1e12
+        records = jax.tree.map(lambda x: x[None], records)
+        self._batch = distributed.split_steps(self._mesh, config.parallel, records)
+        # Only the CPU's client counts the FLOPs of a program that is not compiled.
+        cpu = jax.make_mesh((1,), (distributed.AXIS,), (AxisType.Auto,), devices=jax.devices("cpu")[:1])
+        counted, _ = lower_step(config, name, records, cpu)
+        self.tflop = counted.cost_analysis()["flops"] / 1e12
+        config.model[name].attention = attention
+        self._lowered, self._init = lower_step(config, name, self._batch, self._mesh)
 
     def compile(self) -> None:
         start = time.perf_counter()
@@ -70,8 +83,7 @@ class Case:
 
     def seconds(self) -> float:
         """Median seconds of a step."""
-        key = jax.random.key(0)
-        state, key = distributed.replicate(self._mesh, (init_state(self._stage, self._optimizer, key), key))
+        state, key = distributed.replicate(self._mesh, (self._init(), jax.random.key(0)))
         times = []
         for round_number in range(ROUNDS + 1):
             start, steps = time.perf_counter(), STEPS if round_number else WARM_UP

@@ -177,10 +177,10 @@ def _compile(step: jax.stages.Wrapped, state: TrainState, batch: Mapping, key: j
     if not distributed.is_main():
         return compiled
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))
+    counted = lowered.cost_analysis()  # None on GPUs
+    flops = f"{counted['flops'] / 1e9:.1f} GFLOP a step on each device, " if counted else ""
     print(
-        f"{name:10} {count / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOP a step on each device, "
-        f"compiled in {time.perf_counter() - start:.1f} s",
+        f"{name:10} {count / 1e6:.2f} M parameters, {flops}compiled in {time.perf_counter() - start:.1f} s",
         flush=True,
     )
     return compiled
