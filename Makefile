@@ -1,5 +1,5 @@
-# From a bare clone: `make demo` runs the whole path on the synthetic people, `make test` runs the tests, `make docs`
-# builds the documentation into site/. All of them use .venv, and create it if needed. Another Python:
+# From a fresh clone: `make demo` runs the whole pipeline on synthetic people, `make test` runs the tests, `make docs`
+# builds the documentation into site/. All of them use .venv and create it if needed. To use another Python:
 # `make demo PYTHON=python3.12`. A quick check of the demo: `make demo SIZE=toy PEOPLE=24`.
 PYTHON ?= python3.11
 SIZE = demo

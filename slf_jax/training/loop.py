@@ -178,7 +178,7 @@ def _compile(step: jax.stages.Wrapped, state: TrainState, batch: Mapping, key: j
         return compiled
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     counted = lowered.cost_analysis()  # None on GPUs
-    flops = f"{counted['flops'] / 1e9:.1f} GFLOP a step on each device, " if counted else ""
+    flops = f"{counted['flops'] / 1e9:.1f} GFLOP per step on each device, " if counted else ""
     print(
         f"{name:10} {count / 1e6:.2f} M parameters, {flops}compiled in {time.perf_counter() - start:.1f} s",
         flush=True,
