@@ -20,7 +20,7 @@ from slf_common.errors import UserError
 from slf_common.files import check_writable, local_path
 from slf_jax.cascade.images import downscale
 from slf_jax.cascade.sizes import THUMBNAIL_SIZE
-from slf_jax.inference.arguments import check_sampling
+from slf_jax.inference.arguments import SOURCE_HELP, check_sampling, parse_source
 from slf_jax.inference.metadata import unique_names, write_faces
 from slf_jax.inference.scales import Scale, format_scale, parse_scales
 from slf_jax.plots import grids
@@ -96,9 +96,7 @@ def _parser() -> argparse.ArgumentParser:
             "python -m app.draw --workdir hf://owner/name --voice recordings/ --out drawn",
         ],
     )
-    parser.add_argument(
-        "--workdir", required=True, help="run directory of slf_jax.train, exported folder, or hf://owner/name"
-    )
+    parser.add_argument("--workdir", required=True, type=parse_source, help=SOURCE_HELP)
     parser.add_argument(
         "--voice", nargs="+", type=local_path, default=[], metavar="FILE",
         help="sound or video files, or folders of them; the first 24 s of each are used",
