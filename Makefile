@@ -8,13 +8,18 @@ PY = .venv/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 CONFIG = configs/demo.py$(if $(filter-out demo,$(SIZE)),:$(SIZE))
 
-.PHONY: demo test lint docs clean
+.PHONY: demo pretrained test lint docs clean
 
 demo: .venv/demo
 	$(PY) -m extract.talkers --out data/$(SIZE)/videos$(if $(PEOPLE), --people $(PEOPLE))
 	$(PY) -m extract.run --config $(CONFIG)
 	$(PY) -m slf_jax.train --config $(CONFIG)
 	$(PY) -m slf_jax.sweep --workdir runs/$(SIZE) --scales 0,1,2,4,8
+
+# The system that comes with the repository: the demo's.
+pretrained: demo
+	$(PY) -m slf_jax.export --workdir runs/demo --out slf_jax/pretrained/demo --dtype bfloat16 --license apache-2.0 \
+	  --about "faces drawn and voices synthesised by a program (extract.talkers). It shows that the machinery works, and says nothing about people."
 
 test: .venv/test
 	$(PY) -m pytest

@@ -43,8 +43,9 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["slf_common*", "slf_jax*", "extract*", "tfrecords*", "app*", "configs*"]),
     package_data={
-        **{name: ["py.typed"] for name in ("slf_common", "tfrecords", "extract", "slf_jax", "app")},
+        **{name: ["py.typed"] for name in ("slf_common", "tfrecords", "extract", "app")},
         "slf_jax.plots": ["report.html.j2"],
+        "slf_jax": ["py.typed", "pretrained/demo/*"],
         "slf_jax.inference": ["model_card.md.j2"],
     },
     entry_points={"console_scripts": [f"slf-{name} = app.commands:{name}" for name in COMMANDS]},

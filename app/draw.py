@@ -90,13 +90,16 @@ def _parser() -> argparse.ArgumentParser:
         "app.draw",
         "Draws faces from a voice, a thumbnail, age, gender and ethnicity, in any combination.",
         [
-            "python -m app.draw --workdir runs/demo --voice me.wav",
+            "python -m app.draw --voice me.wav                    # the demo's system: made-up people",
+            "python -m app.draw --workdir runs/mine --voice me.wav",
             "python -m app.draw --workdir runs/demo --voice me.mp4 --thumbnail me.jpg --scales 0,2,4,8 --samples 4",
             "python -m app.draw --workdir runs/demo --thumbnail photo.jpg --face --age 34 --gender female",
             "python -m app.draw --workdir hf://owner/name --voice recordings/ --out drawn",
         ],
     )
-    parser.add_argument("--workdir", required=True, type=parse_source, help=SOURCE_HELP)
+    parser.add_argument(
+        "--workdir", type=parse_source, help=f"{SOURCE_HELP} (default: the demo's, which draws made-up people)"
+    )
     parser.add_argument(
         "--voice", nargs="+", type=local_path, default=[], metavar="FILE",
         help="sound or video files, or folders of them; the first 24 s of each are used",

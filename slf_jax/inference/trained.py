@@ -20,6 +20,7 @@ from slf_jax.inference import exported, hub
 from slf_jax.training.checkpoints import Checkpoints, Damaged, Meta, open_checkpoints
 
 CHECKPOINTS = ("newest", "best")
+PRETRAINED = Path(__file__).parents[1] / "pretrained" / "demo"  # drawn people; made by `make pretrained`
 
 
 @dataclasses.dataclass(frozen=True)
