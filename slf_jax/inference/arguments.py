@@ -74,6 +74,10 @@ def parse(
     check_sampling(args, overrides)
     check_writable(args.out, *files)
     trained = load(args.workdir, args.checkpoint, overrides=overrides)
+    if not trained.meta.config.data.dir:  # an export
+        if not args.data:
+            raise UserError(f"{args.workdir}: an exported system comes without data; give a dataset folder with --data")
+        trained.meta.config.data.dir = args.data
     distributed.use_compilation_cache(trained.meta.config.compilation_cache)
     return args, trained
 
@@ -92,8 +96,6 @@ def check_sampling(args: argparse.Namespace, overrides: Iterable[str]) -> None:
 def open_clips(trained: Trained, args: argparse.Namespace, without: Sequence[str]) -> Clips:
     """Opens the split to sample from. Raises `UserError` if its features differ from those of the training data."""
     directory = args.data or trained.meta.config.data.dir
-    if not directory:
-        raise UserError(f"{args.workdir}: an exported system comes without data; give a dataset folder with --data")
     clips, meta = Clips(directory, args.split), trained.meta
     inputs = trained.system.without(without).inputs
     trained_with, given = (meta.schema, meta.statistics), (clips.schema, clips.statistics)
