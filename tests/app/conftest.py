@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fast_xla  # noqa: F401  isort: skip  (before JAX)
+
 import wave
 from pathlib import Path
 

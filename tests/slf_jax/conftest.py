@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-# Compiling takes longer than running these tests, so XLA optimises little, and all test workers and the processes that
-# they start share one compilation cache. Results depend bitwise on these settings, so they are also set below for this
-# process, in case another library has already imported JAX.
-XLA_CACHE = Path(__file__).parents[2] / ".pytest_cache" / "xla"
-os.environ |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(XLA_CACHE)}
+from fast_xla import XLA_CACHE  # isort: skip  (before JAX)
 
 import jax
 import numpy as np
 import pytest
 from tiny import start_training, tiny_config
 
-from slf_jax import distributed, features
+from slf_jax import features
 from slf_jax.cascade.sizes import STAGES
 from slf_jax.cascade.system import build_system
 from tfrecords.reader import Clips, stack
-
-jax.config.update("jax_disable_most_optimizations", True)
-distributed.use_compilation_cache(str(XLA_CACHE))
 
 
 @pytest.fixture(scope="session")
