@@ -90,14 +90,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--license", default="other", metavar="ID", help="for the card (default: other)")
     parser.add_argument("--data", default="", help="dataset for the examples (default: the one it was trained on)")
     parser.add_argument("--push", default="", metavar="OWNER/NAME", help="upload to the hub (extra: hub)")
+    parser.add_argument("--private", action="store_true", help="with --push: make a new repository private")
     args = parser.parse_args(argv)
+    if args.push:
+        hub.check_push(args.push)
     check_writable(args.out)
     exported.check_target(args.out)
     trained = load(args.workdir, args.checkpoint)
     distributed.use_compilation_cache(trained.meta.config.compilation_cache)
     print(export(trained, args))
     if args.push:
-        print(hub.upload(args.out, args.push))
+        print(hub.push(args.out, args.push, args.private))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ the system.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import Any
@@ -24,6 +24,7 @@ from slf_common.files import URL, write_atomically
 from slf_jax.training.checkpoints import Meta, digest
 
 WEIGHTS, CONFIG, CARD, EXAMPLES = "model.safetensors", "config.json", "README.md", "examples.jpg"
+FILES = (WEIGHTS, CONFIG, CARD, EXAMPLES)
 FORMAT = 1
 DTYPES = ("float32", "bfloat16")
 STORED = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16)}  # by their names in safetensors
@@ -124,8 +125,8 @@ def _public(weights: str) -> str:
     return path.name if is_local else weights
 
 
-def check_target(folder: Path, names: Sequence[str] = (WEIGHTS, CONFIG, CARD, EXAMPLES)) -> None:
+def check_target(folder: Path) -> None:
     """Raises `UserError` if a folder holds anything but an exported system."""
-    others = sorted(path.name for path in folder.iterdir() if path.name not in names) if folder.is_dir() else []
+    others = sorted(path.name for path in folder.iterdir() if path.name not in FILES) if folder.is_dir() else []
     if others:
         raise UserError(f"{folder}: holds other files ({others[0]}); choose an empty or new folder with --out")

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import hub_server
 import jax
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from slf_common import cli
 from slf_common.errors import UserError
 from slf_jax import evaluate, export, sample, sweep
-from slf_jax.inference import exported, hub
+from slf_jax.inference import exported
 from slf_jax.inference.sampler import Sampler
 from slf_jax.inference.trained import PRETRAINED, load
 from tfrecords.reader import Clips, stack
@@ -152,31 +153,55 @@ def test_other_files_are_not_overwritten(run, tmp_path):
 
 
 @pytest.fixture
-def offline(tmp_path, monkeypatch):
-    """An empty cache of the hub, and no network."""
+def server(tmp_path, monkeypatch):
+    """A hub on this machine, a token for it, and an empty cache."""
     constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    return tmp_path
+    with hub_server.serve() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        files = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        yield server
 
 
-def test_a_system_is_loaded_from_the_hubs_cache(offline, folder):
-    snapshot = offline / "models--me--model" / "snapshots" / "0123abc"
-    shutil.copytree(folder, snapshot)
-    (offline / "models--me--model" / "refs").mkdir()
-    (offline / "models--me--model" / "refs" / "main").write_text("0123abc")
-    assert load("hf://me/model").digests == load(folder).digests
-    (snapshot / exported.WEIGHTS).unlink()
-    with pytest.raises(UserError, match="hf://me/model: holds no exported system"):
-        load("hf://me/model")
+def test_a_pushed_system_is_loaded_from_the_hub(folder, server, tmp_path, capsys, monkeypatch):
+    export.main(["--workdir", str(folder), "--out", str(tmp_path / "model"), "--push", "some-one/faces", "--private"])
+    assert f"{server.url}/some-one/faces" in capsys.readouterr().out
+    assert set(server.repos["some-one/faces"]) == set(exported.FILES) - {exported.EXAMPLES}  # no data at hand
+    assert server.private == {"some-one/faces"} and server.tokens == {"Bearer hf_secret"}
+    assert load("hf://some-one/faces").digests == load(folder).digests
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for source in ("hf://some-one/faces", f"hf://some-one/faces@{hub_server.REVISION}"):  # from the cache
+        assert load(source).digests == load(folder).digests
+    with pytest.raises(UserError, match="hf://some-one/voices: not in the cache, and the hub cannot be reached"):
+        load("hf://some-one/voices")
 
 
-def test_without_a_network_the_hub_is_one_line(offline, folder):
-    with pytest.raises(UserError, match="hf://me/model: cannot be downloaded .*HF_TOKEN") as error:
-        load("hf://me/model")
-    assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=f"--push me/model: cannot be uploaded .*; the export is in {folder}"):
-        hub.upload(folder, "me/model")
+def test_what_the_hub_does_not_have_is_one_line(server):
+    with pytest.raises(UserError, match="hf://no/model: unknown, private or gated; check the name, and set HF_TOKEN"):
+        load("hf://no/model")
+    server.repos["other/files"] = {exported.CONFIG: b"{}"}
+    with pytest.raises(UserError, match=f"hf://other/files: not an exported .* {exported.WEIGHTS} is missing"):
+        load("hf://other/files")
+
+
+def test_a_push_that_fails_leaves_the_export(folder, tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    flags = ["--workdir", str(folder), "--out", str(tmp_path / "model"), "--push"]
+    with pytest.raises(
+        UserError, match="--push a/b: the hub cannot be used .*; the export itself is complete"
+    ) as error:
+        export.main([*flags, "a/b"])
+    assert "\n" not in str(error.value) and load(tmp_path / "model").digests == load(folder).digests
+    with pytest.raises(UserError, match="--push me: must be owner/name"):
+        export.main([*flags, "me"])
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="--push a/b: no token; set the environment variable HF_TOKEN"):
+        export.main([*flags, "a/b"])
 
 
 @pytest.mark.parametrize("source", ["hf://", "hf://model", "hf://a/b/c", "hf://../x", "hf://a/b@"])
