@@ -87,9 +87,7 @@ class Visits:
             visit = self._visits.get(session)
             if visit is None:
                 minutes = self._limits.idle_seconds / 60
-                raise UserError(
-                    f"your data was deleted after {minutes:g} minutes without a request; reload the page"
-                )
+                raise UserError(f"your data was deleted after {minutes:g} minutes without a request; reload the page")
             visit.used, visit.closed = time.monotonic(), None
         return visit
 
