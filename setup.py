@@ -29,6 +29,8 @@ EXTRACT = [
 ]
 # `make docs`; mkdocstrings reads the sources without importing them.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2", "ruff>=0.12,<1"]
+# Console commands beside `python -m ...`: `slf-train`, `slf-face`, ...; see app/commands.py.
+COMMANDS = ("extract", "train", "sample", "sweep", "evaluate", "export", "face", "serve")
 
 setup(
     name="slf-jax",
@@ -43,6 +45,7 @@ setup(
         **{name: ["py.typed"] for name in ("slf_common", "tfrecords", "extract", "slf_jax", "app")},
         "slf_jax.plots": ["report.html.j2"],
     },
+    entry_points={"console_scripts": [f"slf-{name} = app.commands:{name}" for name in COMMANDS]},
     install_requires=[
         "jax>=0.8,<0.14",
         "flax>=0.12,<0.14",

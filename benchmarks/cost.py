@@ -1,9 +1,9 @@
-"""What a face costs, for each preset: `python benchmarks/cost.py [configs/base.py configs/paper.py ...]`.
+"""Parameters and FLOPs per face for each preset: `python benchmarks/cost.py [configs/base.py configs/paper.py ...]`.
 
-Parameters and GFLOP (a multiply-add is two) of each stage, counted by XLA on the lowered program; nothing is run. A
-face costs NFE x 2 evaluations (guidance has two branches) of each stage and its conditions once. The original SLF's
-figures stand beside them. With `--sizes`: how the sizes of `configs/base.py` were chosen, with the seconds that an
-evaluation takes on this machine.
+Prints the parameters and GFLOP (a multiply-add counts as two) of each stage, as XLA counts them on the lowered program
+without running it. A face takes 2 x NFE network evaluations per stage (guidance has two branches) and encodes its
+conditions once. The last rows are the original SLF's figures. `--sizes` compares the model sizes in `configs/base.py`
+with alternatives and times one evaluation of each on this machine.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from slf_jax.training.state import init_state
 from slf_jax.training.step import make_step
 from tfrecords.schema import FACE_SIZE, LABELS, MATRIX_ROWS, MATRIX_WIDTH, Schema
 
-# imagen-pytorch at SLF's sizes: millions of parameters, GFLOP an evaluation, which encodes the conditions anew.
+# imagen-pytorch at SLF's sizes: millions of parameters, GFLOP per evaluation (which re-encodes the conditions).
 ORIGINAL = {"base": (604.1, 50.2), "upsampler": (493.2, 476.0)}
 ORIGINAL_EVALUATIONS = 2 * 1000
 
-SIZES = {  # what `configs/base.py` was weighed against
+SIZES = {  # alternatives to the sizes in `configs/base.py`
     "base": {
         "chosen": {},
         "patch 2": dict(patch=2),
@@ -47,15 +47,15 @@ SIZES = {  # what `configs/base.py` was weighed against
     },
     "upsampler": {
         "chosen": {},
-        "patch 1, one level more": dict(
+        "patch 1, one more level": dict(
             patch=1, mults=(1, 1, 2, 4, 4), blocks=(1, 1, 2, 3, 3),
             self_attention=(False,) * 4 + (True,), cross_attention=(False,) * 4 + (True,),
         ),
-        "patch 4, one level less": dict(
+        "patch 4, one level fewer": dict(
             patch=4, mults=(2, 4, 4), blocks=(2, 3, 3),
             self_attention=(False, False, True), cross_attention=(False, False, True),
         ),
-        "even blocks": dict(blocks=(2, 2, 2, 2)),
+        "equal blocks": dict(blocks=(2, 2, 2, 2)),
         "attention at 16 px too": dict(
             self_attention=(False, False, True, True), cross_attention=(False, False, True, True)
         ),
@@ -65,21 +65,21 @@ SIZES = {  # what `configs/base.py` was weighed against
 
 
 def make_system(config: ml_collections.ConfigDict) -> System:
-    """A config's system with the paper's whole matrix, its features taken as they are: no data set is needed."""
+    """Builds a config's system with all of the paper's constituents and identity normalisation; needs no dataset."""
     layout = features.make_layout(Schema(()))
-    plain = {block.name: {"mean": np.zeros(block.width), "std": np.ones(block.width)} for block in layout.blocks}
-    return build_system(config, layout, plain)
+    identity = {block.name: {"mean": np.zeros(block.width), "std": np.ones(block.width)} for block in layout.blocks}
+    return build_system(config, layout, identity)
 
 
 def make_trained(config: ml_collections.ConfigDict) -> Trained:
-    """The same as if it were trained, with random parameters."""
+    """Wraps such a system, with random parameters, as a trained one."""
     system, schema = make_system(config), Schema(())
     params = {name: jax.jit(stage.init)(jax.random.key(0)) for name, stage in system.stages.items()}
     return Trained(Meta(config, schema, system.statistics, {}), system, params, {})
 
 
 def make_clips(layout: features.Layout, count: int) -> dict[str, np.ndarray]:
-    """Made-up records with every constituent and a face."""
+    """Makes random records with every constituent and a face."""
     rng = np.random.default_rng(0)
     clips = {b.name: rng.normal(size=(count, b.rows, b.width)).astype(np.float16) for b in layout.blocks}
     clips |= {name: np.zeros(count, np.int32) for name in LABELS}
@@ -92,7 +92,7 @@ def make_training(
     config: ml_collections.ConfigDict, system: System, name: str, records: Mapping[str, np.ndarray],
     mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[], dict[str, jax.Array]]:  # fmt: skip
-    """A call makes one training step over `records`, always the same, and returns its metrics; it holds the state."""
+    """Returns a function that runs one training step on `records` and returns its metrics; it keeps the state."""
     mesh, count = mesh or distributed.make_mesh(), len(records["face"])
     optimizer, schedule = make_optimizer(config.train, name)
     key = jax.random.key(0)
@@ -100,22 +100,23 @@ def make_training(
     batch = {**records, "batch_index": np.arange(count, dtype=np.int32), "stop": np.zeros(count, bool)}
     batch = distributed.split_steps(mesh, config.parallel, jax.tree.map(lambda x: x[None], batch))
     step = make_step(system, name, optimizer, schedule, config.train)
-    step, holder = distributed.compile_steps(step, mesh, config.parallel), [state]
+    step = distributed.compile_steps(step, mesh, config.parallel)
 
-    def once() -> dict[str, jax.Array]:
-        holder[0], metrics = step(holder[0], batch, key)  # the state is donated
+    def run_step() -> dict[str, jax.Array]:
+        nonlocal state
+        state, metrics = step(state, batch, key)  # the old state is donated
         return metrics
 
-    return once
+    return run_step
 
 
 def gflop(function: Callable, *arguments: object) -> float:
-    """Of one call, from XLA's count on the lowered program. Scans count once: give it nothing that loops."""
+    """GFLOP of one call, as XLA counts them on the lowered program. It counts the body of a loop only once."""
     return jax.jit(function).lower(*arguments).cost_analysis()["flops"] / 1e9
 
 
-def evaluation(stage: Stage) -> tuple[Callable, tuple]:
-    """The stage's denoiser as a function, and the shapes of its arguments for one image."""
+def denoiser_call(stage: Stage) -> tuple[Callable, tuple]:
+    """Returns the stage's denoiser as a function, and the shapes of its arguments for one image."""
     shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)  # noqa: E731
     params = jax.eval_shape(stage.init, jax.random.key(0))
     matrix, mask = shape(1, MATRIX_ROWS, MATRIX_WIDTH), shape(1, MATRIX_ROWS, dtype=bool)
@@ -126,8 +127,8 @@ def evaluation(stage: Stage) -> tuple[Callable, tuple]:
 
 
 def stage_cost(stage: Stage) -> dict[str, float]:
-    """Millions of parameters, GFLOP of an evaluation and of encoding a person's conditions."""
-    function, arguments = evaluation(stage)
+    """Millions of parameters, GFLOP per evaluation and GFLOP to encode one person's conditions."""
+    function, arguments = denoiser_call(stage)
     params = arguments[0]
     matrix = jnp.zeros((1, MATRIX_ROWS, MATRIX_WIDTH))
     return {
@@ -138,14 +139,14 @@ def stage_cost(stage: Stage) -> dict[str, float]:
 
 
 def face_cost(costs: Mapping[str, Mapping[str, float]], settings: SampleSettings) -> float:
-    """TFLOP of one face by both stages, with guidance at all levels."""
-    each = [2 * settings.evaluations * cost["evaluation"] + cost["conditions"] for cost in costs.values()]
-    return sum(each) / 1000
+    """TFLOP to draw one face with both stages, with guidance at every noise level."""
+    gflops = [2 * settings.evaluations * cost["evaluation"] + cost["conditions"] for cost in costs.values()]
+    return sum(gflops) / 1000
 
 
-def seconds(stage: Stage, rounds: int) -> float:
-    """Median seconds of an evaluation of one image, compiled, after a first one."""
-    function, arguments = evaluation(stage)
+def time_evaluation(stage: Stage, rounds: int) -> float:
+    """Median seconds of a compiled evaluation of one image, after a warm-up."""
+    function, arguments = denoiser_call(stage)
     rng = np.random.default_rng(0)
     arguments = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape).astype(np.float32) * 0.05), arguments)
     compiled = jax.jit(function).lower(*arguments).compile()
@@ -157,8 +158,8 @@ def seconds(stage: Stage, rounds: int) -> float:
     return statistics.median(times[1:])
 
 
-def presets(paths: list[str]) -> None:
-    print(f"{'':26}{'stage':12}{'M parameters':>13}{'GFLOP/eval':>12}{'conditions':>12}{'NFE':>6}{'TFLOP a face':>14}")
+def print_presets(paths: list[str]) -> None:
+    print(f"{'':26}{'stage':12}{'M parameters':>13}{'GFLOP/eval':>12}{'conditions':>12}{'NFE':>6}{'TFLOP/face':>14}")
     for path in paths:
         config = load_config(path)
         system, settings = make_system(config), sample_settings(config)
@@ -170,12 +171,12 @@ def presets(paths: list[str]) -> None:
                 f"{settings.evaluations:6}{face:>14}"
             )
             path = face = ""
-    face = f"{ORIGINAL_EVALUATIONS * sum(each for _, each in ORIGINAL.values()) / 1000:.0f}"
-    for path, (name, (parameters, each)) in zip(("original SLF", ""), ORIGINAL.items(), strict=True):
-        print(f"{path:26}{name:12}{parameters:13.1f}{each:12.1f}{'in each':>12}{1000:6}{face if path else '':>14}")
+    face = f"{ORIGINAL_EVALUATIONS * sum(gflops for _, gflops in ORIGINAL.values()) / 1000:.0f}"
+    for path, (name, (parameters, gflops)) in zip(("original SLF", ""), ORIGINAL.items(), strict=True):
+        print(f"{path:26}{name:12}{parameters:13.1f}{gflops:12.1f}{'included':>12}{1000:6}{face if path else '':>14}")
 
 
-def sizes(rounds: int) -> None:
+def print_sizes(rounds: int) -> None:
     print(f"{'stage':12}{'sizes':28}{'M parameters':>13}{'GFLOP/eval':>12}{'seconds':>10}{'GFLOP/s':>10}")
     cases = [(name, label, change) for name, group in SIZES.items() for label, change in group.items()]
     lines = []
@@ -183,10 +184,10 @@ def sizes(rounds: int) -> None:
         config = load_config("configs/base.py")
         config.model[name].update(change)
         stage = make_system(config).stages[name]
-        cost, each = stage_cost(stage), seconds(stage, rounds)
+        cost, elapsed = stage_cost(stage), time_evaluation(stage, rounds)
         lines.append(
             f"{name:12}{label:28}{cost['parameters']:13.1f}{cost['evaluation']:12.2f}"
-            f"{each:10.4f}{cost['evaluation'] / each:10.0f}"
+            f"{elapsed:10.4f}{cost['evaluation'] / elapsed:10.0f}"
         )
     print("\n".join(lines))
 
@@ -196,14 +197,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     arguments.add_argument("configs", nargs="*", default=["configs/demo.py", "configs/base.py", "configs/paper.py"])
-    arguments.add_argument("--sizes", action="store_true", help="weigh base.py's sizes against others")
-    arguments.add_argument("--rounds", type=int, default=10, help="timed evaluations of each (default: 10)")
+    arguments.add_argument("--sizes", action="store_true", help="compare the sizes in base.py with alternatives")
+    arguments.add_argument("--rounds", type=int, default=10, help="timed evaluations per size (default: 10)")
     args = arguments.parse_args()
-    presets(args.configs)
+    print_presets(args.configs)
     if args.sizes:
         device = jax.devices()[0].device_kind
-        print(f"\nOne evaluation of one image, {device}, jax {jax.__version__}")
-        sizes(args.rounds)
+        print(f"\nOne evaluation of one image on {device}, jax {jax.__version__}")
+        print_sizes(args.rounds)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Speed of the demo's parts: `python benchmarks/demo.py` after `make demo` (or with --data and --config).
+"""Times each part of the demo: `python benchmarks/demo.py` after `make demo` (or with --data and --config).
 
-Import time of the trainer, records/s of the reader from a warm cache on one thread, training images/s of each
-stage, and milliseconds a network evaluation takes for one image while sampling.
+Prints the import time of the trainer, the reader's throughput in records/s (one thread, warm cache), the training
+throughput of each stage in images/s, and the milliseconds per network evaluation and image while sampling.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from slf_jax.diffusion.guidance import area_average
 from tfrecords.reader import Clips, batches, stack
 
 
-def seconds(function, repeats: int) -> float:
-    """Mean seconds of a call, after one to warm up."""
+def time_call(function, repeats: int) -> float:
+    """Mean seconds per call, after a warm-up call."""
     jax.block_until_ready(function())
     start = time.perf_counter()
     for _ in range(repeats):
@@ -36,14 +36,14 @@ def seconds(function, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def import_time() -> float:
+def time_import() -> float:
     code = "import time; t = time.perf_counter(); import slf_jax.train; print(time.perf_counter() - t)"
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
     return min(float(run.stdout) for run in runs)
 
 
-def reading(clips: Clips) -> dict[str, float]:
-    """Records/s: one after the other by index, and shuffled batches of 32 through Grain, one thread."""
+def time_reader(clips: Clips) -> dict[str, float]:
+    """Records/s read one by one by index, and in shuffled batches of 32 through Grain, on one thread."""
     count = min(len(clips), 960)
     [clips[i] for i in range(count)]
     start = time.perf_counter()
@@ -57,14 +57,14 @@ def reading(clips: Clips) -> dict[str, float]:
     return {"by index": by_index, "batches": count // 32 * 32 / (time.perf_counter() - start)}
 
 
-def training(config, system: System, clips: Clips, name: str, repeats: int) -> float:
+def time_training(config, system: System, clips: Clips, name: str, repeats: int) -> float:
     """Images/s of the compiled training step."""
     size = config.train[name].batch_size
-    return size / seconds(cost.make_training(config, system, name, next(batches(clips, size, seed=0))), repeats)
+    return size / time_call(cost.make_training(config, system, name, next(batches(clips, size, seed=0))), repeats)
 
 
-def sampling(system: System, clips: Clips, name: str, settings: SampleSettings, repeats: int) -> float:
-    """Milliseconds of one network evaluation for one image, guidance's two branches counted as two."""
+def time_sampling(system: System, clips: Clips, name: str, settings: SampleSettings, repeats: int) -> float:
+    """Milliseconds per network evaluation and image; the two branches of guidance count as two evaluations."""
     people = 16
     batch = stack([clips[i % len(clips)] for i in range(people)])
     params = jax.jit(system.stages[name].init)(jax.random.key(0))
@@ -74,27 +74,27 @@ def sampling(system: System, clips: Clips, name: str, settings: SampleSettings, 
         lambda scales: system.sample({name: params}, batch, low, np.ones(people), noise, scales, settings, (name,))
     )
     evaluations = 2 * settings.evaluations * people
-    return 1e3 * seconds(lambda: program(np.ones((1, 2), np.float32)), repeats) / evaluations
+    return 1e3 * time_call(lambda: program(np.ones((1, 2), np.float32)), repeats) / evaluations
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--config", default="configs/demo.py")
+    arguments.add_argument("--config", default="configs/demo.py", help="default: configs/demo.py")
     arguments.add_argument("--data", help="dataset folder (default: the config's)")
-    arguments.add_argument("--repeats", type=int, default=20)
+    arguments.add_argument("--repeats", type=int, default=20, help="timed training steps (default: 20)")
     args = arguments.parse_args()
     config = load_config(args.config)
     clips = Clips(args.data or config.data.dir)
     system = build_system(config, features.make_layout(clips.schema), clips.statistics)
     settings = sample_settings(config)
     print(f"device                     {jax.devices()[0].device_kind}")
-    print(f"import slf_jax.train       {import_time():.2f} s")
-    for kind, rate in reading(clips).items():
+    print(f"import slf_jax.train       {time_import():.2f} s")
+    for kind, rate in time_reader(clips).items():
         print(f"reader, {kind:18} {rate:.0f} records/s")
     for name in STAGES:
-        print(f"train {name:20} {training(config, system, clips, name, args.repeats):.1f} images/s")
+        print(f"train {name:20} {time_training(config, system, clips, name, args.repeats):.1f} images/s")
     for name in STAGES:
-        print(f"sample {name:19} {sampling(system, clips, name, settings, 3):.2f} ms per evaluation and image")
+        print(f"sample {name:19} {time_sampling(system, clips, name, settings, 3):.2f} ms per evaluation and image")
 
 
 if __name__ == "__main__":

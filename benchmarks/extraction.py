@@ -1,11 +1,12 @@
-"""Measures the speed of each extractor against a plain call of its framework per clip, and of the whole pipeline.
+"""Times each extractor against plain calls of its framework, and the whole extraction pipeline.
 
     python -m extract.random_weights --out weights          # full-sized networks; no download
     python benchmarks/extraction.py --weights weights --clips 16
 
-Prints seconds per clip and their ratio (the median over alternating repeats), and for the pipeline with all extractors
-clips per second, bytes per clip, the share of time outside the extractors and peak memory; then clips per second for
-100 and 1,000 clips with the extractors that need no weights. Clips are synthetic; speed does not depend on content.
+The plain calls take one clip at a time. Prints the seconds per clip of both and their ratio (medians of alternating
+repeats). Then runs the pipeline with all extractors, and with those that need no weights on about 100 and 1,000 clips;
+for each run it prints clips per second, the share of time outside the extractors, bytes per clip and peak memory. Clips
+are synthetic; speed does not depend on content.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from extract.frameworks import keep_memory, quiet
 from extract.media import CLIP_SAMPLES, SAMPLE_RATE
 from extract.talkers.population import generate
 
-Calls = dict[str, Callable[[np.ndarray], object]]  # each is called with the sound of all clips
+Calls = dict[str, Callable[[np.ndarray], object]]  # each takes the waveforms of all clips
 FRAME = (224, 224, 3)
 
 
 def settings(weights: Path) -> ml_collections.ConfigDict:
-    """`config.extract` with full-sized random weights on DeepFace's engine pytorch."""
+    """Returns `config.extract` with paths to full-sized networks with random weights."""
     config = base.get_config().extract
     for name in ("ecapa", "pyannote", "language"):
         config[name].weights = str(weights / name)
@@ -51,7 +52,7 @@ def settings(weights: Path) -> ml_collections.ConfigDict:
 
 @functools.cache
 def our_calls(weights: Path) -> Calls:
-    """Returns this package's extractors, face detector and attribute estimator."""
+    """Returns calls of this package's extractors, face detector and attribute estimator."""
     keep_memory()
     config = settings(weights)
     deepface.start(config.deepface)
@@ -60,14 +61,14 @@ def our_calls(weights: Path) -> Calls:
     loaded = load(config.to_dict())
     return {
         **dict(zip(config.extractors, loaded, strict=True)),
-        config.detector: lambda waves: _each(detector, frames(len(waves))),
+        config.detector: lambda waves: _for_each(detector, frames(len(waves))),
         "attributes": lambda waves: estimator([face / np.float32(255) for face in frames(len(waves))]),
     }
 
 
 @functools.cache
 def plain_calls(weights: Path) -> Calls:
-    """Returns the frameworks' own calls, one per clip (and window length)."""
+    """Returns plain calls of each framework, one per clip (and per window length)."""
     deepface.start(settings(weights).deepface)
     import torch
 
@@ -111,25 +112,25 @@ def plain_calls(weights: Path) -> Calls:
         "mel": lambda wave: mel(wave[None]),
         "language": lambda wave: language.classify_batch(torch.from_numpy(wave)),
     }
-    on_sound = {name: functools.partial(_each, call) for name, call in calls.items()}
-    on_frames = {"retinaface": detect, "attributes": analyze}
-    return on_sound | {
-        name: lambda waves, call=call: _each(call, frames(len(waves))) for name, call in on_frames.items()
+    audio_calls = {name: functools.partial(_for_each, call) for name, call in calls.items()}
+    frame_calls = {"retinaface": detect, "attributes": analyze}
+    return audio_calls | {
+        name: lambda waves, call=call: _for_each(call, frames(len(waves))) for name, call in frame_calls.items()
     }
 
 
-def _each(call: Callable[[np.ndarray], object], clips: np.ndarray) -> None:
+def _for_each(call: Callable[[np.ndarray], object], clips: np.ndarray) -> None:
     for clip in clips:
         call(clip)
 
 
 def frames(count: int) -> np.ndarray:
-    """Returns noise in the shape of VoxCeleb2's frames."""
+    """Returns random frames of VoxCeleb2's size, uint8 [count, 224, 224, 3]."""
     return np.random.default_rng(0).integers(0, 256, (count, *FRAME), np.uint8)
 
 
-def seconds(calls: Callable[[Path], Calls], weights: Path, name: str, clips: int) -> float:
-    """Returns the seconds that one side takes for the clips, without loading."""
+def time_call(calls: Callable[[Path], Calls], weights: Path, name: str, clips: int) -> float:
+    """Returns the seconds that one implementation takes for the clips, excluding loading."""
     call = calls(weights)[name]
     waves = np.random.default_rng(0).normal(0, 0.1, (clips, CLIP_SAMPLES)).astype(np.float32)
     start = time.perf_counter()
@@ -138,29 +139,30 @@ def seconds(calls: Callable[[Path], Calls], weights: Path, name: str, clips: int
 
 
 def time_extractors(weights: Path, clips: int, repeats: int) -> None:
-    """Times both sides alternately, each in its own process, since their memory settings differ."""
+    """Times both implementations in turn, each in its own process because their memory settings differ."""
     sides = (our_calls, plain_calls)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as ours, ProcessPoolExecutor(1, context) as plain:
 
         def once(name: str, count: int) -> list[float]:
             pools = zip((ours, plain), sides, strict=True)
-            return [pool.submit(seconds, side, weights, name, count).result() for pool, side in pools]
+            return [pool.submit(time_call, side, weights, name, count).result() for pool, side in pools]
 
         print(f"{'seconds per clip':<18}{'ours':>9}{'plain':>9}{'ratio':>8}")
         config = settings(weights)
         for name in (*config.extractors, config.detector, "attributes"):
             once(name, 1)
             times = [once(name, clips) for _ in range(repeats)]
-            mine, theirs = (statistics.median(side) / clips for side in zip(*times, strict=True))
-            ratio = statistics.median(their / my for my, their in times)
-            print(f"{name:<18}{mine:>9.4f}{theirs:>9.4f}{ratio:>8.2f}", flush=True)
+            ours_median, plain_median = (statistics.median(side) / clips for side in zip(*times, strict=True))
+            ratio = statistics.median(plain / ours for ours, plain in times)
+            print(f"{name:<18}{ours_median:>9.4f}{plain_median:>9.4f}{ratio:>8.2f}", flush=True)
 
 
 def time_pipeline(config: ml_collections.ConfigDict, people: int, label: str) -> None:
     """Extracts a synthetic population in this process and prints the report of `extract.run`.
 
-    Faces are whole frames, since detectors with random weights find none. Attributes are estimated, not read.
+    Whole frames serve as faces, since detectors with random weights find none. Attributes are estimated, not read from
+    a table.
     """
     with tempfile.TemporaryDirectory() as folder:
         videos, out = Path(folder) / "videos", Path(folder) / "data"
@@ -175,15 +177,20 @@ def time_pipeline(config: ml_collections.ConfigDict, people: int, label: str) ->
         count = len(find_clips(videos).clips)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     size = f"{written / count / 1e3:.0f} kB per clip"
-    print(f"{label}: {count} clips in {elapsed:.1f} s with loading, {size}, peak {peak:.2f} GB")
+    print(f"{label}: {count} clips in {elapsed:.1f} s including loading, {size}, peak {peak:.2f} GB")
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--weights", type=Path, help="from extract.random_weights")
-    arguments.add_argument("--clips", type=int, default=16)
-    arguments.add_argument("--repeats", type=int, default=3)
-    arguments.add_argument("--people", type=int, nargs="*", default=(86, 890), help="population sizes, without weights")
+    arguments.add_argument("--weights", type=Path, help="folder written by extract.random_weights")
+    arguments.add_argument(
+        "--clips", type=int, default=16, help="clips per timed call, people in the pipeline (default: 16)"
+    )
+    arguments.add_argument("--repeats", type=int, default=3, help="timed calls per extractor (default: 3)")
+    arguments.add_argument(
+        "--people", type=int, nargs="*", default=(86, 890),
+        help="sizes of the populations that are extracted without weights (default: 86 890)",
+    )  # fmt: skip
     args = arguments.parse_args()
     if args.weights:
         time_extractors(args.weights, args.clips, args.repeats)

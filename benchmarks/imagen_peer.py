@@ -1,7 +1,8 @@
-"""imagen-pytorch's side of `benchmarks/vs_imagen.py`, which starts it with another Python.
+"""The imagen-pytorch side of `benchmarks/vs_imagen.py`, which starts it with that library's Python.
 
-Holds one stage's U-Net at SLF's layout. Each line on standard input is answered by one of JSON on standard output:
-"about" (device and versions), "count" (parameters and GFLOP of an evaluation), "train" or "evaluate" (seconds).
+Holds the U-Net of one stage with SLF's layout. Reads one command per line from standard input and prints the result of
+each as a line of JSON: "about" (device and versions), "count" (parameters, GFLOP per evaluation), and "train" and
+"evaluate" (seconds).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from collections.abc import Callable
 
 import torch
 
-ROWS, ROW_WIDTH = 256, 768  # of the condition matrix
-SCALE = 3.0  # of guidance; above 1, so that both branches run
+ROWS, ROW_WIDTH = 256, 768  # of the feature matrix
+SCALE = 3.0  # guidance scale; not 1, so that both branches run
 LAYOUTS = {
     "base": {"low": 8, "size": 32, "blocks": 3, "attention": (False, True, True, True)},
     "upsampler": {"low": 32, "size": 128, "blocks": (2, 4, 8, 8), "attention": (False, False, False, True)},
@@ -28,7 +29,7 @@ LAYOUTS = {
 
 
 def load() -> types.ModuleType:
-    """The library without its text encoder, which asks the Hugging Face hub while it is imported."""
+    """Imports the library with a stub for its text encoder, whose import contacts the Hugging Face hub."""
     t5 = types.ModuleType("imagen_pytorch.t5")
     t5.DEFAULT_T5_NAME, t5.t5_encode_text, t5.get_encoded_dim = "", lambda *_: None, lambda name: ROW_WIDTH
     sys.modules[t5.__name__] = t5
@@ -38,12 +39,12 @@ def load() -> types.ModuleType:
 
 
 class Peer:
-    """One stage's U-Net, and from the first step on its trainer with the library's defaults."""
+    """The U-Net of one stage and, once training is timed, the library's trainer with its defaults."""
 
     def __init__(self, library: types.ModuleType, stage: str, width: int, batch: int, dtype: str) -> None:
         self._library, self._layout, self._width, self._batch = library, LAYOUTS[stage], width, batch
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._half = dtype == "bfloat16"
+        self._bfloat16 = dtype == "bfloat16"
 
     def about(self) -> dict[str, str | int]:
         versions = {"torch": torch.__version__, "imagen": self._library.version.__version__}
@@ -63,12 +64,12 @@ class Peer:
 
     @functools.cached_property
     def trainer(self) -> torch.nn.Module:
-        # The low-resolution stage stands for the image that training makes of the face; it has no network.
+        # The first stage has no network: for training it only sets the size of the low-resolution image.
         model = self._library.Imagen(
             unets=(self._library.NullUnet(), self.unet), image_sizes=(self._layout["low"], self._layout["size"]),
             text_embed_dim=ROW_WIDTH, timesteps=1000,
         )  # fmt: skip
-        settings = {"precision": "bf16"} if self._half else {}
+        settings = {"precision": "bf16"} if self._bfloat16 else {}
         return self._library.ImagenTrainer(model, verbose=False, accelerate_cpu=self.device == "cpu", **settings)
 
     @functools.cached_property
@@ -78,32 +79,33 @@ class Peer:
         return {"images": torch.rand(shape).to(self.device), "rows": rows.to(self.device)}
 
     def train(self) -> float:
+        """Times a training step."""
         self.unet.train()
 
-        def step() -> None:
+        def run_step() -> None:
             self.trainer(self.batch["images"], text_embeds=self.batch["rows"], unet_number=2)
             self.trainer.update(unet_number=2)
 
-        return self.seconds(step)
+        return self.time_call(run_step)
 
     def evaluate(self) -> float:
-        """Both branches of guidance, as in each step of its sampler."""
+        """Times both branches of guidance, as in each step of the library's sampler."""
         self.unet.eval()
         images, rows = self.batch["images"], self.batch["rows"]
-        known, times = rows.any(-1), torch.rand(self._batch, device=self.device)
-        half = torch.autocast(self.device, torch.bfloat16) if self._half else contextlib.nullcontext()
+        mask, times = rows.any(-1), torch.rand(self._batch, device=self.device)
+        autocast = torch.autocast(self.device, torch.bfloat16) if self._bfloat16 else contextlib.nullcontext()
 
-        def guided() -> None:
-            with torch.inference_mode(), half:
+        def run_guided() -> None:
+            with torch.inference_mode(), autocast:
                 self.unet.forward_with_cond_scale(
-                    images, times, cond_scale=SCALE, text_embeds=rows, text_mask=known, lowres_cond_img=images,
+                    images, times, cond_scale=SCALE, text_embeds=rows, text_mask=mask, lowres_cond_img=images,
                     lowres_noise_times=times,
                 )  # fmt: skip
 
-        return self.seconds(guided)
+        return self.time_call(run_guided)
 
     def count(self) -> dict[str, float]:
-        """Counted on tensors without values: matrix products and convolutions, of one image and one branch."""
+        """Counts FLOPs of matrix products and convolutions for one image and one branch, on meta tensors."""
         from torch.utils.flop_counter import FlopCounterMode
 
         side = self._layout["size"]
@@ -111,17 +113,17 @@ class Peer:
             unet, images, times = self.make_unet(), torch.rand(1, 3, side, side), torch.rand(1)
             rows = torch.rand(1, ROWS, ROW_WIDTH)
             unet(images, times, text_embeds=rows, lowres_cond_img=images, lowres_noise_times=times)
-        parameters = sum(each.numel() for each in unet.parameters())
+        parameters = sum(p.numel() for p in unet.parameters())
         return {"parameters": parameters / 1e6, "evaluation": counter.get_total_flops() / 1e9}
 
-    def seconds(self, call: Callable[[], None]) -> float:
-        self.wait()
+    def time_call(self, call: Callable[[], None]) -> float:
+        self.synchronize()
         start = time.perf_counter()
         call()
-        self.wait()
+        self.synchronize()
         return time.perf_counter() - start
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
@@ -129,21 +131,21 @@ class Peer:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     arguments.add_argument("--stage", choices=LAYOUTS, required=True)
-    arguments.add_argument("--width", type=int, required=True)
-    arguments.add_argument("--batch", type=int, required=True)
-    arguments.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    arguments.add_argument("--width", type=int, required=True, help="base width of the U-Net")
+    arguments.add_argument("--batch", type=int, required=True, help="batch size")
+    arguments.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     args = arguments.parse_args()
-    # What the library prints must not come between the answers.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    # Send the library's own output to stderr, so that stdout holds only the results.
+    results = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.backends.cuda.matmul.allow_tf32 = True  # as XLA does; torch's own default is for convolutions only
+    torch.backends.cuda.matmul.allow_tf32 = True  # as XLA does; torch's default allows it for convolutions only
     torch.manual_seed(0)
     peer = Peer(load(), args.stage, args.width, args.batch, args.dtype)
     commands = {"about": peer.about, "count": peer.count, "train": peer.train, "evaluate": peer.evaluate}
     for line in sys.stdin:
-        print(json.dumps(commands[line.strip()]()), file=answers)
+        print(json.dumps(commands[line.strip()]()), file=results)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Quality against cost: `python benchmarks/quality.py --workdir runs/demo` after `make demo`.
+"""Image quality against sampling cost: `python benchmarks/quality.py --workdir runs/demo` after `make demo`.
 
-PSNR and SSIM of validation people at rising numbers of evaluations, for each sampler: a table, JSON and a plot.
-Everybody has the same thumbnail, conditions and noise each time. PSNR favours what is blurred, so samplers that have
-not arrived may score above those that have. Hence the third measure: how near a face is (PSNR) to the one that the same
-noise leads to in the end, which the samplers without noise of their own all converge to. Its knee is what
-`config.sample.steps` is set to.
+Measures PSNR and SSIM on validation people for each sampler at increasing numbers of network evaluations; writes a
+table, JSON and a plot. Each person keeps the same thumbnail, conditions and noise throughout. PSNR favours blur, so a
+sampler that has not converged may score above one that has. The third measure is therefore the PSNR to the converged
+image: the deterministic samplers all converge to the same image from the same noise. `config.sample.steps` is set at
+the knee of that curve.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -32,15 +33,18 @@ from slf_jax.inference.sampler import Sampler
 from slf_jax.inference.trained import Trained
 
 EVALUATIONS = (4, 8, 16, 24, 32, 64, 256)
-END = ("heun", 256)  # what "in the end" is
-MEASURES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "to_the_end": "PSNR to where it ends (dB)"}
+CONVERGED = ("heun", 256)  # sampler and evaluations that give the converged image
+MEASURES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "psnr_to_converged": "PSNR to converged image (dB)"}
 
 
-def draw(trained: Trained, batch: dict, numbers: np.ndarray, scale: float, seed: int, case: tuple) -> tuple:
-    """Evaluations and faces [B, 128, 128, 3] of one sampler at about so many evaluations a stage."""
-    sampler, wanted = case
-    # Heun takes two a step, but for the last.
-    steps = math.ceil(wanted / 2) if sampler == "heun" else wanted
+def sample_faces(trained: Trained, batch: dict, numbers: np.ndarray, scale: float, seed: int, case: tuple) -> tuple:
+    """Samples faces [B, 128, 128, 3] for a case (sampler, approximate evaluations per stage).
+
+    Returns the actual number of evaluations and the faces.
+    """
+    sampler, target = case
+    # Heun takes two evaluations per step, except in the last.
+    steps = math.ceil(target / 2) if sampler == "heun" else target
     trained.meta.config.sample.update(sampler=sampler, steps=steps)
     program = Sampler(trained, chunk=len(numbers))
     return program.settings.evaluations, program(batch, numbers, ((scale, scale),), seed)[0, :, 0]
@@ -50,14 +54,14 @@ def plot(rows: list[dict], bicubic: dict, title: str, path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for axis, (name, label) in zip(axes, MEASURES.items(), strict=True):
         for sampler in SAMPLERS:
-            mine = [row for row in rows if row["sampler"] == sampler and np.isfinite(row.get(name, np.inf))]
-            points = [(row["evaluations"], row[name]) for row in mine]
+            shown = [row for row in rows if row["sampler"] == sampler and np.isfinite(row.get(name, np.inf))]
+            points = [(row["evaluations"], row[name]) for row in shown]
             axis.plot(*zip(*points, strict=True) if points else ((), ()), marker="o", ms=4, label=sampler)
         if name in bicubic:
             axis.axhline(bicubic[name], color="0.5", ls="--", lw=1, label="bicubic")
         axis.set_xscale("log", base=2)
         axis.set_xticks(EVALUATIONS, [str(n) for n in EVALUATIONS])
-        axis.set_xlabel("evaluations a stage")
+        axis.set_xlabel("evaluations per stage")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
     axes[0].legend()
@@ -66,49 +70,52 @@ def plot(rows: list[dict], bicubic: dict, title: str, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def measure(trained: Trained, clips: list[dict], samplers: Sequence[str], scale: float, seed: int) -> list[dict]:
+    """Returns a row of measures for each sampler and number of evaluations, sorted by both."""
+    batch, numbers = stack(clips), np.array([person_number(clip["clip_id"]) for clip in clips])
+    cases = [(name, n) for name in samplers for n in EVALUATIONS if (name, n) != CONVERGED]
+    converged, rows = np.zeros(0), []
+    for case in tqdm([CONVERGED, *cases], unit="setting"):
+        evaluations, faces = sample_faces(trained, batch, numbers, scale, seed, case)
+        row = {"sampler": case[0], "evaluations": evaluations, **score(faces, batch["face"])}
+        if case == CONVERGED:
+            converged = faces.astype(float)
+        elif case[0] != "ancestral":
+            # Pool the squared error over all faces: a single one may agree in every pixel.
+            error = np.square(faces - converged).mean()
+            row["psnr_to_converged"] = float(20 * np.log10(255 / np.sqrt(error + 1e-9)))
+        rows.append(row)
+    return sorted(rows, key=lambda row: (row["sampler"], row["evaluations"]))
+
+
+def score(faces: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """Mean PSNR and SSIM."""
+    return {name: float(getattr(metrics, name)(faces, real).mean()) for name in ("psnr", "ssim")}
+
+
 def main() -> None:
     parser = cli.parser(
         "benchmarks.quality", __doc__, ["python benchmarks/quality.py --workdir runs/demo --split validation"]
     )
     arguments.add_arguments(parser)
     parser.set_defaults(split="validation")
-    parser.add_argument("--people", type=int, default=24, help="default: 24")
-    parser.add_argument("--scale", type=float, default=1.0, help="default: 1")
-    parser.add_argument("--samplers", default=",".join(SAMPLERS), help="default: all")
+    parser.add_argument("--people", type=int, default=24, help="number of people (default: 24)")
+    parser.add_argument("--scale", type=float, default=1.0, help="guidance scale (default: 1)")
+    parser.add_argument("--samplers", default=",".join(SAMPLERS), help="comma-separated samplers (default: all)")
     args, trained = arguments.parse(parser, None, "quality", "quality.json", "quality.png")
-    out = args.out
-    chosen = choose_people(arguments.open_clips(trained, args, ()), args.people)
-    batch, numbers = stack(chosen), np.array([person_number(clip["clip_id"]) for clip in chosen])
-    real, rows = batch["face"], []
-    bicubic = {name: float(getattr(metrics, name)(controls.bicubic(real), real).mean()) for name in ("psnr", "ssim")}
-    cases = [
-        END,
-        *(
-            (name, n)
-            for name in arguments.parse_names(args.samplers, "--samplers")
-            for n in EVALUATIONS
-            if (name, n) != END
-        ),
-    ]
-    end = np.zeros(0)
-    for case in tqdm(cases, unit="setting"):
-        evaluations, faces = draw(trained, batch, numbers, args.scale, args.seed, case)
-        end = faces if case == END else end
-        row = {"sampler": case[0], "evaluations": evaluations}
-        row |= {name: float(getattr(metrics, name)(faces, real).mean()) for name in ("psnr", "ssim")}
-        if case != END and case[0] != "ancestral":
-            # Of the mean squared error of all: single faces may agree in every pixel.
-            row["to_the_end"] = float(20 * np.log10(255 / np.sqrt(np.square(faces - end.astype(float)).mean() + 1e-9)))
-        rows.append(row)
-    rows.sort(key=lambda row: (row["sampler"], row["evaluations"]))
-    print(f"{len(chosen)} people of split {args.split!r}, scale {args.scale:g}; bicubic {bicubic['psnr']:.2f} dB")
+    clips = choose_people(arguments.open_clips(trained, args, ()), args.people)
+    real = np.stack([clip["face"] for clip in clips])
+    bicubic = score(controls.bicubic(real), real)
+    rows = measure(trained, clips, arguments.parse_names(args.samplers, "--samplers"), args.scale, args.seed)
+    title = f"{len(clips)} people of the {args.split} split, guidance scale {args.scale:g}"
+    print(f"{title}; bicubic {bicubic['psnr']:.2f} dB")
     for row in rows:
-        near = f"{row['to_the_end']:10.1f} dB" if "to_the_end" in row else ""
-        print(f"{row['sampler']:12}{row['evaluations']:5}{row['psnr']:8.2f} dB{row['ssim']:8.4f}{near}")
-    report = {"people": len(chosen), "split": args.split, "scale": args.scale, "bicubic": bicubic, "rows": rows}
-    write_atomically(out / "quality.json", json.dumps(report, indent=2).encode())
-    plot(rows, bicubic, f"{len(chosen)} people of {args.split}, guidance scale {args.scale:g}", out / "quality.png")
-    print(f"{out / 'quality.json'}\n{out / 'quality.png'}")
+        distance = f"{row['psnr_to_converged']:10.1f} dB" if "psnr_to_converged" in row else ""
+        print(f"{row['sampler']:12}{row['evaluations']:5}{row['psnr']:8.2f} dB{row['ssim']:8.4f}{distance}")
+    report = {"people": len(clips), "split": args.split, "scale": args.scale, "bicubic": bicubic, "rows": rows}
+    write_atomically(args.out / "quality.json", json.dumps(report, indent=2).encode())
+    plot(rows, bicubic, title, args.out / "quality.png")
+    print(f"{args.out / 'quality.json'}\n{args.out / 'quality.png'}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A sweep as one program against a loop over its scales: `python benchmarks/sweep.py [--config configs/base.py]`.
+"""Compares a sweep in one program with loops over the scales: `python benchmarks/sweep.py [--config configs/base.py]`.
 
-Nine scales x 16 people. Random parameters and made-up features: speed does not depend on them, and no data set is
-needed. Compared are one program for all scales; one program for one scale, called nine times; and nine programs, each
-with its scale built in. Seconds with compiling and without (median), programs compiled, and the memory that the program
-takes on a device beside its parameters.
+Samples 16 people at nine guidance scales in three ways: one program for all scales; one program for a single scale,
+called nine times; and nine programs with their scale compiled in as a constant. Prints how many programs each way
+compiles, the seconds to prepare, the seconds per sweep afterwards (median), and the device memory that a program takes
+besides the parameters. Parameters and features are random: speed does not depend on them, and no dataset is needed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from slf_jax.cascade.settings import sample_settings
 from slf_jax.cascade.system import person_noise
 from slf_jax.inference.sampler import Sampler
 from slf_jax.inference.scales import Scale
+from slf_jax.inference.trained import Trained
 
 SCALES = tuple((float(s), float(s)) for s in range(9))
 
@@ -42,8 +43,8 @@ class Compilations:
         self.count += "backend_compile" in event
 
 
-def built_in(trained, clips: dict, numbers: np.ndarray, scale: Scale) -> jax.stages.Compiled:
-    """A program of its own for one scale."""
+def compile_for_scale(trained: Trained, clips: dict, numbers: np.ndarray, scale: Scale) -> jax.stages.Compiled:
+    """Compiles a program with this scale as a constant."""
     settings = sample_settings(trained.meta.config)
 
     def run(params: dict, clips: dict, numbers: jax.Array) -> jax.Array:
@@ -56,48 +57,45 @@ def built_in(trained, clips: dict, numbers: np.ndarray, scale: Scale) -> jax.sta
     return jax.jit(run).lower(trained.params, clips, numbers).compile()
 
 
-def ways(config: ml_collections.ConfigDict, people: int) -> dict[str, tuple[Callable, Callable]]:
-    """For each way: what prepares it and gives the memory in bytes, and what then runs a whole sweep."""
+def make_variants(config: ml_collections.ConfigDict, people: int) -> dict[str, tuple[Callable, Callable]]:
+    """Returns two functions per variant: one compiles and returns the memory in bytes, the other runs a sweep."""
     trained = make_trained(config)
     clips, numbers = make_clips(trained.system.layout, people), np.arange(people)
-    together, apart, programs = Sampler(trained, chunk=people), Sampler(trained, chunk=people), []
-
-    def held(sampler: Sampler) -> int:
-        (program,) = (program for programs in sampler._programs.values() for program in programs.values())
-        return _bytes(program)
+    all_scales, one_scale, programs = Sampler(trained, chunk=people), Sampler(trained, chunk=people), []
 
     def prepare(sampler: Sampler, scales: tuple) -> int:
         sampler(clips, numbers, scales, 0)
-        return held(sampler)
+        (program,) = (program for programs in sampler._programs.values() for program in programs.values())
+        return _memory(program)
 
-    def build() -> int:
-        programs.extend(built_in(trained, clips, numbers, scale) for scale in tqdm(SCALES, leave=False))
-        return max(_bytes(program) for program in programs)
+    def compile_all() -> int:
+        programs.extend(compile_for_scale(trained, clips, numbers, scale) for scale in tqdm(SCALES, leave=False))
+        return max(_memory(program) for program in programs)
 
     return {
-        "one program": (lambda: prepare(together, SCALES), lambda: together(clips, numbers, SCALES, 0)),
-        "a loop": (
-            lambda: prepare(apart, SCALES[:1]),
-            lambda: np.concatenate([apart(clips, numbers, (scale,), 0) for scale in SCALES]),
+        "one program": (lambda: prepare(all_scales, SCALES), lambda: all_scales(clips, numbers, SCALES, 0)),
+        "one in a loop": (
+            lambda: prepare(one_scale, SCALES[:1]),
+            lambda: np.concatenate([one_scale(clips, numbers, (scale,), 0) for scale in SCALES]),
         ),
         "nine programs": (
-            build,
+            compile_all,
             lambda: np.concatenate([np.asarray(run(trained.params, clips, numbers)) for run in programs]),
         ),
     }
 
 
-def _bytes(program: jax.stages.Compiled) -> int:
-    use = program.memory_analysis()
-    return use.temp_size_in_bytes + use.output_size_in_bytes
+def _memory(program: jax.stages.Compiled) -> int:
+    sizes = program.memory_analysis()
+    return sizes.temp_size_in_bytes + sizes.output_size_in_bytes
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--config", default="configs/demo.py")
-    arguments.add_argument("--people", type=int, default=16)
-    arguments.add_argument("--steps", type=int, help="of the sampler (default: the config's)")
-    arguments.add_argument("--repeats", type=int, default=3)
+    arguments.add_argument("--config", default="configs/demo.py", help="default: configs/demo.py")
+    arguments.add_argument("--people", type=int, default=16, help="number of people (default: 16)")
+    arguments.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
+    arguments.add_argument("--repeats", type=int, default=3, help="timed sweeps per variant (default: 3)")
     args = arguments.parse_args()
     config, compilations = load_config(args.config), Compilations()
     config.sample.steps = args.steps or config.sample.steps
@@ -105,23 +103,23 @@ def main() -> None:
         f"{len(SCALES)} scales x {args.people} people, {args.config}, {config.sample.steps} steps, "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
     )
-    cases, times, lines = ways(config, args.people), {}, {}
-    for name, (prepare, run) in cases.items():
+    variants, times, prepared = make_variants(config, args.people), {}, {}
+    for name, (prepare, run) in variants.items():
         before, start = compilations.count, time.perf_counter()
         memory = prepare()
-        lines[name] = (compilations.count - before, time.perf_counter() - start, memory)
+        prepared[name] = (compilations.count - before, time.perf_counter() - start, memory)
         times[name] = []
         run()
     for _ in tqdm(range(args.repeats), desc="alternating", leave=False):
-        for name, (_, run) in cases.items():
+        for name, (_, run) in variants.items():
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)
-    print(f"{'':16}{'compiled':>9}{'prepared in s':>15}{'a sweep in s':>14}{'ratio':>8}{'memory, MB':>12}")
-    first = statistics.median(times["one program"])
-    for name, (count, prepared, memory) in lines.items():
+    print(f"{'':16}{'compiled':>9}{'preparing (s)':>15}{'sweep (s)':>14}{'ratio':>8}{'memory (MB)':>12}")
+    baseline = statistics.median(times["one program"])
+    for name, (count, elapsed, memory) in prepared.items():
         median = statistics.median(times[name])
-        print(f"{name:16}{count:9}{prepared:15.1f}{median:14.2f}{median / first:8.2f}{memory / 1e6:12.0f}")
+        print(f"{name:16}{count:9}{elapsed:15.1f}{median:14.2f}{median / baseline:8.2f}{memory / 1e6:12.0f}")
 
 
 if __name__ == "__main__":

@@ -59,13 +59,12 @@ class Case:
         self._lowered = distributed.compile_steps(step, mesh, config.parallel).lower(like, self._batch, key)
         self.tflop = self._lowered.cost_analysis()["flops"] / 1e12
 
-    def compile(self) -> Case:
+    def compile(self) -> None:
         start = time.perf_counter()
         self._compiled = self._lowered.compile()
         self.compile_seconds = time.perf_counter() - start
         use = self._compiled.memory_analysis()
         self.gigabytes = (use.argument_size_in_bytes + use.temp_size_in_bytes) / 1e9 if use else float("nan")
-        return self
 
     def seconds(self) -> float:
         """Median seconds of a step."""
@@ -79,6 +78,15 @@ class Case:
             jax.block_until_ready(metrics)
             times.append((time.perf_counter() - start) / steps)
         return statistics.median(times[1:])
+
+    def row(self) -> str:
+        seconds = self.seconds()
+        rate, limit = self.tflop / seconds, peak()
+        mfu = f"{100 * rate / limit:.1f}" if limit else "-"
+        return (
+            f"{self.label}{1e3 * seconds:9.1f}{self.batch_size / seconds:10.0f}{rate:9.1f}{mfu:>7}"
+            f"{self.gigabytes:6.1f}{self.compile_seconds:15.0f}"
+        )
 
 
 def bandwidth() -> float:
@@ -118,12 +126,13 @@ def main() -> None:
     print(f"{'config':10}{'stage':11}{'batch':>6} {'kernel':6}{'ms/step':>9}{'images/s':>10}{'TFLOP/s':>9}{'MFU %':>7}"
           f"{'GB':>6}{'compiled in s':>15}", flush=True)  # fmt: skip
     with ThreadPoolExecutor(4) as threads:
-        for case in list(threads.map(Case.compile, cases)):
-            seconds = case.seconds()
-            rate, limit = case.tflop / seconds, peak()
-            mfu = f"{100 * rate / limit:.1f}" if limit else "-"
-            print(f"{case.label}{1e3 * seconds:9.1f}{case.batch_size / seconds:10.0f}{rate:9.1f}{mfu:>7}"
-                  f"{case.gigabytes:6.1f}{case.compile_seconds:15.0f}", flush=True)  # fmt: skip
+        compiling = [threads.submit(case.compile) for case in cases]
+        for case, compiled in zip(cases, compiling, strict=True):
+            try:
+                compiled.result()
+                print(case.row(), flush=True)
+            except jax.errors.JaxRuntimeError as error:  # out of memory, or no such kernel for these sizes
+                print(f"{case.label} {str(error).splitlines()[0][:100]}", flush=True)
 
 
 if __name__ == "__main__":

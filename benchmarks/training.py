@@ -1,14 +1,14 @@
-"""Where the time of a training goes: `python benchmarks/training.py [PART ...]` (default: all but `save`).
+"""Where training time goes: `python benchmarks/training.py [PART ...]` (default: all but `save`).
 
-- `split`: seconds of a step: the host's (dispatch), the data's (waiting for records, moving them), and the rest,
-  in which the host waits for the devices. Needs the demo's records, or `--data`.
+- `split`: milliseconds per step spent on dispatch by the host, on data (waiting for records and transferring them), and
+  waiting for the device. Needs the demo's records, or `--data`.
 - `reader`: records/s with one and two threads, from a warm cache.
-- `scaling`: the same global batch over 1, 2, 4, 8 virtual devices of this CPU, which has no more cores for them: what
-  more it takes is the overhead of the SPMD form.
-- `dispatch`: microseconds the host spends on handing over one step that does next to nothing, with as many arrays as
-  the demo's, by `jit`+`shard_map` and by `pmap`.
-- `start`: seconds from the command to the first step, with an empty and with a full compilation cache.
-- `save`: seconds and bytes of saving and restoring `configs/base.py`'s state (about 1 GB in memory).
+- `scaling`: the same global batch over 1, 2, 4 and 8 virtual devices of this CPU. They share its cores, so any extra
+  time is the overhead of SPMD.
+- `dispatch`: microseconds that the host takes to dispatch a near-empty step with as many arrays as the demo's, with
+  `jit` and `shard_map` and with `pmap`.
+- `start`: seconds from the command to the end of the first step, with an empty and a filled compilation cache.
+- `save`: seconds to save and restore the state of `configs/base.py` (about 1 GB in memory), and its size on disk.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ STEPS = 30
 
 
 def split(config, name: str) -> None:
-    """A stage's training loop, its parts timed apart."""
+    """Times each part of a stage's training loop."""
     clips = Clips(config.data.dir)
     system = build_system(config, features.make_layout(clips.schema), clips.statistics)
     size, mesh = config.train[name].batch_size, distributed.make_mesh()
@@ -75,13 +75,14 @@ def split(config, name: str) -> None:
     total = (time.perf_counter() - start) / STEPS
     parts = ", ".join(f"{part} {1e3 * seconds / STEPS:.2f} ms" for part, seconds in spent.items())
     print(
-        f"split {name}: {1e3 * total:.1f} ms a step of {size}: {parts}; waiting for records "
+        f"split {name}: {1e3 * total:.1f} ms per step (batch {size}): {parts}; waiting for records "
         f"{100 * (feed.waited - waited) / STEPS / total:.2f} %",
         flush=True,
     )
 
 
 def reader(config) -> None:
+    """Times the reader alone."""
     clips = Clips(config.data.dir)
     for threads in (1, 2):
         stream = batches(clips, 32, seed=0, threads=threads)
@@ -89,26 +90,27 @@ def reader(config) -> None:
         count, start = min(len(clips), 960) // 32, time.perf_counter()
         for _ in itertools.islice(stream, count):
             pass
-        print(f"reader, {threads} threads: {count * 32 / (time.perf_counter() - start):.0f} records/s", flush=True)
+        print(f"reader, {threads} thread(s): {count * 32 / (time.perf_counter() - start):.0f} records/s", flush=True)
 
 
 def scaling_once(devices: int) -> None:
-    """Prints the seconds of a step of the demo's base stage; in a process of its own."""
+    """Prints the median seconds per step of the demo's base stage; runs in its own process."""
     config = load_config("configs/demo.py")
     system = cost.make_system(config)
-    once = cost.make_training(config, system, "base", cost.make_clips(system.layout, 16))
+    run_step = cost.make_training(config, system, "base", cost.make_clips(system.layout, 16))
     for _ in range(3):
-        jax.block_until_ready(once())
+        jax.block_until_ready(run_step())
     seconds = []
     for _ in range(STEPS):
         start = time.perf_counter()
-        jax.block_until_ready(once())
+        jax.block_until_ready(run_step())
         seconds.append(time.perf_counter() - start)
     print(json.dumps({"devices": devices, "seconds": float(np.median(seconds))}))
 
 
 def scaling() -> None:
-    alone = None
+    """Times the same step over 1 to 8 virtual devices, each count in its own process."""
+    baseline = None
     for devices in (1, 2, 4, 8):
         program = (
             f"import sys, jax; sys.path.insert(0, 'benchmarks'); jax.config.update('jax_num_cpu_devices', {devices});"
@@ -119,27 +121,28 @@ def scaling() -> None:
             cwd=Path(__file__).parents[1],
         )  # fmt: skip
         seconds = json.loads(done.stdout.splitlines()[-1])["seconds"]
-        alone = alone or seconds
+        baseline = baseline or seconds
         print(
-            f"scaling, {devices} devices: {1e3 * seconds:.1f} ms a step, {100 * (seconds / alone - 1):+.0f} %",
+            f"scaling, {devices} devices: {1e3 * seconds:.1f} ms per step, {100 * (seconds / baseline - 1):+.0f} %",
             flush=True,
         )
 
 
 def dispatch(config) -> None:
+    """Times the dispatch of a step that computes almost nothing."""
     system, mesh = cost.make_system(config), distributed.make_mesh()
     optimizer, _ = make_optimizer(config.train, "base")
-    like = jax.eval_shape(lambda: init_state(system.stages["base"], optimizer, jax.random.key(0)))
-    small = jax.tree.map(lambda x: np.zeros(x.shape[:1] and (1,), x.dtype), like)
+    shapes = jax.eval_shape(lambda: init_state(system.stages["base"], optimizer, jax.random.key(0)))
+    small = jax.tree.map(lambda x: np.zeros(x.shape[:1] and (1,), x.dtype), shapes)
     clips = {key: value[None] for key, value in cost.make_clips(system.layout, 8).items()}
 
-    def nothing(state, batch, key):
+    def near_empty_step(state, batch, key):
         return jax.tree.map(lambda x: x + 1, state), {"loss": jax.lax.pmean(batch["age"].sum(), distributed.AXIS)}
 
     for mode in ("shard_map", "pmap"):
         state, key = distributed.replicate(mesh, (small, jax.random.key(0)))
         batch = distributed.split_steps(mesh, mode, clips)
-        step = distributed.compile_steps(nothing, mesh, mode).lower(state, batch, key).compile()
+        step = distributed.compile_steps(near_empty_step, mesh, mode).lower(state, batch, key).compile()
         seconds = []
         for _ in range(300):
             start = time.perf_counter()
@@ -147,15 +150,15 @@ def dispatch(config) -> None:
             seconds.append(time.perf_counter() - start)
             jax.block_until_ready(metrics)
         print(
-            f"dispatch by {mode}: {1e6 * np.median(seconds):.0f} us, {len(jax.tree.leaves(small))} arrays", flush=True
+            f"dispatch with {mode}: {1e6 * np.median(seconds):.0f} us, {len(jax.tree.leaves(small))} arrays", flush=True
         )
 
 
 def start(config_path: str, data: str) -> None:
-    """A whole training of one step of each stage, twice."""
+    """Runs a training of one step twice, each time in a new process with the same compilation cache."""
     with tempfile.TemporaryDirectory() as folder:
-        for cache in ("empty", "full"):
-            begun = time.perf_counter()
+        for cache in ("empty", "filled"):
+            started = time.perf_counter()
             command = [
                 sys.executable, "-m", "slf_jax.train", "--config", config_path, f"--config.data.dir={data}",
                 f"--config.workdir={folder}/{cache}", f"--config.compilation_cache={folder}/xla",
@@ -163,13 +166,14 @@ def start(config_path: str, data: str) -> None:
             ]  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             compiled = [line for line in done.stdout.splitlines() if "compiled in" in line]
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - started
             print(
-                f"start, cache {cache}: {seconds:.1f} s to the end of step 1; {compiled[0].split(', ')[-1]}", flush=True
+                f"start, {cache} cache: {seconds:.1f} s to the end of step 1; {compiled[0].split(', ')[-1]}", flush=True
             )
 
 
 def save() -> None:
+    """Times saving and restoring a checkpoint of each stage of `configs/base.py`."""
     config = load_config("configs/base.py")
     system = cost.make_system(config)
     trained = cost.make_trained(config)
@@ -178,19 +182,19 @@ def save() -> None:
         state = init_state(system.stages[name], optimizer, jax.random.key(0))
         meta = Meta(config, trained.meta.schema, system.statistics, {})
         with tempfile.TemporaryDirectory() as folder:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             with Checkpoints(folder, name, max_to_keep=1) as checkpoints:
                 checkpoints.save(state, meta)
-                blocked = time.perf_counter() - begun
-            saved = time.perf_counter() - begun
+                blocked = time.perf_counter() - started
+            saved = time.perf_counter() - started
             size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-            begun = time.perf_counter()
+            started = time.perf_counter()
             with Checkpoints(folder, name) as checkpoints:
                 checkpoints.restore(0, state)
-            restored = time.perf_counter() - begun
+            restored = time.perf_counter() - started
         print(
-            f"save {name}: {size / 1e9:.2f} GB, {blocked:.1f} s until training goes on, {saved:.1f} s in all; "
-            f"restored and checked in {restored:.1f} s",
+            f"save {name}: {size / 1e9:.2f} GB, {blocked:.1f} s until training continues, {saved:.1f} s in total; "
+            f"restored and verified in {restored:.1f} s",
             flush=True,
         )
 
@@ -198,8 +202,10 @@ def save() -> None:
 def main() -> None:
     parts = ("split", "reader", "scaling", "dispatch", "start", "save")
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("parts", nargs="*", choices=[*parts, []], metavar="PART", help=", ".join(parts))
-    arguments.add_argument("--config", default="configs/demo.py")
+    arguments.add_argument(
+        "parts", nargs="*", choices=[*parts, []], metavar="PART", help=f"{', '.join(parts)} (default: all but save)"
+    )
+    arguments.add_argument("--config", default="configs/demo.py", help="default: configs/demo.py")
     arguments.add_argument("--data", help="dataset folder (default: the config's)")
     args = arguments.parse_args()
     config = load_config(args.config, {"data.dir": args.data} if args.data else {})

@@ -3,13 +3,15 @@
 numba numbers its cache files without a lock: processes that compile at the same time overwrite each other's files, and
 a function loaded from such a cache crashes every later process with a segmentation fault. Therefore numba's default
 cache is not used. This cache is filled by one process while the others wait; afterwards it is read-only, since each
-process uses a copy.
+process uses a copy. Modules that librosa imports later, on first use, compile into the process's own copy.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib
 import os
@@ -22,8 +24,8 @@ from importlib.metadata import distribution
 from pathlib import Path
 from types import ModuleType
 
-# The modules that compile functions on import.
-COMPILED = ("librosa.core.spectrum", "librosa.core.pitch", "librosa.filters", "librosa.feature")
+# What the extractors use. Not librosa.core.pitch: numba cannot cache its stencil and compiles it for 6 s each time.
+MODULES = ("librosa.core.spectrum", "librosa.filters")
 
 
 def import_librosa() -> ModuleType:
@@ -36,7 +38,8 @@ def import_librosa() -> ModuleType:
 
     root = _root()
     shared = root / _versions()
-    with tempfile.TemporaryDirectory(dir=root) as own, contextlib.ExitStack() as stack:
+    own = _own_cache(root)
+    with contextlib.ExitStack() as stack:
         # Not the environment variable, which child processes inherit.
         numba.config.CACHE_DIR = own  # type: ignore[attr-defined]  # numba sets its options at run time
         if not shared.exists():
@@ -46,11 +49,19 @@ def import_librosa() -> ModuleType:
             shutil.copytree(shared, own, dirs_exist_ok=True)
         import librosa
 
-        for name in COMPILED:
+        for name in MODULES:
             importlib.import_module(name)
         if not compiled:
             os.rename(shutil.copytree(own, f"{own}.complete"), shared)
     return librosa
+
+
+@functools.cache
+def _own_cache(root: Path) -> str:
+    """Creates a folder for this process, which removes it when it ends."""
+    folder = tempfile.mkdtemp(dir=root)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _versions() -> str:

@@ -71,6 +71,8 @@ class RecordingExtractor:
         Raises `UserError` if the file cannot be read, or holds no voice.
         """
         lost: list[str] = []
+        if not path.is_file():
+            raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}; give a sound or a video")
         try:
             wave = decode_audio(path, lost=lost)
         except MediaError as error:
@@ -97,7 +99,7 @@ def find_recordings(path: Path) -> list[Path]:
         return [path]
     found = sorted(each for each in path.rglob("*") if each.suffix.lower() in (*SOUND, *VIDEO) and each.is_file())
     if not found:
-        raise UserError(f"{path}: no recordings here; they end in {format_suffixes((*SOUND, *VIDEO))}")
+        raise UserError(f"{path}: no recordings here; they end in {format_suffixes((*VIDEO, *SOUND))}")
     return found
 
 
@@ -123,11 +125,12 @@ def _compare(trained: Constituent, loaded: Constituent, allow_other_weights: boo
                 f"{getattr(trained, field)}; use the same weights and version ({trained.extractor})"
             )
     if trained.weights != loaded.weights:
+        before, now = trained.weights or "none", loaded.weights or "none"
         if not allow_other_weights:
             raise UserError(
-                f"{loaded.name}: weights {loaded.weights}, but this system was trained with {trained.weights}; give "
-                f"the same weights (--weights {loaded.name}=PATH), or accept others with --allow-other-weights"
+                f"{loaded.name}: weights {now}, but this system was trained with {before}; give the same weights "
+                f"(--weights {loaded.name}=PATH), or accept others with --allow-other-weights"
             )
-        yield f"{loaded.name}: weights {loaded.weights}, trained with {trained.weights}"
+        yield f"{loaded.name}: weights {now}, trained with {before}"
     if trained.extractor != loaded.extractor:
         yield f"{loaded.name}: {loaded.extractor}, trained with {trained.extractor}"

@@ -200,13 +200,15 @@ def test_loss_weights_are_the_textbooks():
 
 
 def test_guidance_scales():
-    conditional, null = gaussian(1.0, 0.5), gaussian(-1.0, 0.5)
+    conditional, uncond = gaussian(1.0, 0.5), gaussian(-1.0, 0.5)
     x, sigma = jnp.linspace(-3, 3, 3).reshape(-1, 1, 1, 1), jnp.full(3, 0.7)
-    at = lambda scale: guidance.classifier_free(conditional, null, scale)(x, sigma)  # noqa: E731
-    np.testing.assert_allclose(at(0.0), null(x, sigma), rtol=1e-6)
+    at = lambda scale: guidance.classifier_free(conditional, uncond, scale)(x, sigma)  # noqa: E731
+    np.testing.assert_allclose(at(0.0), uncond(x, sigma), rtol=1e-6)
     np.testing.assert_allclose(at(1.0), conditional(x, sigma), rtol=1e-5)
     each = at(jnp.array([0.0, 1.0, 3.0]))
-    np.testing.assert_allclose(each[2], null(x, sigma)[2] + 3 * (conditional(x, sigma) - null(x, sigma))[2], rtol=1e-5)
+    np.testing.assert_allclose(
+        each[2], uncond(x, sigma)[2] + 3 * (conditional(x, sigma) - uncond(x, sigma))[2], rtol=1e-5
+    )
     np.testing.assert_allclose(each[0], at(0.0)[0], rtol=1e-6)
 
 
@@ -255,7 +257,7 @@ def test_thresholds():
 def test_outside_the_interval_the_null_branch_is_not_computed():
     calls = []
 
-    def null(x, sigma):
+    def uncond(x, sigma):
         jax.debug.callback(lambda s: calls.append(float(s)), sigma[0])
         return gaussian(-1.0, 0.5)(x, sigma)
 
@@ -265,7 +267,7 @@ def test_outside_the_interval_the_null_branch_is_not_computed():
     @jax.jit
     def sample(scales):
         def at(scale):
-            both = guidance.classifier_free(conditional, null, scale)
+            both = guidance.classifier_free(conditional, uncond, scale)
             guided = guidance.guidance_interval((0.5, 5.0), both, conditional)
             x = jnp.ones((2, 1, 1, 1))
             return samplers.ddim(guided, sigmas[0] * x, sigmas, keys_for(x))
