@@ -1,20 +1,26 @@
 # From a bare clone: `make demo` runs the whole path on the synthetic people, `make test` runs the tests, `make docs`
-# builds the documentation into site/. All of them use .venv, and create it if needed. Another Python:
-# `make demo PYTHON=python3.12`. A quick check of the demo: `make demo SIZE=toy PEOPLE=24`.
+# builds the documentation into site/. `make app` opens a page that draws faces, with the system of `make demo` if there
+# is one, else with the shipped one; without either, it trains the demo first. All of them use .venv, and create it if
+# needed. Another Python: `make demo PYTHON=python3.12`. A quick check of the demo: `make demo SIZE=toy PEOPLE=24`.
 PYTHON ?= python3.11
 SIZE = demo
+SHIPPED = slf_jax/pretrained/demo
 PEOPLE =
 PY = .venv/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 CONFIG = configs/demo.py$(if $(filter-out demo,$(SIZE)),:$(SIZE))
 
-.PHONY: demo test lint docs clean
+.PHONY: demo app test lint docs clean
 
 demo: .venv/demo
 	$(PY) -m extract.talkers --out data/$(SIZE)/videos$(if $(PEOPLE), --people $(PEOPLE))
 	$(PY) -m extract.run --config $(CONFIG)
 	$(PY) -m slf_jax.train --config $(CONFIG)
 	$(PY) -m slf_jax.sweep --workdir runs/$(SIZE) --scales 0,1,2,4,8
+
+app: .venv/app
+	[ -d runs/$(SIZE)/checkpoints ] || [ -d $(SHIPPED) ] || $(MAKE) demo
+	$(PY) -m app.serve --open --workdir $$([ -d runs/$(SIZE)/checkpoints ] && echo runs/$(SIZE) || echo $(SHIPPED))
 
 test: .venv/test
 	$(PY) -m pytest
@@ -30,7 +36,7 @@ docs: .venv/docs
 $(PY):
 	$(PYTHON) -m venv .venv
 
-.venv/demo .venv/test .venv/lint .venv/docs: setup.py | $(PY)
+.venv/demo .venv/app .venv/test .venv/lint .venv/docs: setup.py | $(PY)
 	$(PIP) --editable ".[$(notdir $@)]"
 	touch $@
 

@@ -31,7 +31,7 @@ class Limits:
     steps: int = 128
     idle_seconds: float = 1800.0
     closed_seconds: float = 60.0
-    upload_seconds: float = 60.0
+    upload_seconds: float = 600.0
 
     def check_counts(self, scales: int, samples: int, steps: int) -> None:
         """Raises `UserError` if a request is larger than allowed."""

@@ -20,7 +20,11 @@ def test_commands_are_those_of_python_m(name, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         COMMANDS[PREFIX + name].load()()
     usage = capsys.readouterr().out
-    assert end.value.code == 0 and re.match(r"usage: python -m (extract|slf_jax|app)\.\w+ ", usage) and "examples:" in usage
+    assert (
+        end.value.code == 0
+        and re.match(r"usage: python -m (extract|slf_jax|app)\.\w+ ", usage)
+        and "examples:" in usage
+    )
 
 
 def test_a_mistake_is_one_line(monkeypatch, capsys):

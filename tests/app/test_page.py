@@ -24,7 +24,7 @@ from app.marks import mark  # noqa: E402
 from app.serve import serve  # noqa: E402
 from slf_common.errors import UserError  # noqa: E402
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream",
