@@ -12,7 +12,7 @@ import gradio as gr
 
 from app.handlers import NO_CONSENT, Handlers, readable
 from app.requests import ATTRIBUTES, SETTINGS, read_attributes, read_request
-from app.uploads import Upload
+from app.uploads import upload
 from app.visits import Visit
 from slf_common.errors import UserError
 
@@ -23,8 +23,8 @@ def add_endpoint(handlers: Handlers, group: str) -> None:
     """Adds the endpoint to the current Blocks; `group`: whose concurrency limit it shares."""
     with gr.Row(visible=False):
         inputs = [
-            Upload(label="voice"),
-            Upload(label="thumbnail"),
+            upload("voice"),
+            upload("thumbnail"),
             gr.Number(label="age", value=None),
             *(gr.Textbox(label=name, value="") for name in ATTRIBUTES if name != "age"),
             gr.Textbox(label="scales", value="2"),

@@ -150,7 +150,12 @@ class Handlers:
         faces = self.write_faces(visit, person, wanted)
         text = f"{count} face{'s' * (count > 1)} in {time.monotonic() - began:.1f} s"
         images = [(str(path), caption) for path, caption in faces.images]
-        return images, gr.DownloadButton(value=str(faces.archive), interactive=True), notes.note(text)
+        columns = len(wanted.scales) if len(wanted.scales) > 1 else max(3, wanted.samples)
+        return (
+            gr.Gallery(images, columns=columns),
+            gr.DownloadButton(value=str(faces.archive), interactive=True),
+            notes.note(text),
+        )
 
     def write_faces(self, visit: Visit, person: Person, wanted: Request) -> Faces:
         """Draws faces into a new folder of the visit, in place of its previous ones. Browsers cache files by name."""

@@ -12,11 +12,11 @@ PAPER, OPACITY = 0.0, 0.55  # of the box behind the text
 
 
 def mark(images: np.ndarray) -> np.ndarray:
-    """Writes "SYNTHETIC" into the lower right corner of images, uint8 [..., H, W, 3]; returns marked copies."""
+    """Writes "SYNTHETIC" into the upper right corner of images, uint8 [..., H, W, 3]; returns marked copies."""
     text = _text()
     height, width = text.shape
     marked = images.copy()
-    corner = marked[..., -height:, -width:, :]
+    corner = marked[..., :height, -width:, :]
     shaded = (1 - OPACITY) * corner + OPACITY * PAPER
     corner[...] = np.round(shaded + text[..., None] * (255 - shaded))
     return marked

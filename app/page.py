@@ -13,7 +13,7 @@ import gradio as gr
 from app import api, texts
 from app.handlers import Handlers
 from app.requests import ATTRIBUTES, SETTINGS, UNKNOWN
-from app.uploads import Upload
+from app.uploads import upload
 from slf_jax.cascade.settings import sample_settings
 from slf_jax.diffusion import guidance, noise, samplers
 
@@ -36,6 +36,13 @@ class Inputs:
     controls: dict[str, Any]  # by the names that `app.requests` reads
 
 
+def theme() -> gr.themes.Base:
+    """Colours, and the fonts of the visitor's system."""
+    return gr.themes.Default(
+        primary_hue="indigo", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
+    )
+
+
 def build(handlers: Handlers, about: str = "") -> gr.Blocks:
     """Lays out the page and connects it to its handlers; `about`: a line on the system that draws."""
     with gr.Blocks(title="SLF-JAX", analytics_enabled=False, fill_width=True) as page:
@@ -46,8 +53,8 @@ def build(handlers: Handlers, about: str = "") -> gr.Blocks:
                 button = gr.Button("Draw", variant="primary", size="lg")
                 status = gr.HTML()
             with gr.Column(scale=6, min_width=320):
-                outputs = _results(handlers)
-        examples = _examples(handlers)
+                outputs = _results()
+                examples = _examples(handlers)
         gr.Markdown(texts.privacy(handlers.limits))
         _connect_uploads(handlers, inputs)
         _connect_drawing(handlers, inputs, button, status, outputs)
@@ -63,20 +70,18 @@ def build(handlers: Handlers, about: str = "") -> gr.Blocks:
 def _voice(handlers: Handlers) -> dict[str, Any]:
     """Consent, two ways to give a recording, and what was heard."""
     usable = bool(handlers.system.voice_inputs)
-    with gr.Group(elem_classes="section"):
-        gr.Markdown("### Voice" if usable else f"### Voice\n{texts.NO_VOICE}", container=True)
-        consent = gr.Checkbox(label=texts.CONSENT, visible=usable, container=True)
+    with gr.Column(elem_classes="card"):
+        gr.Markdown("### Voice" if usable else f"### Voice\n{texts.NO_VOICE}")
+        consent = gr.Checkbox(label=texts.CONSENT, visible=usable, container=False)
         with gr.Tabs(visible=False) as tabs:
             with gr.Tab("File"):
-                file = Upload(
-                    label=f"Sound or video, at most {handlers.limits.upload_mb} MB", height=120, elem_id="voice"
-                )
+                file = upload(f"Sound or video, at most {handlers.limits.upload_mb} MB", height=120, elem_id="voice")
             with gr.Tab("Microphone"):
                 microphone = gr.Audio(
                     sources=["microphone"], type="filepath", format=None, editable=False, buttons=[],
                     label="Record at least a few seconds", elem_id="microphone",
                 )  # fmt: skip
-        note = gr.HTML(elem_id="voice-note", padding=True)
+        note = gr.HTML(elem_id="voice-note")
         sound = gr.Audio(visible=False, interactive=False, label="Voice of the example", buttons=[])
         forget = gr.Button("Remove the voice", size="sm", visible=False)
     return dict(consent=consent, tabs=tabs, file=file, microphone=microphone, note=note, sound=sound, forget=forget)
@@ -84,18 +89,18 @@ def _voice(handlers: Handlers) -> dict[str, Any]:
 
 def _picture() -> dict[str, Any]:
     """Two ways to give a picture, and the thumbnail."""
-    with gr.Group(elem_classes="section"):
-        gr.Markdown("### Thumbnail", container=True)
+    with gr.Column(elem_classes="card"):
+        gr.Markdown("### Thumbnail")
         crop = gr.Checkbox(
-            label="Crop to the largest face (otherwise: the centre square)", container=True,
+            label="Crop to the largest face (otherwise: the centre square)", container=False,
             visible=importlib.util.find_spec("deepface") is not None,
         )  # fmt: skip
         with gr.Tabs():
             with gr.Tab("File"):
-                file = Upload(label="Picture", height=120, elem_id="picture")
+                file = upload("Picture", height=120, elem_id="picture")
             with gr.Tab("Camera"):
                 camera = gr.Image(sources=["webcam"], type="filepath", image_mode=None, label="Camera", height=240)
-        note = gr.HTML(elem_id="picture-note", padding=True)
+        note = gr.HTML(elem_id="picture-note")
         forget = gr.Button("Remove the thumbnail", size="sm", visible=False)
     return dict(crop=crop, file=file, camera=camera, note=note, forget=forget)
 
@@ -105,11 +110,12 @@ def _controls(handlers: Handlers) -> dict[str, Any]:
     system, limits = handlers.system, handlers.limits
     labels = system.trained.meta.schema.labels
     controls: dict[str, Any] = {}
-    with gr.Group(elem_classes="section"):
+    with gr.Group():
         with gr.Row():
             for name in (name for name in ATTRIBUTES if name in system.inputs):
                 if name == "age":
-                    controls[name] = gr.Number(None, label="Age in years", info="empty: unknown", min_width=120)
+                    # Not a number: Gradio shows an empty one as 0.
+                    controls[name] = gr.Textbox(label="Age in years", placeholder=UNKNOWN, max_lines=1, min_width=120)
                 else:
                     choices = [UNKNOWN, *labels[name]]
                     controls[name] = gr.Dropdown(choices, value=UNKNOWN, label=name.capitalize(), min_width=120)
@@ -149,28 +155,29 @@ def _settings(handlers: Handlers) -> dict[str, Any]:
     return made
 
 
-def _results(handlers: Handlers) -> dict[str, Any]:
+def _results() -> dict[str, Any]:
     gallery = gr.Gallery(
         label="Faces", columns=4, height="auto", object_fit="contain", format="png", elem_id="faces",
         buttons=["download", "fullscreen"], interactive=False,
     )  # fmt: skip
-    archive = gr.DownloadButton("Download all (ZIP)", interactive=False, elem_id="archive")
+    archive = gr.DownloadButton("Download all (ZIP)", interactive=False, size="sm", elem_id="archive")
     with gr.Accordion("What the system was given", open=False):
         known = gr.HTML(texts.MATRIX)
         matrix = gr.Image(
-            label="Feature matrix", interactive=False, buttons=["download", "fullscreen"], elem_id="matrix"
-        )
+            show_label=False, alt_text="the feature matrix", interactive=False, buttons=["download", "fullscreen"],
+            elem_id="matrix",
+        )  # fmt: skip
     return dict(gallery=gallery, archive=archive, known=known, matrix=matrix)
 
 
-def _examples(handlers: Handlers) -> gr.Dataset | None:
+def _examples(handlers: Handlers) -> gr.Gallery | None:
     """Drawn people to choose from."""
     if not handlers.examples:
         return None
-    described = [[str(e.picture), f"{e.gender}, {e.age:g}, {e.ethnicity}"] for e in handlers.examples]
-    return gr.Dataset(
-        components=[gr.Image(visible=False), gr.Textbox(visible=False)], samples=described, type="index",
-        label="Examples: drawn people with a synthesised voice", elem_id="examples",
+    described = [(str(each.picture), f"{each.gender}, {each.age:g}, {each.ethnicity}") for each in handlers.examples]
+    return gr.Gallery(
+        described, label=texts.EXAMPLES, columns=len(described), height="auto", allow_preview=False, buttons=[],
+        interactive=False, elem_id="examples",
     )  # fmt: skip
 
 
@@ -206,15 +213,15 @@ def _connect_drawing(
     drawn.success(handlers.show_matrix, None, [outputs["matrix"], outputs["known"]], **_turn(outputs["matrix"]))
 
 
-def _connect_examples(handlers: Handlers, inputs: Inputs, examples: gr.Dataset) -> None:
+def _connect_examples(handlers: Handlers, inputs: Inputs, examples: gr.Gallery) -> None:
     voice, picture = inputs.voice, inputs.picture
     names = [name for name in ATTRIBUTES if name in inputs.controls and name != "language"]
 
-    def use(index: int, request: gr.Request) -> tuple:
-        return handlers.use_example(index, names, request)
+    def use(chosen: gr.SelectData, request: gr.Request) -> tuple:
+        return handlers.use_example(chosen.index, names, request)
 
     shown = [voice["note"], voice["forget"], picture["note"], picture["forget"], voice["sound"]]
-    examples.click(use, examples, [*shown, *(inputs.controls[name] for name in names)], **_turn(picture["note"]))
+    examples.select(use, None, [*shown, *(inputs.controls[name] for name in names)], **_turn(picture["note"]))
 
 
 def _turn(shown: Any) -> dict[str, Any]:

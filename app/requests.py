@@ -22,9 +22,14 @@ CONFIG = "config.sample."  # what messages about settings begin with
 
 
 def read_attributes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The known attributes; empty and "unknown" values are left out."""
+    """The known attributes; empty and "unknown" values are left out. Raises `UserError` for an age without a number."""
     given = {name: values.get(name) for name in ATTRIBUTES}
-    return {name: value for name, value in given.items() if value not in (None, "", UNKNOWN)}
+    given = {name: value.strip() if isinstance(value, str) else value for name, value in given.items()}
+    known = {name: value for name, value in given.items() if value not in (None, "", UNKNOWN)}
+    try:
+        return {name: float(value) if name == "age" else value for name, value in known.items()}
+    except ValueError:
+        raise UserError(f"age {known['age']!r}: give years as a number, or leave it empty") from None
 
 
 def read_request(system: FaceSystem, limits: Limits, values: Mapping[str, Any]) -> Request:

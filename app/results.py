@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from app.marks import mark
@@ -53,18 +52,20 @@ def draw_faces(system: FaceSystem, person: Person, request: Request, folder: Pat
 
 
 def draw_matrix(system: FaceSystem, person: Person, path: Path) -> str:
-    """Draws the feature matrix of a person as PNG; returns a sentence about what is known and what is masked."""
+    """Draws the feature matrix of a person as PNG; returns sentences about what is known, masked and not used."""
     matrix, mask = system.matrix(person)
     blocks = system.trained.system.layout.to_json()
     feature_matrix(matrix, mask, blocks, "what the system was given", path)
-    return _describe(blocks, mask, person.has_thumbnail)
+    given = {block["name"]: bool(mask[block["start"] : block["start"] + block["rows"]].any()) for block in blocks}
+    return describe_inputs({"thumbnail": person.has_thumbnail, **given}, ("thumbnail", *system.inputs))
 
 
-def _describe(blocks: Sequence[dict], mask: np.ndarray, has_thumbnail: bool) -> str:
-    known = [block["name"] for block in blocks if mask[block["start"] : block["start"] + block["rows"]].any()]
-    masked = [block["name"] for block in blocks if block["name"] not in known]
-    (known if has_thumbnail else masked).insert(0, "thumbnail")
-    return f"Known: {', '.join(known) or 'nothing'}. Masked: {', '.join(masked) or 'nothing'}."
+def describe_inputs(given: Mapping[str, bool], used: Sequence[str]) -> str:
+    """Sentences that list the inputs that are known, masked, and not used by the system."""
+    groups: dict[str, list[str]] = {"Known": [], "Masked": [], "Not used by this system": []}
+    for name, known in given.items():
+        groups["Not used by this system" if name not in used else "Known" if known else "Masked"].append(name)
+    return " ".join(f"{title}: {', '.join(names)}." for title, names in groups.items() if names)
 
 
 def _archive(paths: Sequence[Path], path: Path) -> Path:

@@ -57,7 +57,7 @@ def _launch(gr: Any, blocks: Any, limits: Limits, host: str, port: int) -> str:
         _, address, _ = blocks.launch(
             server_name=host, server_port=port or _free_port(host), prevent_thread_lock=True, quiet=True, share=False,
             max_file_size=limits.upload_mb * 10**6, run_history=False, enable_monitoring=False, ssr_mode=False,
-            pwa=False, mcp_server=False, footer_links=["api"], css_paths=page.STYLE, theme=gr.themes.Default(),
+            pwa=False, mcp_server=False, footer_links=["api"], css_paths=page.STYLE, theme=page.theme(),
             state_session_capacity=1000, inbrowser=False,
         )  # fmt: skip
     except OSError as error:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from PIL import Image
@@ -17,15 +18,20 @@ from slf_common.errors import UserError
 NO_FILE = "the upload was lost; try again"
 
 
-class Upload(gr.File):
-    """A file that the visitor uploads: Gradio would also download any address that a client sends."""
+def upload(label: str, **options: Any) -> gr.File:
+    """A component for files of any type; which ones can be used is decided when they are read.
 
-    is_template = True  # looks like gr.File
+    Gradio would also download any address that a client sends: these are refused.
+    """
+    component = gr.File(label=label, **options)
+    component.async_move_resource_to_block_cache = _refuse_addresses  # type: ignore[method-assign]
+    return component
 
-    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
-        if str(url_or_file_path).startswith(("http:", "https:")):
-            raise gr.Error("upload the file itself, not its address", print_exception=False)
-        return None if url_or_file_path is None else str(url_or_file_path)
+
+async def _refuse_addresses(path: str | Path | None) -> str | None:
+    if str(path).startswith(("http:", "https:")):
+        raise gr.Error("upload the file itself, not its address", print_exception=False)
+    return None if path is None else str(path)  # Gradio has checked that it is an upload
 
 
 def receive(visit: Visit, kind: str, upload: str | None) -> None:

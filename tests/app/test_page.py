@@ -93,7 +93,7 @@ def write_wav(path, sound, rate=RATE, width=2):
 
 
 def give_voice(page, path):
-    page.get_by_label(re.compile("^I may use this recording")).check()
+    page.get_by_label("I may use this recording").check()
     page.locator("#voice input[type=file]").set_input_files(path)
     return page.locator("#voice-note .note")
 
@@ -141,10 +141,10 @@ def test_a_voice_a_thumbnail_and_attributes_give_a_face(visit, people, address):
         assert face.text["synthetic"].startswith("yes") and face.text["voice"] == "person1.wav, 6.0 s"
         assert (face.text["age"], face.text["gender"], face.text["scale"]) == ("34.0", "female", "2")
         pixels = np.asarray(face)
-    assert (pixels[-11:, -58:] == 255).all(-1).any()  # the mark
+    assert (pixels[:12, -58:] == 255).all(-1).any()  # the mark
     page.get_by_role("button", name="What the system was given").click()
     expect(page.locator("#matrix img")).to_be_visible()
-    known = "Known: thumbnail, pyaudioanalysis, mel, age, gender. Masked: ethnicity."
+    known = "Known: thumbnail, pyaudioanalysis, mel, age, gender. Masked: ethnicity. Not used by this system: ecapa"
     expect(page.get_by_text(known)).to_be_visible()
     assert all(url.startswith((address, "data:", "blob:")) for url in page.hosts), page.hosts
 
@@ -214,13 +214,13 @@ def test_an_upload_above_the_limit_is_refused(visit, tmp_path):
 def test_a_recording_is_taken_only_with_consent(visit):
     page = visit()
     expect(page.locator("#voice")).to_be_hidden()
-    page.get_by_label(re.compile("^I may use this recording")).check()
+    page.get_by_label("I may use this recording").check()
     expect(page.locator("#voice")).to_be_visible()
 
 
 def test_the_microphone_gives_a_voice(visit):
     page = visit()
-    page.get_by_label(re.compile("^I may use this recording")).check()
+    page.get_by_label("I may use this recording").check()
     page.get_by_role("tab", name="Microphone").click()
     page.locator("#microphone .record-button").click()
     page.wait_for_timeout(2500)  # of sound
@@ -246,7 +246,7 @@ def test_two_visitors_do_not_see_each_other(visit, people):
 
 def test_an_example_fills_the_page(visit):
     page = visit()
-    page.locator("#examples").get_by_role("button").first.click()
+    page.locator("#examples .grid-container button").first.click()
     expect(page.locator("#voice-note .note")).to_contain_text("person1.wav")
     expect(page.locator("img.thumbnail")).to_be_visible()
     assert page.get_by_label("Age in years").input_value()
@@ -265,11 +265,6 @@ def test_nothing_is_left_when_the_page_is_closed(visit, people, folder):
     page.context.close()
     wait_until(lambda: not any(results.iterdir()))
     assert not list((root / "uploads").rglob("person1.*"))
-
-
-def test_a_page_whose_data_was_deleted_says_so(visit, people, folder):
-    page = visit()
-    expect(give_picture(page, people[0].picture)).to_contain_text("used")
 
 
 def test_the_api_draws(address, people, tmp_path):
@@ -295,7 +290,7 @@ def test_a_system_without_a_voice_says_so(visit):
     with serve(make_system(("age", "gender")), LIMITS, port=0) as address:
         page = visit(address)
         expect(page.get_by_text("This system was trained without a voice.")).to_be_visible()
-        expect(page.get_by_label(re.compile("^I may use this recording"))).to_have_count(0)
+        expect(page.get_by_label("I may use this recording")).to_have_count(0)
         page.context.close()
 
 
@@ -310,4 +305,4 @@ def test_the_mark_changes_only_the_corner():
     marked = mark(images)
     assert marked.shape == images.shape and (images == 90).all()
     changed = (marked != images).any((0, 1, 4))
-    assert changed[-5:, -20:].any() and not changed[:100].any() and not changed[:, :50].any()
+    assert changed[:5, -20:].any() and not changed[20:].any() and not changed[:, :50].any()
