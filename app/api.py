@@ -25,8 +25,7 @@ def add_endpoint(handlers: Handlers, group: str) -> None:
         inputs = [
             upload("voice"),
             upload("thumbnail"),
-            gr.Number(label="age", value=None),
-            *(gr.Textbox(label=name, value="") for name in ATTRIBUTES if name != "age"),
+            *(gr.Textbox(label=name, value="") for name in ATTRIBUTES),
             gr.Textbox(label="scales", value="2"),
             gr.Number(label="samples", value=1),
             gr.Number(label="seed", value=0),
@@ -39,7 +38,7 @@ def add_endpoint(handlers: Handlers, group: str) -> None:
         button = gr.Button("draw")
 
     def draw(
-        voice: str | None, thumbnail: str | None, age: float | None, gender: str, ethnicity: str, language: str,
+        voice: str | None, thumbnail: str | None, age: str, gender: str, ethnicity: str, language: str,
         scales: str, samples: float, seed: float, settings: dict | None, consent: bool, crop: bool,
     ) -> tuple:  # fmt: skip
         """Draws faces from any subset of a voice, a thumbnail and attributes.
@@ -73,7 +72,7 @@ def _draw(
         raise UserError(_without_folders(str(error), voice, thumbnail)) from None
     person = handlers.system.describe_person(voice=visit.voice, thumbnail=visit.thumbnail, **read_attributes(values))
     faces = handlers.write_faces(visit, person, wanted)
-    matrix, text = handlers.write_matrix(visit)
+    matrix, text = handlers.write_matrix(visit, person)
     heard = (*visit.voice.notes, text) if visit.voice else (text,)
     return [str(path) for path, _ in faces.images], str(faces.archive), str(matrix), "; ".join(heard)
 

@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from app import notes
+from app import notes, texts
 from app.examples import Example
 from app.limits import Limits
 from app.requests import read_attributes, read_request
@@ -41,7 +41,7 @@ def readable(handler: Callable) -> Callable:
         except Exception as error:
             if (line := notes.explain(error)) is None:
                 raise
-            raise gr.Error(html.escape(line), duration=None, print_exception=False) from None
+            raise gr.Error(html.escape(line, quote=False), duration=None, print_exception=False) from None
 
     return call
 
@@ -143,19 +143,21 @@ class Handlers:
         """Draws faces from the visit's inputs and the page's controls; returns images, the ZIP and a note."""
         visit, began = self.visits.get(_session(request)), time.monotonic()
         visit.person = None
-        wanted = read_request(self.system, self.limits, values)
-        person = self.system.describe_person(voice=visit.voice, thumbnail=visit.thumbnail, **read_attributes(values))
-        count = len(wanted.scales) * wanted.samples
-        progress(0.3, desc=f"drawing {count} face{'s' * (count > 1)}")
-        faces = self.write_faces(visit, person, wanted)
-        text = f"{count} face{'s' * (count > 1)} in {time.monotonic() - began:.1f} s"
+        try:
+            wanted = read_request(self.system, self.limits, values)
+            person = self.system.describe_person(
+                voice=visit.voice, thumbnail=visit.thumbnail, **read_attributes(values)
+            )
+            count = len(wanted.scales) * wanted.samples
+            progress(0.3, desc=f"drawing {count} face{'s' * (count > 1)}")
+            faces = self.write_faces(visit, person, wanted)
+        except UserError as error:
+            return [], gr.DownloadButton(interactive=False), notes.problem(str(error))
         images = [(str(path), caption) for path, caption in faces.images]
         columns = len(wanted.scales) if len(wanted.scales) > 1 else max(3, wanted.samples)
-        return (
-            gr.Gallery(images, columns=columns),
-            gr.DownloadButton(value=str(faces.archive), interactive=True),
-            notes.note(text),
-        )
+        archive = gr.DownloadButton(value=str(faces.archive), interactive=True)
+        text = f"{count} face{'s' * (count > 1)} in {time.monotonic() - began:.1f} s"
+        return gr.Gallery(images, columns=columns), archive, notes.note(text)
 
     def write_faces(self, visit: Visit, person: Person, wanted: Request) -> Faces:
         """Draws faces into a new folder of the visit, in place of its previous ones. Browsers cache files by name."""
@@ -166,13 +168,11 @@ class Handlers:
             shutil.rmtree(folder, ignore_errors=True)
         return faces
 
-    def write_matrix(self, visit: Visit) -> tuple[Path, str]:
-        """Draws the feature matrix of the visit's last faces; returns its file and a sentence about it."""
+    def write_matrix(self, visit: Visit, person: Person) -> tuple[Path, str]:
+        """Draws the feature matrix of a person; returns its file and sentences about it."""
         old = list(visit.folder.glob("matrix*"))
         path = visit.folder / (_new("matrix") + ".png")
-        if visit.person is None:
-            raise UserError("draw faces first")
-        text = draw_matrix(self.system, visit.person, path)
+        text = draw_matrix(self.system, person, path)
         for picture in old:
             picture.unlink(missing_ok=True)
         return path, text
@@ -180,7 +180,10 @@ class Handlers:
     @readable
     def show_matrix(self, request: gr.Request) -> tuple:
         """Draws the feature matrix of the last faces; returns the picture and a note."""
-        path, text = self.write_matrix(self.visits.get(_session(request)))
+        visit = self.visits.get(_session(request))
+        if visit.person is None:  # the last request failed
+            return None, notes.note(texts.MATRIX)
+        path, text = self.write_matrix(visit, visit.person)
         return str(path), notes.note(text)
 
 

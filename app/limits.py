@@ -18,7 +18,7 @@ class Limits:
       megapixels: largest picture.
       scales, samples, steps: at most, per request.
       idle_seconds: after which a visitor's data is deleted without a request.
-      closed_seconds: after which it is deleted once the page is closed; a page that reconnects earlier keeps it.
+      closed_seconds: the same once the page is closed. Not zero: a phone in another app looks like a closed page.
       upload_seconds: after which an upload is deleted that no request has used.
     """
 
@@ -30,7 +30,7 @@ class Limits:
     samples: int = 4
     steps: int = 128
     idle_seconds: float = 1800.0
-    closed_seconds: float = 60.0
+    closed_seconds: float = 300.0
     upload_seconds: float = 600.0
 
     def check_counts(self, scales: int, samples: int, steps: int) -> None:

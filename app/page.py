@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import api, texts
+from app import api, notes, texts
 from app.handlers import Handlers
 from app.requests import ATTRIBUTES, SETTINGS, UNKNOWN
 from app.uploads import upload
@@ -51,7 +51,7 @@ def build(handlers: Handlers, about: str = "") -> gr.Blocks:
             with gr.Column(scale=4, min_width=320):
                 inputs = Inputs(_voice(handlers), _picture(), _controls(handlers))
                 button = gr.Button("Draw", variant="primary", size="lg")
-                status = gr.HTML()
+                status = gr.HTML(elem_id="status")
             with gr.Column(scale=6, min_width=320):
                 outputs = _results()
                 examples = _examples(handlers)
@@ -157,12 +157,12 @@ def _settings(handlers: Handlers) -> dict[str, Any]:
 
 def _results() -> dict[str, Any]:
     gallery = gr.Gallery(
-        label="Faces", columns=4, height="auto", object_fit="contain", format="png", elem_id="faces",
+        show_label=False, columns=4, height="auto", object_fit="contain", format="png", elem_id="faces",
         buttons=["download", "fullscreen"], interactive=False,
     )  # fmt: skip
     archive = gr.DownloadButton("Download all (ZIP)", interactive=False, size="sm", elem_id="archive")
     with gr.Accordion("What the system was given", open=False):
-        known = gr.HTML(texts.MATRIX)
+        known = gr.HTML(notes.note(texts.MATRIX))
         matrix = gr.Image(
             show_label=False, alt_text="the feature matrix", interactive=False, buttons=["download", "fullscreen"],
             elem_id="matrix",
@@ -175,8 +175,9 @@ def _examples(handlers: Handlers) -> gr.Gallery | None:
     if not handlers.examples:
         return None
     described = [(str(each.picture), f"{each.gender}, {each.age:g}, {each.ethnicity}") for each in handlers.examples]
+    gr.Markdown(f"### Examples\n{texts.EXAMPLES}")
     return gr.Gallery(
-        described, label=texts.EXAMPLES, columns=len(described), height="auto", allow_preview=False, buttons=[],
+        described, show_label=False, columns=len(described), height="auto", allow_preview=False, buttons=[],
         interactive=False, elem_id="examples",
     )  # fmt: skip
 
@@ -202,13 +203,13 @@ def _connect_drawing(
 ) -> None:
     controls = inputs.controls
 
-    def draw(given: dict, request: gr.Request, progress: gr.Progress = gr.Progress()) -> tuple:  # noqa: B008
+    def answer(given: dict, request: gr.Request, progress: gr.Progress = gr.Progress()) -> tuple:  # noqa: B008
         values = {name: given[control] for name, control in controls.items()}
         scales = values["scales"] if values.pop("sweep") else values.pop("scale")
         return handlers.draw({**values, "scales": scales}, request, progress)
 
     drawn = button.click(
-        draw, set(controls.values()), [outputs["gallery"], outputs["archive"], status], **_turn(outputs["gallery"])
+        answer, set(controls.values()), [outputs["gallery"], outputs["archive"], status], **_turn(outputs["gallery"])
     )
     drawn.success(handlers.show_matrix, None, [outputs["matrix"], outputs["known"]], **_turn(outputs["matrix"]))
 

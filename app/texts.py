@@ -12,7 +12,7 @@ NOT = (
 )
 CONSENT = "I may use this recording: it is of my own voice, or the speaker has agreed"
 NO_VOICE = "This system was trained without a voice."
-EXAMPLES = "Examples: drawn people with synthesised voices; choose one"
+EXAMPLES = "Drawn people with synthesised voices. Choose one, then draw."
 SCALE = "how strongly the inputs steer the face; 0: the thumbnail alone, 1: no guidance"
 SETTINGS = "The first request with other settings takes longer, since the sampler is compiled for them."
 MATRIX = "After drawing, this shows the 256x768 feature matrix: what was heard, what is known, and what is masked."

@@ -32,7 +32,8 @@ class Visit:
       folder: uploads that wait to be read, and results.
       voice, thumbnail: what later requests of the visitor use.
       person: the inputs of the last request.
-      used, closed: times of the last request, and of closing the page.
+      used: time of the last request, or of closing the page.
+      closed: whether the page was closed.
     """
 
     folder: Path
@@ -40,7 +41,7 @@ class Visit:
     thumbnail: np.ndarray | None = None
     person: Person | None = None
     used: float = dataclasses.field(default_factory=time.monotonic)
-    closed: float | None = None
+    closed: bool = False
 
 
 class Visits:
@@ -82,7 +83,7 @@ class Visits:
         return visit
 
     def get(self, session: str) -> Visit:
-        """The visit of a session, which is in use again. Raises `UserError` if its data has been deleted."""
+        """The visit of a session. Raises `UserError` if its data has been deleted."""
         with self._lock:
             visit = self._visits.get(session)
             if visit is None:
@@ -92,10 +93,10 @@ class Visits:
         return visit
 
     def close(self, session: str) -> None:
-        """Notes that a page was closed; its data is deleted unless the page reconnects soon."""
+        """Notes that a page was closed, or lost its connection; its data is deleted soon after its last request."""
         with self._lock:
             if visit := self._visits.get(session):
-                visit.closed = time.monotonic()
+                visit.used, visit.closed = time.monotonic(), True
 
     def sweep(self) -> None:
         """Deletes visits that have expired, and old uploads."""
@@ -108,8 +109,7 @@ class Visits:
         delete_old(self.uploads, self._limits.upload_seconds)
 
     def _has_expired(self, visit: Visit, now: float) -> bool:
-        closed = visit.closed is not None and now - visit.closed > self._limits.closed_seconds
-        return closed or now - visit.used > self._limits.idle_seconds
+        return now - visit.used > (self._limits.closed_seconds if visit.closed else self._limits.idle_seconds)
 
     def _sweep_until_ended(self) -> None:
         limits = self._limits

@@ -21,22 +21,19 @@ SIZES = dict(
 )
 
 
-def make_system(inputs: tuple[str, ...] = (*EXTRACTORS, "age", "gender", "ethnicity")) -> FaceSystem:
+def make_system() -> FaceSystem:
     """The demo's system at toy sizes."""
     config = load_config("configs/demo.py")
     config.model.base.update(SIZES, patch=4)
     config.model.upsampler.update(SIZES, patch=16)
-    config.data.inputs = inputs
+    config.data.inputs = (*EXTRACTORS, "age", "gender", "ethnicity")
     config.sample.steps = 3
-    used = [name for name in EXTRACTORS if name in inputs]
-    settings = {name: config.extract.get(name, {}) for name in used}
-    parts = tuple(each.constituent for each in registry.load({"extractors": used, **settings}))
+    settings = {name: dict(config.extract.get(name, {})) for name in EXTRACTORS}
+    parts = tuple(each.constituent for each in registry.load({"extractors": EXTRACTORS, **settings}))
     statistics = {
         part.name: {"mean": np.zeros(part.width, np.float32), "std": np.ones(part.width, np.float32)} for part in parts
     }
-    meta = Meta(
-        config, Schema(parts), statistics, {"extractors": {name: dict(each) for name, each in settings.items()}}
-    )
+    meta = Meta(config, Schema(parts), statistics, {"extractors": settings})
     system = build_system(config, features.make_layout(meta.schema), statistics)
     params = {name: jax.jit(system.stages[name].init)(jax.random.key(0)) for name in STAGES}
     return FaceSystem(Trained(meta, system, params, dict.fromkeys(STAGES, "random")))
