@@ -1,7 +1,7 @@
-# From a bare clone: `make demo` runs the whole path on the synthetic people, `make test` runs the tests, `make docs`
+# From a fresh clone: `make demo` runs the whole pipeline on synthetic people, `make test` runs the tests, `make docs`
 # builds the documentation into site/. `make app` opens a page that draws faces, with the system of `make demo` if there
-# is one, else with the shipped one; without either, it trains the demo first. All of them use .venv, and create it if
-# needed. Another Python: `make demo PYTHON=python3.12`. A quick check of the demo: `make demo SIZE=toy PEOPLE=24`.
+# is one, else with the shipped one; without either, it trains the demo first. All of them use .venv and create it if
+# needed. To use another Python: `make demo PYTHON=python3.12`. A quick check of the demo: `make demo SIZE=toy PEOPLE=24`.
 PYTHON ?= python3.11
 SIZE = demo
 SHIPPED = slf_jax/pretrained/demo

@@ -21,7 +21,7 @@ EXTRACT = [
     "deepface>=0.0.103,<0.0.104",
     "opencv-contrib-python-headless>=4.10,<5",  # 5 ships no haar cascades
     "onnx>=1.17,<2",
-    # What pyAudioAnalysis imports and does not ask for.
+    # Imported by pyAudioAnalysis, but missing from its requirements.
     "eyed3>=0.9,<1",
     "pydub>=0.25,<1",
     "hmmlearn>=0.3,<1",
@@ -30,7 +30,7 @@ EXTRACT = [
 ]
 # `make docs`; mkdocstrings reads the sources without importing them.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2", "ruff>=0.12,<1"]
-# Console commands beside `python -m ...`: `slf-train`, `slf-face`, ...; see app/commands.py.
+# Console commands in addition to `python -m ...`: `slf-train`, `slf-face`, ...; see app/commands.py.
 COMMANDS = ("extract", "train", "sample", "sweep", "evaluate", "export", "face", "serve")
 
 setup(

@@ -75,11 +75,9 @@ class Visits:
     def open(self, session: str) -> Visit:
         """Begins a visit; its folder has a name that cannot be guessed, since results are served from there."""
         visit = Visit(self.results / secrets.token_urlsafe(16))
-        visit.folder.mkdir()
         with self._lock:
-            previous, self._visits[session] = self._visits.get(session), visit
-        if previous:
-            shutil.rmtree(previous.folder, ignore_errors=True)
+            self._visits[session] = visit
+            visit.folder.mkdir()
         return visit
 
     def get(self, session: str) -> Visit:
@@ -99,12 +97,12 @@ class Visits:
                 visit.used, visit.closed = time.monotonic(), True
 
     def sweep(self) -> None:
-        """Deletes visits that have expired, and old uploads."""
+        """Deletes visits that have expired, all results but those of the others, and old uploads."""
         now = time.monotonic()
         with self._lock:
-            expired = [session for session, visit in self._visits.items() if self._has_expired(visit, now)]
-            folders = [self._visits.pop(session).folder for session in expired]
-        for folder in folders:
+            self._visits = {key: visit for key, visit in self._visits.items() if not self._has_expired(visit, now)}
+            folders = set(self.results.iterdir()) - {visit.folder for visit in self._visits.values()}
+        for folder in folders:  # also those that a request wrote after its visit had expired
             shutil.rmtree(folder, ignore_errors=True)
         delete_old(self.uploads, self._limits.upload_seconds)
 

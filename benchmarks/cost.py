@@ -29,6 +29,7 @@ from slf_jax.cascade.system import System, build_system
 from slf_jax.inference.trained import Trained
 from slf_jax.training.checkpoints import Meta
 from slf_jax.training.optimizer import make_optimizer
+from slf_jax.training.settings import train_settings
 from slf_jax.training.state import init_state
 from slf_jax.training.step import make_step
 from tfrecords.schema import FACE_SIZE, LABELS, MATRIX_ROWS, MATRIX_WIDTH, Schema
@@ -94,12 +95,13 @@ def make_training(
 ) -> Callable[[], dict[str, jax.Array]]:  # fmt: skip
     """Returns a function that runs one training step on `records` and returns its metrics; it keeps the state."""
     mesh, count = mesh or distributed.make_mesh(), len(records["face"])
-    optimizer, schedule = make_optimizer(config.train, name)
+    settings = train_settings(config, name)
+    optimizer, schedule = make_optimizer(settings)
     key = jax.random.key(0)
     state, key = distributed.replicate(mesh, (init_state(system.stages[name], optimizer, key), key))
     batch = {**records, "batch_index": np.arange(count, dtype=np.int32), "stop": np.zeros(count, bool)}
     batch = distributed.split_steps(mesh, config.parallel, jax.tree.map(lambda x: x[None], batch))
-    step = make_step(system, name, optimizer, schedule, config.train)
+    step = make_step(system, name, optimizer, schedule, settings)
     step = distributed.compile_steps(step, mesh, config.parallel)
 
     def run_step() -> dict[str, jax.Array]:
@@ -112,7 +114,8 @@ def make_training(
 
 def gflop(function: Callable, *arguments: object) -> float:
     """GFLOP of one call, as XLA counts them on the lowered program. It counts the body of a loop only once."""
-    return jax.jit(function).lower(*arguments).cost_analysis()["flops"] / 1e9
+    with jax.default_device(jax.devices("cpu")[0]):  # other backends do not count before compiling
+        return jax.jit(function).lower(*arguments).cost_analysis()["flops"] / 1e9
 
 
 def denoiser_call(stage: Stage) -> tuple[Callable, tuple]:
@@ -130,11 +133,12 @@ def stage_cost(stage: Stage) -> dict[str, float]:
     """Millions of parameters, GFLOP per evaluation and GFLOP to encode one person's conditions."""
     function, arguments = denoiser_call(stage)
     params = arguments[0]
-    matrix = jnp.zeros((1, MATRIX_ROWS, MATRIX_WIDTH))
+    matrix = jax.ShapeDtypeStruct((1, MATRIX_ROWS, MATRIX_WIDTH), jnp.float32)
+    mask = jax.ShapeDtypeStruct((1, MATRIX_ROWS), bool)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6,
         "evaluation": gflop(function, *arguments),
-        "conditions": gflop(stage.condition, params, matrix, matrix[:, :, 0] > 0),
+        "conditions": gflop(stage.condition, params, matrix, mask),
     }
 
 

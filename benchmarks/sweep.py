@@ -96,6 +96,7 @@ def main() -> None:
     arguments.add_argument("--people", type=int, default=16, help="number of people (default: 16)")
     arguments.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
     arguments.add_argument("--repeats", type=int, default=3, help="timed sweeps per variant (default: 3)")
+    arguments.add_argument("--skip-nine", action="store_true", help="leave out the nine programs (long to compile)")
     args = arguments.parse_args()
     config, compilations = load_config(args.config), Compilations()
     config.sample.steps = args.steps or config.sample.steps
@@ -104,6 +105,8 @@ def main() -> None:
         f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
     )
     variants, times, prepared = make_variants(config, args.people), {}, {}
+    if args.skip_nine:
+        del variants["nine programs"]
     for name, (prepare, run) in variants.items():
         before, start = compilations.count, time.perf_counter()
         memory = prepare()

@@ -1,9 +1,9 @@
 """Training throughput of this accelerator: `python benchmarks/throughput.py configs/base.py configs/paper.py`.
 
-For each config and stage: images/s of the training step, TFLOP/s, MFU (XLA's FLOP count of the program before
-optimisation, divided by time and by the chip's peak in bfloat16), and the memory of the compiled program. Records are
-made up, so that no dataset is needed, and stay on the device: this measures the step alone. With
-`--attention xla,cudnn` and `--batch 128,256` (of the base stage; the upsampler takes half), all combinations are
+Prints, for each config and stage, the images/s and TFLOP/s of the training step, its MFU (XLA's FLOP count of the
+unoptimised program, divided by the time and by the chip's bfloat16 peak), and the memory of the compiled program.
+Records are random, so no dataset is needed, and stay on the device: only the step is measured. With
+`--attention xla,cudnn` and `--batch 128,256` (for the base stage; the upsampler uses half), all combinations are
 compiled in parallel, then timed one after the other.
 """
 
@@ -19,25 +19,41 @@ from concurrent.futures import ThreadPoolExecutor
 import cost
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+from jax.sharding import AxisType
 
 from slf_common import cli
 from slf_common.config import load_config
 from slf_jax import distributed
 from slf_jax.cascade.sizes import STAGES
 from slf_jax.training.optimizer import make_optimizer
-from slf_jax.training.state import init_state
+from slf_jax.training.settings import train_settings
+from slf_jax.training.state import TrainState, init_state
 from slf_jax.training.step import make_step
 
-# Dense bfloat16 TFLOP/s per chip, from the vendors' data sheets; the part of JAX's device kind that names the chip.
+# Dense bfloat16 TFLOP/s per chip from the vendors' data sheets, by a part of JAX's device kind.
 PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "v5 lite": 197.0, "v6 lite": 918.0}
 WARM_UP, STEPS, ROUNDS = 3, 10, 5
 
 
 def peak() -> float | None:
-    """The TFLOP/s of all devices together, None for chips that `PEAKS` does not know."""
+    """Peak TFLOP/s of all devices together; None for chips that are not in `PEAKS`."""
     kind = jax.devices()[0].device_kind
     return next((value * jax.device_count() for name, value in PEAKS.items() if name in kind), None)
+
+
+def lower_step(
+    config: ml_collections.ConfigDict, name: str, batch: dict, mesh: jax.sharding.Mesh
+) -> tuple[jax.stages.Lowered, Callable[[], TrainState]]:
+    """The training step of a stage for arrays like those of `batch`, and what makes its initial state."""
+    system, settings, key = cost.make_system(config), train_settings(config, name), jax.random.key(0)
+    optimizer, schedule = make_optimizer(settings)
+    init = lambda: init_state(system.stages[name], optimizer, key)  # noqa: E731
+    step = make_step(system, name, optimizer, schedule, settings)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    arguments = (jax.eval_shape(init), shapes, jax.eval_shape(lambda: key))
+    return distributed.compile_steps(step, mesh, config.parallel).lower(*arguments), init
 
 
 class Case:
@@ -45,19 +61,18 @@ class Case:
 
     def __init__(self, path: str, name: str, batch: int, attention: str) -> None:
         self.label = f"{path.removeprefix('configs/'):10}{name:11}{batch:6} {attention:6}"
+        self.batch_size, self._mesh = batch, distributed.make_mesh()
         config = load_config(path)
-        config.model[name].attention = attention
-        system, mesh = cost.make_system(config), distributed.make_mesh()
-        optimizer, schedule = make_optimizer(config.train, name)
-        records = cost.make_clips(system.layout, batch)
+        records = cost.make_clips(cost.make_system(config).layout, batch)
         records |= {"batch_index": np.arange(batch, dtype=np.int32), "stop": np.zeros(batch, bool)}
-        self.batch_size, self._mesh, self._stage, self._optimizer = batch, mesh, system.stages[name], optimizer
-        self._batch = distributed.split_steps(mesh, config.parallel, jax.tree.map(lambda x: x[None], records))
-        step = make_step(system, name, optimizer, schedule, config.train)
-        key = jax.random.key(0)
-        like = jax.eval_shape(lambda: init_state(system.stages[name], optimizer, key))
-        self._lowered = distributed.compile_steps(step, mesh, config.parallel).lower(like, self._batch, key)
-        self.tflop = self._lowered.cost_analysis()["flops"] / 1e12
+        records = jax.tree.map(lambda x: x[None], records)
+        self._batch = distributed.split_steps(self._mesh, config.parallel, records)
+        # Only the CPU's client counts the FLOPs of a program that is not compiled.
+        cpu = jax.make_mesh((1,), (distributed.AXIS,), (AxisType.Auto,), devices=jax.devices("cpu")[:1])
+        counted, _ = lower_step(config, name, records, cpu)
+        self.tflop = counted.cost_analysis()["flops"] / 1e12
+        config.model[name].attention = attention
+        self._lowered, self._init = lower_step(config, name, self._batch, self._mesh)
 
     def compile(self) -> None:
         start = time.perf_counter()
@@ -67,9 +82,8 @@ class Case:
         self.gigabytes = (use.argument_size_in_bytes + use.temp_size_in_bytes) / 1e9 if use else float("nan")
 
     def seconds(self) -> float:
-        """Median seconds of a step."""
-        key = jax.random.key(0)
-        state, key = distributed.replicate(self._mesh, (init_state(self._stage, self._optimizer, key), key))
+        """Median seconds per step."""
+        state, key = distributed.replicate(self._mesh, (self._init(), jax.random.key(0)))
         times = []
         for round_number in range(ROUNDS + 1):
             start, steps = time.perf_counter(), STEPS if round_number else WARM_UP
@@ -90,7 +104,7 @@ class Case:
 
 
 def bandwidth() -> float:
-    """TB/s of copying 2 GB on the device, bytes read and written."""
+    """TB/s of copying 2 GB on the device, counting bytes read and written."""
     x = jnp.ones(2**29, jnp.float32)
     return 2 * x.nbytes / _median(jax.jit(lambda x: x + 1), x) / 1e12
 
@@ -113,9 +127,9 @@ def _median(call: Callable, argument: jax.Array) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", default=["configs/base.py", "configs/paper.py"])
-    parser.add_argument("--batch", default="256", help="batch sizes of the base stage (default: 256)")
-    parser.add_argument("--attention", default="xla", help="attention kernels (default: xla)")
-    parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--batch", default="256", help="comma-separated batch sizes of the base stage (default: 256)")
+    parser.add_argument("--attention", default="xla", help="comma-separated attention kernels (default: xla)")
+    parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated stages (default: all)")
     args = parser.parse_args()
     sizes, kernels = [int(size) for size in args.batch.split(",")], args.attention.split(",")
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)

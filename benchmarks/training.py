@@ -34,6 +34,7 @@ from slf_jax.cascade.system import build_system
 from slf_jax.training.checkpoints import Checkpoints, Meta
 from slf_jax.training.input_pipeline import InputPipeline
 from slf_jax.training.optimizer import make_optimizer
+from slf_jax.training.settings import train_settings
 from slf_jax.training.state import init_state
 from slf_jax.training.step import make_step
 from tfrecords.reader import Clips, batches
@@ -46,7 +47,8 @@ def split(config, name: str) -> None:
     clips = Clips(config.data.dir)
     system = build_system(config, features.make_layout(clips.schema), clips.statistics)
     size, mesh = config.train[name].batch_size, distributed.make_mesh()
-    optimizer, schedule = make_optimizer(config.train, name)
+    settings = train_settings(config, name)
+    optimizer, schedule = make_optimizer(settings)
     state, key = distributed.replicate(
         mesh, (init_state(system.stages[name], optimizer, jax.random.key(0)), jax.random.key(1))
     )
@@ -54,7 +56,7 @@ def split(config, name: str) -> None:
         clips, size, 1, seed=0, first=0, threads=config.data.threads, mesh=mesh, mode=config.parallel,
         stop=lambda: False, mask=system.mask_unused_inputs,
     )  # fmt: skip
-    step = make_step(system, name, optimizer, schedule, config.train)
+    step = make_step(system, name, optimizer, schedule, settings)
     step = distributed.compile_steps(step, mesh, config.parallel)
     state, pending = step(state, next(feed), key)
     jax.block_until_ready(pending)
@@ -131,7 +133,7 @@ def scaling() -> None:
 def dispatch(config) -> None:
     """Times the dispatch of a step that computes almost nothing."""
     system, mesh = cost.make_system(config), distributed.make_mesh()
-    optimizer, _ = make_optimizer(config.train, "base")
+    optimizer, _ = make_optimizer(train_settings(config, "base"))
     shapes = jax.eval_shape(lambda: init_state(system.stages["base"], optimizer, jax.random.key(0)))
     small = jax.tree.map(lambda x: np.zeros(x.shape[:1] and (1,), x.dtype), shapes)
     clips = {key: value[None] for key, value in cost.make_clips(system.layout, 8).items()}
@@ -178,7 +180,7 @@ def save() -> None:
     system = cost.make_system(config)
     trained = cost.make_trained(config)
     for name in STAGES:
-        optimizer, _ = make_optimizer(config.train, name)
+        optimizer, _ = make_optimizer(train_settings(config, name))
         state = init_state(system.stages[name], optimizer, jax.random.key(0))
         meta = Meta(config, trained.meta.schema, system.statistics, {})
         with tempfile.TemporaryDirectory() as folder:

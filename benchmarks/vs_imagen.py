@@ -25,7 +25,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -45,7 +45,7 @@ from slf_jax.cascade.stage import LowResCond
 from slf_jax.cascade.system import person_noise
 from slf_jax.diffusion import guidance
 
-WIDTH, BATCHES = 64, {"base": 8, "upsampler": 1}
+WIDTH = 64
 SCALE, FACE_SCALE = 3.0, 2.0  # guidance scales of a single evaluation and of a whole face
 ORIGINAL_WIDTHS = {"base": 192, "upsampler": 128}
 
@@ -95,9 +95,9 @@ def describe(send: Send, dtype: str) -> dict[str, str | int]:
     return about
 
 
-def our_calls(name: str, dtype: str) -> tuple[dict[str, float], Callable[[], object], Callable[[], object]]:
+def our_calls(name: str, count: int, dtype: str) -> tuple[dict[str, float], Callable[[], object], Callable[[], object]]:
     """Returns the cost of a stage with the peer's layout, its training step and its guided evaluation."""
-    config, count, key = paper.get_config(), BATCHES[name], jax.random.key(0)
+    config, key = paper.get_config(), jax.random.key(0)
     config.model.dtype = dtype
     config.model[name].update(width=WIDTH)
     system = cost.make_system(config)
@@ -142,13 +142,13 @@ def print_row(label: str, ours: str = "ours", theirs: str = "imagen-pytorch", ra
     print(f"{label:28}{ours:>18}{theirs:>18}{'ratio' if ratio is None else f'{ratio:.2f}':>9}", flush=True)
 
 
-def time_layouts(python: str, stages: Iterable[str], rounds: int, dtype: str) -> dict:
+def time_layouts(python: str, batches: Mapping[str, int], rounds: int, dtype: str) -> dict:
     """Times training steps and guided evaluations of both sides in turn, one stage after the other."""
     result = {}
-    for name in stages:
-        with serve(python, name, WIDTH, BATCHES[name], dtype) as send:
+    for name, count in batches.items():
+        with serve(python, name, WIDTH, count, dtype) as send:
             result["about"] = result.get("about") or describe(send, dtype)
-            ours, train_step, evaluate = our_calls(name, dtype)
+            ours, train_step, evaluate = our_calls(name, count, dtype)
             sides, times = {"ours": ours, "theirs": send("count")}, []
             for _ in tqdm(range(rounds + 1), name, leave=False):
                 turns = (
@@ -159,7 +159,7 @@ def time_layouts(python: str, stages: Iterable[str], rounds: int, dtype: str) ->
         columns = [summary(column) for column in zip(*times, strict=True)]
         sides["ours"] |= {"train": columns[0], "guided": columns[2]}
         sides["theirs"] |= {"train": columns[1], "guided": columns[3]}
-        print_row(f"\n{name}, batch {BATCHES[name]}".ljust(29))
+        print_row(f"\n{name}, batch {count}".ljust(29))
         for label, key in (("M parameters", "parameters"), ("GFLOP per evaluation", "evaluation")):
             mine, theirs = (side[key] for side in sides.values())
             print_row(label, f"{mine:.1f}", f"{theirs:.1f}", theirs / mine)
@@ -228,6 +228,9 @@ def main() -> None:
     arguments.add_argument(
         "--stages", default=",".join(STAGES), help="comma-separated stages (default: base,upsampler)"
     )
+    arguments.add_argument(
+        "--batch", default="8,1", metavar="BASE,UPSAMPLER", help="batch sizes (default: 8,1; a GPU needs far more)"
+    )
     arguments.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     arguments.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the figures and all times to this file"
@@ -236,6 +239,11 @@ def main() -> None:
     stages, cores = args.stages.split(","), sorted(os.sched_getaffinity(0))
     if not set(stages) <= set(STAGES):
         raise UserError(f"--stages {args.stages}: must be among {', '.join(STAGES)}")
+    try:
+        sizes = dict(zip(STAGES, map(int, args.batch.split(",")), strict=True))
+    except ValueError:
+        raise UserError(f"--batch {args.batch}: must be two numbers, as in --batch 8,1") from None
+    batches = {name: sizes[name] for name in stages}
     if args.rounds < 1 or (args.threads is not None and not 1 <= args.threads <= len(cores)):
         raise UserError(f"--rounds must be at least 1 and --threads between 1 and {len(cores)}, the number of cores")
     # Must be set before JAX starts its threads. The peer inherits the cores and the GPU; leave it half of the memory.
@@ -243,7 +251,7 @@ def main() -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
     rest = (args.rounds, args.dtype)
-    result = time_face(args.peer, *rest) if args.face else time_layouts(args.peer, stages, *rest)
+    result = time_face(args.peer, *rest) if args.face else time_layouts(args.peer, batches, *rest)
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 

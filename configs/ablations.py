@@ -3,8 +3,8 @@
     python -m slf_jax.ablate --config configs/ablations.py          # on the data of configs/base.py
     python -m slf_jax.ablate --config configs/ablations.py:demo     # on the synthetic talkers, after `make demo`
 
-Not yet run on people, so there are no results to report. On the synthetic talkers both modes took 25 minutes on two
-cores of a shared AMD EPYC (128 test people: R@1 53.9 % with all inputs and 29.7 % with the thumbnail alone, each
+Not yet run on real people, so there are no results to report. On the synthetic talkers both modes took 25 minutes on
+two cores of a shared AMD EPYC (128 test people: R@1 53.9 % with all inputs and 29.7 % with the thumbnail alone, each
 trained separately; 57.8 and 30.5 % by masking one system; R@10 from voice and attributes without a thumbnail 39.1 and
 56.2 %). The talkers have no speaker embeddings, since these need pretrained models: there pyAudioAnalysis' features are
 used as speaker embeddings, and the mel spectrogram as the rest of the audio.
@@ -30,7 +30,7 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
         config.train.update(thumbnail_drop=0.5, validate_every=2000, preview_every=2000, checkpoint_every=500)
         config.train.base.steps, config.train.upsampler.steps = 500, 80
         config.ablations.any_subset_steps.update(base=1000, upsampler=80)
-        # Small, since there are nine trainings and sixteen sweeps: half the blocks; a coarse upsampler, since identity
+        # Small, since there are nine training runs, sixteen sweeps: half the blocks; a coarse upsampler, since identity
         # is visible at 32x32; two evaluations, with which recall on validation people is no worse than with four.
         config.model.base.blocks = (1,)
         config.model.upsampler.update(blocks=(1,), patch=16, width=64)
@@ -61,7 +61,7 @@ def _add(config: ml_collections.ConfigDict, speaker: tuple, audio: tuple, attrib
             chunk=16,  # maximum number of faces at once at each scale
             embedder="auto",  # "vgg-face", "facenet512", "arcface", "eigenfaces"; "auto": vgg-face if available
             metric="",  # distance: "l2" or "cosine"; "": the embedder's own
-            detector="opencv",  # face detector of DeepFace; "skip": the whole picture is the face
+            detector="opencv",  # face detector of DeepFace; "skip": the whole image is the face
             same_clip=False,  # as in the paper, the gallery holds the clip that the thumbnail is from
         )
     )

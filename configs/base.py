@@ -3,7 +3,7 @@
     python -m extract.run   --config configs/base.py --videos VOXCELEB2 --out data/vox2
     python -m slf_jax.train --config configs/base.py
 
-Not yet trained to the end on people, so there are no results to report.
+Not yet fully trained on real people, so there are no results to report.
 
 60 M and 77 M parameters; 9.2 and 20.3 GFLOP per evaluation; 1.4 TFLOP per face, while the original SLF takes 1,050. Why
 these sizes, in GFLOP per evaluation (`python benchmarks/cost.py --sizes`):
@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
         dict(
             videos="data/vox2/videos",  # folder of recordings, or a CSV that lists them
             out="data/vox2/records",  # dataset folder to write
-            attributes="",  # CSV: speaker_id, age, gender, ethnicity, language, split; "": people.csv beside the videos
+            attributes="",  # CSV: speaker_id, age, gender, ethnicity, language, split; "": people.csv in that folder
             extractors=(  # audio feature extractors to run, each of which makes one constituent
                 "ecapa", "pyannote", "titanet", "speakernet", "pyaudioanalysis", "mel", "language",
             ),
@@ -189,7 +189,7 @@ def get_config() -> ml_collections.ConfigDict:
             rho=7.0,  # exponent of the karras schedule; larger: more steps at low noise
             churn=0.0,  # noise added before each step (S_churn), for heun only
             init_noise_scale=1.0,  # factor on the initial noise; below 1 trades diversity for fidelity
-            guidance_interval=(),  # (low, high): guide only at noise levels in this interval; (): at all
+            guidance_interval=(),  # (low, high): apply guidance only at noise levels in this interval; (): at all
             x0_threshold="static",  # of x0 estimates: "static" (clip), "dynamic" (rescale at a percentile), "none"
             dynamic_threshold_percentile=0.95,  # share of absolute values at which "dynamic" clips, in (0, 1]
             thumbnail_consistency=True,  # make the 8x8 average of the result equal the thumbnail

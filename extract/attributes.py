@@ -143,7 +143,7 @@ def _check_unmatched(position: str, row: Row, ids: IdIndex, table: AttributeTabl
     if row["split"]:
         raise UserError(
             f"{position}: split {row['split']!r} for {what} {name!r}, but there is no such {what}; correct the id or "
-            "remove the row, so that no one is trained on who belongs to another split"
+            "remove the row; otherwise a person of this split could end up in another"
         )
 
 

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument(
         "--shard-range", metavar="I/N", default="0/1", help="for job arrays: process the I-th of N parts, I from 0"
     )
-    arguments.add_argument("--dry-run", action="store_true", help="report what would be done, and do nothing")
+    arguments.add_argument("--dry-run", action="store_true", help="only report what would be done")
     args, config = cli.parse_with_config(arguments, argv)
     for name in ("videos", "out", "runner"):
         if (value := getattr(args, name)) is not None:

@@ -18,7 +18,7 @@ def decoding(kind: type[Exception], what: str) -> Iterator[None]:
 
     Wrap only calls of the decoder: with damaged files it can raise almost anything (struct.error, TypeError,
     SyntaxError, RuntimeError). A `MemoryError` passes through if the machine is out of memory; otherwise a damaged
-    header asked for too much.
+    header requested too much.
     """
     try:
         yield

@@ -125,8 +125,8 @@ def _check_same_scale(name: str, trained: Mapping, given: Mapping, where: str, a
     ratio = np.median(given["std"] / trained["std"])
     if not (shift < 3 and 0.2 < ratio < 5):
         raise UserError(
-            f"{where}: {name!r} lies {shift:.1f} standard deviations from what this system was trained with and varies "
-            f"{ratio:.2g} times as much; extract it the same way, or {alternative}"
+            f"{where}: the mean of {name!r} differs by {shift:.1f} standard deviations from the training data and its "
+            f"standard deviation by a factor of {ratio:.2g}; extract it the same way, or {alternative}"
         )
 
 

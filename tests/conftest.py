@@ -1,4 +1,4 @@
-"""A small dataset."""
+"""Fixtures: a small dataset, and one with a test split only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from records import make_clip
 from tfrecords import writer
 from tfrecords.schema import AUDIO_CONSTITUENTS, Schema
 
-SPLITS = {"train": (2, 12), "validation": (1, 6), "test": (1, 6)}  # shards, clips a shard
+SPLITS = {"train": (2, 12), "validation": (1, 6), "test": (1, 6)}  # shards, clips per shard
 
 
 @pytest.fixture(scope="session")
@@ -30,15 +30,15 @@ def dataset(tmp_path_factory, schema):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
-    """Ends the run when a worker dies, as soon as the others finish their file; xdist would wait for it for ever."""
+    """Ends the run when a worker dies, once the others finish their file; xdist alone would wait forever."""
     if error:
         node.config.pluginmanager.get_plugin("dsession").shouldstop = f"test worker {node.gateway.id} died"
 
 
 @pytest.fixture(scope="session")
-def people_to_test(tmp_path_factory, schema):
-    """A dataset folder of 6 test clips alone, hence without statistics."""
-    directory = tmp_path_factory.mktemp("test_people")
+def eval_only_dataset(tmp_path_factory, schema):
+    """A dataset folder with 6 test clips only, and therefore without statistics."""
+    directory = tmp_path_factory.mktemp("eval_only")
     path = directory / writer.shard_name("test", 0, 1)
     writer.write_shard(path, schema, (make_clip(k, "test") for k in range(6)))
     writer.finalise(directory, schema, {"test": 1})

@@ -1,4 +1,4 @@
-"""The documentation names what exists: links, modules, scripts, flags and config keys."""
+"""The documentation mentions only links, modules, scripts, flags and config keys that exist."""
 
 import ast
 import importlib.util
@@ -27,7 +27,7 @@ def text_of(page):
 
 
 def commands(page):
-    """The lines of a page's code blocks and code spans, continuation lines joined, comments removed."""
+    """The lines of a page's code blocks and code spans, with continuation lines joined and comments removed."""
     text = text_of(page).replace("\\\n", " ")
     blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE))
@@ -42,7 +42,7 @@ def config_keys(path):
     return {key for key, _ in find_leaves(load_config(str(ROOT / path)))}
 
 
-def test_the_readme_is_short():
+def test_readme_is_short():
     lines = text_of(ROOT / "README.md").splitlines()
     assert len(lines) <= README_LINES
     assert [line for line in lines if len(line) > README_WIDTH] == []
@@ -73,7 +73,7 @@ def test_modules_and_scripts_exist():
     assert [(page, path) for page, path in scripts if not (ROOT / path).exists()] == []
 
 
-def test_modules_of_the_api_pages_exist():
+def test_modules_in_the_api_reference_exist():
     modules = re.findall(r"^::: ([\w.]+)$", text_of(ROOT / "docs" / "api.md"), re.MULTILINE)
     paths = {name: ROOT / name.replace(".", "/") for name in modules}
     assert modules
@@ -81,7 +81,7 @@ def test_modules_of_the_api_pages_exist():
 
 
 def defined_flags():
-    """The names given to `add_argument` anywhere in the packages and benchmarks."""
+    """The names passed to `add_argument` anywhere in the packages and benchmarks."""
     sources = [path for folder in (*PACKAGES, "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     nodes = (node for path in sources for node in ast.walk(ast.parse(text_of(path))))
     calls = (node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute))
@@ -106,7 +106,7 @@ def test_config_keys_exist():
     assert [(page, key) for page, key in shown if key not in known and "NAME" not in key] == []
 
 
-def test_the_config_reference_has_every_key_and_default():
+def test_config_reference_lists_every_key_and_default():
     config = load_config(str(ROOT / "configs/base.py"))
     leaves = dict(find_leaves(config))
     reference = config_reference.read(text_of(ROOT / "configs/base.py"))
@@ -120,7 +120,7 @@ def test_the_config_reference_has_every_key_and_default():
     assert [key for key in entries if f"| `{key}` |" not in page] == []
 
 
-def test_comments_become_meanings():
+def test_comments_become_descriptions():
     source = """
 def get_config():
     config.a = 1  # one

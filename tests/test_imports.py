@@ -1,4 +1,4 @@
-"""The structure of the packages: who may import whom, and how long files and functions may be.
+"""Package structure: allowed imports, and the maximum length of files and functions.
 
 The sources are parsed, not imported; imports inside functions count too.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# What each package may import of the others.
+# The other packages that each package may import.
 PACKAGES = {
     "slf_common": set(),
     "tfrecords": {"slf_common"},
@@ -92,7 +92,7 @@ def jax_imports() -> Iterator[tuple[str, str, str]]:
                 yield top_part(module_name(path)), top_part(name), report(path, line, name)
 
 
-def test_every_part_of_slf_jax_has_its_position():
+def test_every_part_of_slf_jax_is_in_order():
     assert {top_part(module_name(path)) for path in sources("slf_jax")} == {"", *ORDER}
 
 
@@ -108,7 +108,7 @@ def test_commands_do_not_import_each_other():
 
 
 def test_plots_take_arrays_only():
-    """They import none of our packages but slf_common."""
+    """Of our packages, plots import only slf_common."""
     wrong = [
         report(path, line, name)
         for path in sources("slf_jax/plots")

@@ -23,7 +23,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def load_weights(name: str, weights: str, loader: Callable[[str], T]) -> T:
     """Returns `loader(weights)`, where `weights` is a local path or the id of a model on the Hugging Face hub.
 
-    The loader is the framework's own and downloads by itself. The token for a gated model is read from the
+    The loader is the framework's own and downloads missing weights. The token for a gated model is read from the
     environment variable `HF_TOKEN`. Raises `UserError` if the weights are missing or have the wrong format.
     """
     setting = f"config.extract.{name}.weights"

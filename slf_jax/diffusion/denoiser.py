@@ -25,8 +25,8 @@ def coefficients(kind: str, sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax
 
     "edm": Karras et al. 2022, Table 1. "v": Salimans & Ho 2022; for data of unit variance this equals edm with
     the sign of the network flipped. "eps": the network predicts the noise (Ho et al. 2020). "x0": the network predicts
-    the clean data itself; better for short trainings, or if the network is narrower than its patches and cannot pass
-    the noise through.
+    the clean data itself; better for short training runs, or if the network is narrower than its patches and cannot
+    pass the noise through.
     """
     std = jnp.sqrt(sigma**2 + 1)
     # The input is always x / sqrt(sigma^2 + 1), the x of the variance-preserving process.

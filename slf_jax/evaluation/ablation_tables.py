@@ -30,7 +30,7 @@ def markdown(report: Mapping) -> str:
     if len(modes) > 1:
         parts += ["## Separately trained systems against one masked system", _agreement(modes)]
     pictures = [f"`figure_8_{mode}.png`: R@1 and R@3 against scale (Fig. 8)" for mode in modes]
-    parts += ["## Pictures", "; ".join([*pictures, "`scales/`: people across scales (Fig. 7)"]) + "."]
+    parts += ["## Figures", "; ".join([*pictures, "`scales/`: people across scales (Fig. 7)"]) + "."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -54,7 +54,7 @@ def _how(report: Mapping) -> str:
         f"{report['samples']} sample(s) of each, seed {report['seed']}, {sampler['sampler']} with {sampler['steps']} "
         f"steps per stage; training steps {report['steps']}, of the masked system {report['any_subset_steps']}. "
         f"Scales were chosen by {report['chosen_by']}; the paper chose on the test people. Rates in percent, R@k with "
-        "95 % intervals; a picture in which no face is found is a miss. The paper's rows are of 118 people of "
+        "95 % intervals; an image in which no face is found is a miss. The paper's rows are of 118 people of "
         "VoxCeleb2, compared by VGG-Face: compare the pattern, not the numbers."
     )
 

@@ -12,7 +12,7 @@ from slf_common.errors import UserError
 
 KS = (1, 3, 5, 10)  # the k of each R@k
 WEIGHTS = {1: 10, 3: 5, 5: 3, 10: 1}  # of R@k in the significance S (Eq. 4)
-# Upper limits of S and the paper's words for them.
+# Upper limits of S and the paper's terms for them.
 BANDS = ((0, "negligible"), (20, "minor"), (40, "moderate"), (60, "considerable"), (80, "significant"))
 DECADE = 10  # years in an age group
 
@@ -77,7 +77,7 @@ def significance(full: Mapping[int, float], without: Mapping[int, float]) -> flo
 
 
 def band(s: float) -> str:
-    """The paper's word for a significance S; "harmful" below zero, for which the paper has no word."""
+    """The paper's term for a significance S; "harmful" below zero, for which the paper has none."""
     if np.isnan(s):
         return "undefined"
     if s < 0:

@@ -35,14 +35,14 @@ def markdown(results: Mapping) -> str:
         _differences(results),
         "## By group",
         _groups(results),
-        "## Pictures",
+        "## Figures",
         "`faces.png`, `rank_curve.png`, `confusion.png`" + (", `scales.png`" if len(results["systems"]) > 1 else ""),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def short(results: Mapping) -> str:
-    """The main figures for the terminal."""
+    """The main results, for the terminal."""
     shown = {**results["systems"], **results["masked"], **results["controls"]}
     lines = [f"{results['people']} people, gallery of {results['gallery']}, {results['embedder']}, percent"]
     lines.append("{:40}".format("") + "".join(f"{name:>8}" for name in ("R@1", "R@3", "R@5", "R@10", "PSNR", "SSIM")))
@@ -63,10 +63,10 @@ def _how(results: Mapping) -> str:
     frames += f", missing for {absent}, who count as misses" if absent else ""
     lines = [
         f"Gallery: {results['gallery']} real faces in LanceDB, {frames}. Faces are compared by `{results['embedder']}` "
-        f"({results['metric']}). A picture without a detected face counts as a miss: all rates are of {people} people.",
+        f"({results['metric']}). Images without a detected face count as misses: all rates are over {people} people.",
         EMBEDDER_NOTES.get(results["embedder"], ""),
         f"Inputs: {', '.join(results['inputs']) or 'none'}; {'with' if results['thumbnail'] else 'without'} thumbnail. "
-        f"{settings['sampler']}, {settings['evaluations']} evaluations a stage, seed {results['seed']}, "
+        f"{settings['sampler']}, {settings['evaluations']} evaluations per stage, seed {results['seed']}, "
         f"{results['samples']} sample(s) of each person. Checkpoints: "
         + ", ".join(f"{stage} {digest[:12]}" for stage, digest in results["checkpoints"].items())
         + f". Data: `{results['data']}`.",
@@ -112,13 +112,13 @@ def _table(rows: Mapping[str, Mapping], chosen: str = "") -> str:
         if "sd_over_samples" in row
     ]
     notes = [
-        f"The {what} was not measured: it is not known for any person, or no model that estimates it is available."
+        f"The {what} was not measured: it is unknown for all people, or no model is available to estimate it."
         for rate, what in (("gender", "gender"), ("ethnicity", "ethnicity"), ("age_group", "age"))
         if rows and all(row[rate] is None for row in rows.values())
     ]
     undetected = [f"{name} {100 * (1 - r['faces_found']):.1f} %" for name, r in rows.items() if r["faces_found"] < 1]
     if undetected:
-        notes.append(f"Pictures without a detected face, which count as misses: {', '.join(undetected)}.")
+        notes.append(f"Images without a detected face, which count as misses: {', '.join(undetected)}.")
     if deviations:
         notes.append("Standard deviation over samples (recalls as shares of 1):\n\n" + "\n".join(deviations))
     return "\n\n".join(["\n".join(lines), *notes])
@@ -168,7 +168,7 @@ def _significance(results: Mapping) -> str:
         lines.append(f"| {name} | {s} | {found['band']} | {published} |")
     return "\n".join(lines) + (
         "\n\nS (Eq. 3-4) of this system with and without the input, which is masked in sampling; the paper trained one "
-        "system for each input, on people. Undefined where a recall without the input is 0."
+        "system for each input, on real people. Undefined where a recall without the input is 0."
     )
 
 
@@ -191,7 +191,7 @@ def _groups(results: Mapping) -> str:
             rates = " | ".join(_rate(row[rate], interval=True) for rate in RATES)
             lines.append(f"| {kind.replace('_', ' ')}: {name} | {row['r@1']['n']} | {rates} |")
     if len(lines) == 2:
-        return "Age, gender and ethnicity are not known for any person."
+        return "Age, gender and ethnicity are unknown for all people."
     if not gap:
         return "\n".join(lines) + "\n\nNo two groups are large enough to compare."
     return "\n".join(lines) + (

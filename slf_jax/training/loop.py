@@ -22,7 +22,7 @@ from slf_jax.training.metrics import VALIDATION
 from slf_jax.training.optimizer import make_optimizer
 from slf_jax.training.preview import Preview
 from slf_jax.training.run import Run, prepare
-from slf_jax.training.settings import check_config, stages_of
+from slf_jax.training.settings import TrainSettings, check_config, stages_of, train_settings
 from slf_jax.training.state import TrainState, init_state, start_state
 from slf_jax.training.step import first_not_finite, make_loss, make_step
 
@@ -36,7 +36,7 @@ def train(config: ml_collections.ConfigDict, *, skip_damaged: bool = False) -> b
     names = stages_of(config)
     distributed.use_compilation_cache(config.compilation_cache)
     for name in names:
-        _check_batch(config.train[name], name)
+        _check_batch(train_settings(config, name), name)
     run = prepare(config, skip_damaged)
     steps = sum(config.train[name].steps for name in names)
     with (
@@ -49,11 +49,11 @@ def train(config: ml_collections.ConfigDict, *, skip_damaged: bool = False) -> b
 
 def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool:
     """Trains one stage; returns False if `stop` ended it early."""
-    config, settings = run.config, run.config.train
-    steps, batch_size, stride = settings[name].steps, settings[name].batch_size, settings.steps_per_dispatch
+    config, settings = run.config, train_settings(run.config, name)
+    steps, batch_size, stride = settings.steps, settings.batch_size, settings.steps_per_dispatch
     with Checkpoints(run.workdir, name, settings.max_to_keep, settings.keep_best) as checkpoints:
         # ---- state
-        optimizer, schedule = make_optimizer(settings, name)
+        optimizer, schedule = make_optimizer(settings)
         root = root_key(config.seed, name)
         state = _restore_or_init(name, run, optimizer, checkpoints, stream(root, "init"))
         first = int(state.step)
@@ -127,7 +127,8 @@ def _log(
         step = number - len(metrics["finite"]) + 1 + index
         batch = {key: value[index] for key, value in host.items()}
         with jax.transfer_guard("allow"):
-            loss_of, params = make_loss(run.system, name, run.config.train), jax.device_get(state.params)
+            loss_of = make_loss(run.system, name, train_settings(run.config, name))
+            params = jax.device_get(state.params)
             where = first_not_finite(loss_of, params, batch, stream(jax.device_get(key), "step", step - 1))
         loss, norm = (metrics[kind][index] for kind in ("loss", "grad_norm"))
         raise UserError(
@@ -158,7 +159,7 @@ def _is_due_or_last(step: int, steps: int, every: int) -> bool:
     return is_due(step, every) or (every > 0 and step == steps >= every)
 
 
-def _check_batch(settings: ml_collections.ConfigDict, name: str) -> None:
+def _check_batch(settings: TrainSettings, name: str) -> None:
     """Raises `UserError` if a stage's batch cannot be divided evenly over the devices."""
     devices, parts = jax.device_count(), settings.accumulate
     if settings.batch_size % (devices * parts):
@@ -176,10 +177,10 @@ def _compile(step: jax.stages.Wrapped, state: TrainState, batch: Mapping, key: j
     if not distributed.is_main():
         return compiled
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))
+    counted = lowered.cost_analysis()  # None on GPUs
+    flops = f"{counted['flops'] / 1e9:.1f} GFLOP per step on each device, " if counted else ""
     print(
-        f"{name:10} {count / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOP a step on each device, "
-        f"compiled in {time.perf_counter() - start:.1f} s",
+        f"{name:10} {count / 1e6:.2f} M parameters, {flops}compiled in {time.perf_counter() - start:.1f} s",
         flush=True,
     )
     return compiled

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ml_collections
 import optax
 
+from slf_jax.training.settings import TrainSettings
 
-def make_optimizer(
-    settings: ml_collections.ConfigDict, name: str
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
+
+def make_optimizer(settings: TrainSettings) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of a stage, and its learning rate as a function of the number of updates so far.
 
     The rate rises linearly over `warmup_steps` updates, from 1/warmup_steps of the peak, and then decays by a cosine to
-    `final_lr_fraction` of the peak at the last of the stage's `steps`. `settings`: `config.train`.
+    `final_lr_fraction` of the peak at the last of the stage's `steps`.
     """
-    peak, steps = settings[name].learning_rate, settings[name].steps
+    peak, steps = settings.learning_rate, settings.steps
     warmup = max(1, min(settings.warmup_steps, steps // 2))
     schedule = optax.warmup_cosine_decay_schedule(
         peak / warmup, peak, warmup - 1, max(steps - 1, warmup), settings.final_lr_fraction * peak

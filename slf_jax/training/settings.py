@@ -1,7 +1,9 @@
-"""Checks the whole config of a training run, before data, model or devices are touched."""
+"""The settings of training (`train`), and the check of a whole config before data, model or devices are touched."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -67,6 +69,41 @@ RULES: dict[str, Rule] = {
     "data.threads": integer(1, 1024),
     "data.skip_corrupt": flag(),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How to train one stage: `config.train` with the group of the stage, documented in configs/base.py."""
+
+    steps: int
+    batch_size: int
+    accumulate: int
+    learning_rate: float
+    steps_per_dispatch: int
+    warmup_steps: int
+    final_lr_fraction: float
+    weight_decay: float
+    grad_clip_norm: float
+    ema_decay: float
+    cond_drop: float
+    thumbnail_drop: float
+    constituent_drop: Mapping[str, float]
+    flip: bool
+    log_every: int
+    validate_every: int
+    preview_every: int
+    checkpoint_every: int
+    max_to_keep: int
+    keep_best: int
+    skip_spikes: float
+
+
+def train_settings(config: ml_collections.ConfigDict, name: str) -> TrainSettings:
+    """The settings of a stage's training, from a config that passed `check_config`."""
+    common = {key: value for key, value in config.train.to_dict().items() if key not in STAGES}
+    return TrainSettings(**common, **config.train[name].to_dict())
+
+
 OTHERS = ("extract.", "ablations.")  # groups that are checked elsewhere
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from slf_jax import distributed, features
@@ -16,6 +15,7 @@ from slf_jax.cascade.images import to_float
 from slf_jax.cascade.stage import Stage
 from slf_jax.cascade.system import System
 from slf_jax.streams import stream
+from slf_jax.training.settings import TrainSettings
 from slf_jax.training.state import TrainState
 
 BUCKETS = 4  # ranges of noise levels, equally likely in training, for which the loss is reported separately
@@ -24,7 +24,7 @@ Step = Callable[[TrainState, Mapping, jax.Array], tuple[TrainState, dict]]
 
 def make_step(
     system: System, name: str, optimizer: optax.GradientTransformation, schedule: optax.Schedule,
-    settings: ml_collections.ConfigDict,
+    settings: TrainSettings,
 ) -> Step:  # fmt: skip
     """`step(state, batch, key) -> (state, metrics)`, with collectives over axis `"data"`.
 
@@ -35,11 +35,10 @@ def make_step(
     """
     stage = system.stages[name]
     loss_of = make_loss(system, name, settings)
-    accumulate = settings[name].accumulate
 
     def step(state: TrainState, batch: Mapping, key: jax.Array) -> tuple[TrainState, dict]:
         key = stream(key, "step", state.step)
-        grads, (loss, sigma) = _gradients(loss_of, state.params, batch, key, accumulate)
+        grads, (loss, sigma) = _gradients(loss_of, state.params, batch, key, settings.accumulate)
         mean, grads = jax.lax.pmean((loss.mean(), grads), distributed.AXIS)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -69,7 +68,7 @@ def make_step(
     return step
 
 
-def make_loss(system: System, name: str, settings: ml_collections.ConfigDict) -> Callable:
+def make_loss(system: System, name: str, settings: TrainSettings) -> Callable:
     """`loss(params, batch, key, dropout, total) -> (mean, (loss [B], sigma [B]))` of B items of a global batch.
 
     `key` is the step's key, `dropout` the key of these items' dropout masks, `total` the size of the global batch.

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Compiling takes longer than running these tests, so XLA optimises little.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
 import jax
 import numpy as np
 
@@ -16,6 +21,7 @@ from slf_jax.training.checkpoints import Meta
 from tfrecords.schema import Schema
 
 EXTRACTORS = ("pyaudioanalysis", "mel")
+jax.config.update("jax_disable_most_optimizations", True)
 SIZES = dict(
     width=16, mults=(1,), blocks=(1,), self_attention=(True,), cross_attention=(True,), head_width=8, cond_width=16
 )

@@ -274,7 +274,6 @@ def test_nothing_is_left_when_the_page_is_closed(visit, people, folder):
     assert not list(results.rglob("person1.*"))
     assert any(results.rglob("face*.png"))
     page.context.close()
-    print(list(results.rglob('*')))
     wait_until(lambda: not any(results.iterdir()))
     assert not list((root / "uploads").rglob("person1.*"))
 

@@ -1,13 +1,13 @@
-"""Tiny systems: configured, with random parameters, trained."""
+"""Fixtures: a tiny system with its config, random parameters, a batch, and a trained run."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-# Compiling takes longer than running what these tests run: it is done with few optimisations, and once for all test
-# workers and for the processes that they start. Bits depend on it, so this process must do likewise, even where another
-# library has imported JAX before.
+# Compiling takes longer than running these tests, so XLA optimises little, and all test workers and the processes that
+# they start share one compilation cache. Results depend bitwise on these settings, so they are also set below for this
+# process, in case another library has already imported JAX.
 XLA_CACHE = Path(__file__).parents[2] / ".pytest_cache" / "xla"
 os.environ |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(XLA_CACHE)}
 
@@ -38,15 +38,15 @@ def system(config, dataset):
 
 @pytest.fixture(scope="session")
 def params(system):
-    """Random parameters, moved off their initial values: zero-initialised layers would hide mistakes."""
+    """Initial parameters plus noise: zero-initialised layers would hide mistakes."""
 
-    def stir(name):
+    def perturb(name):
         leaves, tree = jax.tree.flatten(jax.jit(system.stages[name].init)(jax.random.key(0)))
         rng = np.random.default_rng(1)
-        moved = [x + 0.1 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
-        return jax.tree.unflatten(tree, moved)
+        perturbed = [x + 0.1 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
+        return jax.tree.unflatten(tree, perturbed)
 
-    return {name: stir(name) for name in STAGES}
+    return {name: perturb(name) for name in STAGES}
 
 
 @pytest.fixture(scope="session")
@@ -57,13 +57,13 @@ def batch(dataset):
 
 @pytest.fixture(scope="session")
 def fresh_config(dataset, tmp_path_factory):
-    """Makes tiny configs with a run directory of their own; what one run compiles, the next finds in the cache."""
+    """Makes tiny configs, each with its own run directory; all share one compilation cache."""
     return lambda name: tiny_config(dataset, tmp_path_factory.mktemp(name), str(XLA_CACHE))
 
 
 @pytest.fixture(scope="session")
 def run(fresh_config):
-    """A finished training run of both stages: its config."""
+    """The config of a finished training run of both stages."""
     config = fresh_config("trained")
     process = start_training(config)
     output = process.communicate(timeout=500)[0]

@@ -31,7 +31,7 @@ def ablated(tiny):
     return ablate(tiny), Path(tiny.workdir)
 
 
-def test_each_system_is_trained_and_read_off_one(ablated):
+def test_each_system_is_trained_and_also_masked_from_one_model(ablated):
     report, workdir = ablated
     assert {mode: list(systems) for mode, systems in report["modes"].items()} == {
         mode: ["thumbnail only", "full input", "no audio"] for mode in ("trained", "masked")
@@ -44,17 +44,17 @@ def test_each_system_is_trained_and_read_off_one(ablated):
     masked = report["modes"]["masked"]
     assert masked["no audio"]["made_from"]["without"] == ["mel"] and masked["full input"]["made_from"]["without"] == []
     for systems in report["modes"].values():
-        assert list(systems["thumbnail only"]["scales"]) == ["0"]  # nothing to be guided by
-        for found in (systems["full input"], systems["no audio"]):
-            assert list(found["scales"]) == ["0", "2"] and found["chosen"] in found["scales"]
-    # At scale 0 the conditions cannot be seen, so neither can it be seen which of them are there.
+        assert list(systems["thumbnail only"]["scales"]) == ["0"]  # no conditions to guide with
+        for result in (systems["full input"], systems["no audio"]):
+            assert list(result["scales"]) == ["0", "2"] and result["chosen"] in result["scales"]
+    # At scale 0 the conditions have no effect, so it does not matter which of them are present.
     at_zero = [masked[name]["scales"]["0"]["psnr"]["mean"] for name in masked]
     assert at_zero == pytest.approx([at_zero[0]] * 3, abs=1e-4)
     claim = ablation_tables.claims(masked)["full input at scale 0 over the thumbnail alone (equal in the paper)"]
     assert claim["difference"] == 0 and claim["p_mcnemar"] == 1
 
 
-def test_the_report_has_the_papers_figures_beside_ours(ablated):
+def test_report_shows_the_papers_figures_beside_ours(ablated):
     report, workdir = ablated
     text = (workdir / "report.md").read_text()
     assert "| full input | paper | 8 | 16.90 | 30.50 |" in text and "| **no audio** | masked |" in text
@@ -65,13 +65,13 @@ def test_the_report_has_the_papers_figures_beside_ours(ablated):
     assert "no audio" in ablation_tables.short(report)
 
 
-def test_running_again_trains_and_measures_nothing(ablated, tiny, monkeypatch):
+def test_rerun_trains_and_measures_nothing(ablated, tiny, monkeypatch):
     report, workdir = ablated
     monkeypatch.setattr(ablation, "_measure", lambda *_: pytest.fail("measured again"))
     assert json.loads(json.dumps(ablate(tiny))) == json.loads(json.dumps(report))
 
 
-def test_the_papers_eight_systems():
+def test_configs_define_the_papers_eight_systems():
     for which in ("base", "demo"):
         config = load_config(f"configs/ablations.py:{which}")
         assert set(config.ablations.systems) == set(paper.SYSTEMS)
@@ -80,7 +80,7 @@ def test_the_papers_eight_systems():
         load_config("configs/ablations.py:dmo")
 
 
-def test_the_tables_of_the_papers_own_recalls_give_its_significances():
+def test_significances_of_the_papers_recalls_match_the_paper():
     full = paper.recalls("full input")
     pairs = {part: (full, paper.recalls(without)) for part, (without, _) in paper.SIGNIFICANCE.items()}
     s = {part: metrics.significance(*recalls) for part, recalls in pairs.items()}
@@ -88,15 +88,15 @@ def test_the_tables_of_the_papers_own_recalls_give_its_significances():
     assert metrics.band(s["attributes"]) == "moderate"
 
 
-def test_what_is_taken_away_is_compared_at_one_scale_too():
-    def found(chosen, **recalled):  # of 20 people, by scale
+def test_removed_inputs_are_also_compared_at_one_scale():
+    def result(chosen, **recalled):  # hits among 20 people, by scale
         hits = {scale[1:]: {"r@1": [1.0] * count + [0.0] * (20 - count)} for scale, count in recalled.items()}
         return {"chosen": chosen, "hits": hits}
 
     systems = {
-        "full input": found("4", s2=9, s4=12),
-        "no audio": found("2", s2=10, s4=2),
-        "no additional attributes": found("4", s2=3, s4=11),
+        "full input": result("4", s2=9, s4=12),
+        "no audio": result("2", s2=10, s4=2),
+        "no additional attributes": result("4", s2=3, s4=11),
     }
     claims = ablation_tables.claims(systems)
     assert {what: (each["first"], each["second"]) for what, each in claims.items()} == {
@@ -104,7 +104,7 @@ def test_what_is_taken_away_is_compared_at_one_scale_too():
         "the same, both at the full input's scale 4": (0.55, 0.1),
     }
     assert claims["the same, both at the full input's scale 4"]["p_mcnemar"] == pytest.approx(2 / 2**9)
-    more = ablation_tables.claims({**systems, "no speaker embedding": found("2", s2=13)})
+    more = ablation_tables.claims({**systems, "no speaker embedding": result("2", s2=13)})
     costs = {part: more[f"removing {part} costs more than removing the speaker embeddings"]["difference"]
              for part in ("all audio", "the attributes")}  # fmt: skip
     assert costs == pytest.approx({"all audio": 0.15, "the attributes": 0.1})
@@ -120,7 +120,7 @@ def test_what_is_taken_away_is_compared_at_one_scale_too():
         (dict(people=1), "gallery of 1"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_anything_is_trained(tiny, tmp_path, change, message):
+def test_invalid_ablations_are_rejected_before_training(tiny, tmp_path, change, message):
     config = tiny.copy_and_resolve_references()
     config.workdir = str(tmp_path / "run")
     config.ablations.update(change)
@@ -129,7 +129,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(tiny, tmp
     assert "\n" not in str(error.value) and not list(tmp_path.glob("*/*"))
 
 
-def test_a_system_that_sees_what_the_run_does_not_is_named(tiny, tmp_path):
+def test_system_with_an_input_that_the_run_lacks_is_named(tiny, tmp_path):
     config = tiny.copy_and_resolve_references()
     config.workdir = str(tmp_path / "run")
     config.ablations.systems["no audio"].inputs = ("age", "ecapa")

@@ -1,4 +1,7 @@
-"""Steps on eight virtual devices equal the same steps on one. A process of its own: devices are set at start."""
+"""Steps on eight virtual devices equal the same steps on one.
+
+They run in a separate process, as the number of devices is fixed at startup.
+"""
 
 import json
 import subprocess
@@ -18,6 +21,7 @@ from tiny import tiny_config
 from slf_jax import features, distributed
 from tfrecords.reader import Clips
 from slf_jax.cascade.system import build_system
+from slf_jax.training.settings import train_settings
 from slf_jax.training.input_pipeline import InputPipeline
 from slf_jax.training.optimizer import make_optimizer
 from slf_jax.training.state import start_state
@@ -26,11 +30,11 @@ from slf_jax.training.step import make_step
 config = tiny_config({dataset!r}, {workdir!r})
 clips = Clips(config.data.dir)
 system = build_system(config, features.make_layout(clips.schema), clips.statistics)
-whole = distributed.make_mesh()
-alone = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+all_devices = distributed.make_mesh()
+one_device = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 optimizers = dict(
     sgd=(optax.sgd(0.1), lambda step: 0.1),  # Adam would hide a gradient that is eight times too large
-    adamw=make_optimizer(config.train, "base"),
+    adamw=make_optimizer(train_settings(config, "base")),
 )
 
 def run(mesh, mode, optimizer, accumulate=1, stride=1):
@@ -38,13 +42,13 @@ def run(mesh, mode, optimizer, accumulate=1, stride=1):
     optimizer, schedule = optimizers[optimizer]
     state = distributed.replicate(mesh, start_state(start, optimizer))
     key = distributed.replicate(mesh, jax.random.key(1))
-    step = make_step(system, "base", optimizer, schedule, config.train)
+    step = make_step(system, "base", optimizer, schedule, train_settings(config, "base"))
     step = distributed.compile_steps(step, mesh, mode)
-    feed = InputPipeline(
+    pipeline = InputPipeline(
         clips, 16, stride, seed=0, first=0, threads=1, mesh=mesh, mode=mode, stop=lambda: False,
         mask=system.mask_unused_inputs,
     )
-    batches = [next(feed) for _ in range(4 // stride)]
+    batches = [next(pipeline) for _ in range(4 // stride)]
     with jax.transfer_guard("disallow"):
         for batch in batches:
             state, metrics = step(state, batch, key)
@@ -57,12 +61,13 @@ def gap(a, b):
 start = jax.device_get(jax.jit(system.stages["base"].init)(jax.random.key(0)))
 found = {{}}
 for name in optimizers:
-    one, eight, pmap = run(alone, "shard_map", name), run(whole, "shard_map", name), run(whole, "pmap", name)
+    one, eight = run(one_device, "shard_map", name), run(all_devices, "shard_map", name)
+    pmap = run(all_devices, "pmap", name)
     found[name] = dict(
         moved=gap(one[0], start), one_to_eight=gap(one[0], eight[0]), metrics=gap(one[1], eight[1]),
         shard_map_to_pmap=gap(eight[0], pmap[0]),
     )
-parts, pairs = run(alone, "shard_map", "adamw", accumulate=2), run(whole, "pmap", "adamw", stride=2)
+parts, pairs = run(one_device, "shard_map", "adamw", accumulate=2), run(all_devices, "pmap", "adamw", stride=2)
 print(json.dumps(dict(found, devices=jax.device_count(), accumulated=gap(one, parts), in_pairs=gap(one, pairs))))
 """
 
@@ -78,10 +83,10 @@ def gaps(dataset, tmp_path_factory):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_eight_devices_train_as_one(gaps, optimizer):
+def test_eight_devices_train_like_one(gaps, optimizer):
     found = gaps[optimizer]
     assert gaps["devices"] == 8 and found["moved"] > 1e-3
-    # Adam divides a gradient by its own size, and so magnifies the rounding of one that is almost nothing.
+    # Adam divides a gradient by its magnitude, which amplifies rounding errors in gradients close to zero.
     assert found["one_to_eight"] < {"sgd": 1e-6, "adamw": 1e-2 * found["moved"]}[optimizer]
     assert found["metrics"] < 1e-3
 
@@ -92,5 +97,5 @@ def test_pmap_and_shard_map_agree(gaps, optimizer):
 
 
 @pytest.mark.parametrize("how", ["accumulated", "in_pairs"])
-def test_a_batch_in_parts_and_several_steps_at_once_give_the_same_numbers(gaps, how):
+def test_accumulation_and_several_steps_per_dispatch_give_equal_results(gaps, how):
     assert gaps[how] < 1e-4

@@ -25,7 +25,7 @@ def evaluated(run):
     return Path(run.workdir) / "evaluation"
 
 
-def test_an_evaluation_tells_how_it_came_about_and_how_sure_it_is(evaluated):
+def test_results_record_provenance_and_intervals(evaluated):
     results = json.loads((evaluated / "results.json").read_text())
     assert results["people"] == results["gallery"] == 6 and results["gallery_of_another_clip"] == 0
     assert results["embedder"] == "eigenfaces" and set(results["checkpoints"]) == {"base", "upsampler"}
@@ -40,20 +40,18 @@ def test_an_evaluation_tells_how_it_came_about_and_how_sure_it_is(evaluated):
     assert results["chosen"] == f"scale {max(weighted, key=weighted.get)}"
     for rows in (results["systems"], results["masked"], results["controls"]):
         for row in rows.values():
-            assert row["r@1"]["n"] == 6 and row["r@10"]["rate"] == 1  # ten of six are all
+            assert row["r@1"]["n"] == 6 and row["r@10"]["rate"] == 1  # there are only six people
             assert row["r@1"]["low"] <= row["r@1"]["rate"] <= row["r@1"]["high"]
     assert results["random"]["r@1"]["rate"] == pytest.approx(1 / 6)
     assert results["random"]["r@1"]["simulated"] == pytest.approx(1 / 6, abs=0.02)
 
 
-def test_people_of_a_dataset_without_a_training_split_are_sampled_and_evaluated(
-    run, evaluated, people_to_test, tmp_path
-):
-    """The SLF Evaluation Dataset, whose people are all to be tested, could not be evaluated (fault 9)."""
-    given = ["--workdir", run.workdir, "--data", str(people_to_test)]
+def test_dataset_without_training_split_is_sampled_and_evaluated(run, evaluated, eval_only_dataset, tmp_path):
+    """The SLF Evaluation Dataset, which only has a test split, could not be evaluated (fault 9)."""
+    given = ["--workdir", run.workdir, "--data", str(eval_only_dataset)]
     evaluate.main([*given, "--scales", "0,2", "--chunk", "6", *EIGENFACES, "--out", str(tmp_path / "evaluation")])
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
-    # The same clips lie in the test split of what it was trained on: the trained statistics give the same faces.
+    # The run's own test split has the same clips, so with the run's statistics the faces are the same.
     own = json.loads((evaluated / "results.json").read_text())
     assert results["people"] == 6 and results["chosen_by"] == "validation people"
     assert results["systems"]["scale 2"]["psnr"] == pytest.approx(own["systems"]["scale 2"]["psnr"])
@@ -61,7 +59,7 @@ def test_people_of_a_dataset_without_a_training_split_are_sampled_and_evaluated(
     assert len(list((tmp_path / "faces").glob("*.png"))) >= 2
 
 
-def test_an_evaluation_can_be_read_and_looked_at(evaluated):
+def test_evaluation_writes_a_report_and_figures(evaluated):
     text = (evaluated / "report.md").read_text()
     assert "| system | R@1 | R@3 | R@5 | R@10 |" in text and "Eigenfaces" in text and "Wilson" in text
     assert (
@@ -72,21 +70,21 @@ def test_an_evaluation_can_be_read_and_looked_at(evaluated):
         assert min(Image.open(evaluated / f"{name}.png").size) > 200
 
 
-def test_the_best_scale_is_chosen_where_scales_repeat(dataset, tmp_path):
-    """(fault 18)"""
+def test_best_scale_is_chosen_among_repeated_scales(dataset, tmp_path):
+    """Repeated scales shifted the index of the chosen one (fault 18)."""
     people = protocol.choose(Clips(dataset, "test"))
-    judge = protocol.FaceScorer(people, make_embedder("eigenfaces", "", "", Clips(dataset)), tmp_path)
+    scorer = protocol.FaceScorer(people, make_embedder("eigenfaces", "", "", Clips(dataset)), tmp_path)
     real = people.probe["face"]
 
-    class EvaluatedSystem:  # whose faces are the next person's at scale 0, and the person's own at 8
+    class FakeSystem:  # returns the next person's face at scale 0, and the person's own at 8
         def draw(self, people, scales, progress):
             return np.stack([real if scale[0] == 8 else np.roll(real, 1, 0) for scale in scales])[:, :, None]
 
-    chosen, weighted = choose_scale(EvaluatedSystem(), ((0.0, 0.0), (0.0, 0.0), (8.0, 8.0)), judge)
+    chosen, weighted = choose_scale(FakeSystem(), ((0.0, 0.0), (0.0, 0.0), (8.0, 8.0)), scorer)
     assert chosen == 2 and weighted["8"] > weighted["0"]
 
 
-def test_generation_and_several_samples(run, tmp_path, capsys):
+def test_evaluation_without_thumbnail_and_with_several_samples(run, tmp_path, capsys):
     flags = ["--no-thumbnail", "--samples", "2", "--people", "3", "--without", "gender", "--out", str(tmp_path)]
     evaluate.main(["--workdir", run.workdir, *EIGENFACES, *flags])
     results = json.loads((tmp_path / "results.json").read_text())
@@ -109,7 +107,7 @@ def test_generation_and_several_samples(run, tmp_path, capsys):
         (["--gallery", "nowhere"], "nowhere: no dataset here"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_in_one_line(run, tmp_path, flags, message):
+def test_invalid_arguments_are_rejected_in_one_line(run, tmp_path, flags, message):
     with pytest.raises(UserError, match=message) as error:
         evaluate.main(["--workdir", run.workdir, *EIGENFACES, "--out", str(tmp_path / "out"), *flags])
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
@@ -117,7 +115,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(run, tmp_path, flags, m
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """DeepFace's networks in its own format, tiny and of random weights."""
+    """Tiny networks with random weights in DeepFace's format."""
     pytest.importorskip("deepface")
     from extract.random_weights import write_small_faces
 
@@ -127,7 +125,7 @@ def weights(tmp_path_factory):
 
 
 def start(run, out, home, *flags):
-    """An evaluation in a process of its own: DeepFace's engine is a process's once for all."""
+    """Runs an evaluation in its own process: DeepFace chooses its backend once per process."""
     command = [sys.executable, "-m", "slf_jax.evaluate", "--workdir", run.workdir, "--out", str(out), *flags]
     environment = os.environ | {"DEEPFACE_HOME": str(home), "DEEPFACE_BACKEND_ENGINE": "onnx"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
@@ -147,8 +145,8 @@ make_embedder("vgg-face", "", "magic", None)
 """
 
 
-def test_faces_that_fill_their_picture_are_found(weights):
-    """OpenCV's cascade found no face in many generated faces, and any word was taken for a detector (fault 24)."""
+def test_faces_that_fill_the_image_are_detected(weights):
+    """OpenCV's cascade missed many generated faces, and any string was accepted as a detector (fault 24)."""
     pytest.importorskip("skimage")
     environment = os.environ | {"DEEPFACE_HOME": str(weights), "DEEPFACE_BACKEND_ENGINE": "onnx"}
     done = subprocess.run([sys.executable, "-c", CROPPED], capture_output=True, text=True, env=environment, timeout=300)
@@ -156,7 +154,7 @@ def test_faces_that_fill_their_picture_are_found(weights):
     assert "UserError: --detector magic: must be one of: skip, opencv, mtcnn" in done.stderr
 
 
-def test_deepface_compares_faces_and_guesses_attributes(run, tmp_path, weights):
+def test_deepface_compares_faces_and_predicts_attributes(run, tmp_path, weights):
     done = start(run, tmp_path, weights, "--embedder", "vgg-face", "--detector", "skip", "--people", "4")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
@@ -165,7 +163,7 @@ def test_deepface_compares_faces_and_guesses_attributes(run, tmp_path, weights):
     assert results["systems"]["scale 1"]["gender"]["n"] == 4 and results["systems"]["scale 1"]["age_rmse"] > 0
 
 
-def test_without_one_models_weights_the_rest_is_measured(run, tmp_path, weights):
+def test_missing_weights_of_one_model_skip_only_its_measure(run, tmp_path, weights):
     home = tmp_path / "home"
     shutil.copytree(weights, home)
     (home / ".deepface" / "weights" / "age_model_weights.onnx").unlink()
@@ -177,21 +175,21 @@ def test_without_one_models_weights_the_rest_is_measured(run, tmp_path, weights)
     assert "The age was not measured" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_no_face_in_any_real_face_is_one_line(run, tmp_path, weights):
+def test_no_detected_real_face_is_a_one_line_error(run, tmp_path, weights):
     done = start(run, tmp_path / "out", weights, "--embedder", "vgg-face", "--people", "4")
     assert done.returncode != 0 and not (tmp_path / "out").exists()
     assert "no face was found in any of the 4 real faces" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_missing_weights_are_one_line(run, tmp_path, weights):
+def test_missing_weights_are_a_one_line_error(run, tmp_path, weights):
     done = start(run, tmp_path / "out", tmp_path, "--embedder", "facenet512")
     assert done.returncode != 0 and "Traceback" not in done.stderr and not (tmp_path / "out").exists()
     assert "--embedder facenet512 --detector opencv, DeepFace:" in done.stderr
     assert "--embedder eigenfaces" in done.stderr
 
 
-def test_damaged_weights_are_not_done_without(run, tmp_path, weights):
-    """(fault 7)"""
+def test_damaged_weights_are_an_error(run, tmp_path, weights):
+    """Damaged weights were treated like missing ones (fault 7)."""
     for name, flags in (("age_model_weights", ("--embedder", "vgg-face")), ("vgg_face_weights", ())):
         home = tmp_path / name
         shutil.copytree(weights, home)

@@ -30,7 +30,7 @@ def assemble(clip):
     return np.array(matrix[0]), np.array(mask[0])
 
 
-def test_the_rows_are_the_papers():
+def test_row_counts_match_the_paper():
     counts = {block.name: block.rows for block in LAYOUT.blocks}
     assert sum(counts[name] for name in ("ecapa", "pyannote", "titanet", "speakernet")) == 29
     assert counts["pyaudioanalysis"] + counts["mel"] == 190
@@ -38,7 +38,7 @@ def test_the_rows_are_the_papers():
     assert 256 - LAYOUT.blocks[-1].stop == 33
 
 
-def test_a_full_clip_fills_223_rows_and_both_classical_features_live():
+def test_full_clip_fills_223_rows_including_both_classical_features():
     matrix, mask = assemble(full_clip())
     assert mask[:223].all() and not mask[223:].any() and not matrix[223:].any()
     for name in ("pyaudioanalysis", "mel"):
@@ -47,7 +47,7 @@ def test_a_full_clip_fills_223_rows_and_both_classical_features_live():
 
 
 @pytest.mark.parametrize("name", LAYOUT.names)
-def test_a_constituents_values_land_in_its_rows_and_nowhere_else(name):
+def test_constituent_values_change_only_its_own_rows(name):
     clip, other = full_clip(), full_clip()
     rng = np.random.default_rng(9)
     other[name] = (
@@ -64,7 +64,7 @@ def test_a_constituents_values_land_in_its_rows_and_nowhere_else(name):
 
 
 @pytest.mark.parametrize("name", LAYOUT.names)
-def test_a_left_out_constituent_changes_only_its_own_rows(name):
+def test_missing_constituent_changes_only_its_own_rows(name):
     clip = full_clip()
     matrix, mask = assemble(clip)
     without, mask_without = assemble({key: value for key, value in clip.items() if key != name})
@@ -80,8 +80,8 @@ def test_unknown_values_are_masked_row_by_row():
     clip["pyannote"][3] = np.nan
     clip |= {"age": np.float32(np.nan), "gender": np.int32(-1)}
     matrix, mask = assemble(clip)
-    dead = [LAYOUT["pyannote"].start + 3, LAYOUT["age"].start, LAYOUT["gender"].start]
-    assert not mask[dead].any() and not matrix[dead].any() and mask[:223].sum() == 220
+    unknown_rows = [LAYOUT["pyannote"].start + 3, LAYOUT["age"].start, LAYOUT["gender"].start]
+    assert not mask[unknown_rows].any() and not matrix[unknown_rows].any() and mask[:223].sum() == 220
 
 
 def test_normalisation():
@@ -97,23 +97,23 @@ def test_normalisation():
     assert gender[1] == 1 and gender.sum() == 1
 
 
-def test_another_window_scheme_moves_the_rows_below():
+def test_fewer_windows_move_the_rows_below():
     shorter = Schema((Constituent("titanet", 4, 192, "embedding"),))
     layout = features.make_layout(shorter)
     assert layout["titanet"].rows == 4 and layout["speakernet"].start == LAYOUT["speakernet"].start + 3
 
 
-def test_too_many_rows_are_refused_with_the_sum():
+def test_too_many_rows_are_rejected_with_the_sum():
     with pytest.raises(UserError, match=r"ecapa 1 \+ .*\+ extra 34 .*= 257"):
         features.make_layout(Schema((Constituent("extra", 34, 8, CONTINUOUS),)))
 
 
-def test_unknown_names():
+def test_unknown_input_is_rejected():
     with pytest.raises(UserError, match="unknown constituent 'mell'.*mel"):
         features.check_inputs(("mell",), LAYOUT)
 
 
-def test_dropping_takes_whole_constituents_at_the_rates_asked_for():
+def test_dropout_masks_whole_constituents_at_the_given_rates():
     mask = np.ones((4000, 256), bool)
     mask[:, LAYOUT.blocks[-1].stop :] = False
     keys = jax.random.split(jax.random.key(0), len(mask))
@@ -127,18 +127,18 @@ def test_dropping_takes_whole_constituents_at_the_rates_asked_for():
     assert np.array_equal(np.asarray(features.drop(keys, mask, LAYOUT, {}, 0.0)), mask)
 
 
-def test_the_picture_names_its_rows(dataset, tmp_path, capsys):
+def test_figure_reports_the_known_rows(dataset, tmp_path, capsys):
     out = tmp_path / "features.png"
     features.main(
         ["--data", str(dataset), "--split", "test", "--clip", make_clip(2, "test")["clip_id"], "--out", str(out)]
     )
     assert "193 of 256 rows known" in capsys.readouterr().out  # 79 + 111 + age, gender, ethnicity
     assert Image.open(out).size[0] > 800
-    with pytest.raises(UserError, match="no clip 'nobody'"):
-        features.main(["--data", str(dataset), "--clip", "nobody"])
+    with pytest.raises(UserError, match="no clip 'unknown'"):
+        features.main(["--data", str(dataset), "--clip", "unknown"])
 
 
-def test_labels_reach_the_matrix_from_a_record(dataset):
+def test_labels_in_a_record_reach_the_matrix(dataset):
     clips = Clips(dataset)
     layout = features.make_layout(clips.schema)
     matrix, mask = features.assemble(stack([clips[1], clips[2]]), layout, clips.statistics)
@@ -148,9 +148,9 @@ def test_labels_reach_the_matrix_from_a_record(dataset):
     assert not np.asarray(mask[:, layout["language"].start]).any()
 
 
-def test_the_picture_of_a_clip_in_a_dataset_without_statistics(people_to_test, tmp_path, capsys):
-    """A dataset without a training split has no statistics to scale its features with (fault 9)."""
-    features.main(["--data", str(people_to_test), "--out", str(tmp_path / "features.png")])
+def test_figure_of_a_dataset_without_statistics(eval_only_dataset, tmp_path, capsys):
+    """A dataset without a training split has no statistics to normalise its features (fault 9)."""
+    features.main(["--data", str(eval_only_dataset), "--out", str(tmp_path / "features.png")])
     printed = capsys.readouterr().out
     assert "193 of 256 rows known" in printed and "the clip's own mean and standard deviation" in printed
     assert Image.open(tmp_path / "features.png").size[0] > 800

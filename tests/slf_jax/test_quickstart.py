@@ -15,13 +15,13 @@ def cells():
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def test_the_notebook_stores_no_outputs(cells):
+def test_notebook_stores_no_outputs(cells):
     assert cells
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
 
 
-def test_the_notebook_runs_on_a_trained_system(run, cells, monkeypatch):
-    pytest.importorskip("skimage")  # of the extra `evaluate`
+def test_notebook_runs_on_a_trained_system(run, cells, monkeypatch):
+    pytest.importorskip("skimage")  # in the extra `evaluate`
     import matplotlib
 
     matplotlib.use("Agg")
@@ -32,7 +32,7 @@ def test_the_notebook_runs_on_a_trained_system(run, cells, monkeypatch):
     for number, cell in enumerate(cells):
         source = "".join(cell["source"])
         exec(compile(source, f"{NOTEBOOK.name}, code cell {number}", "exec"), names)
-    drawn = len(plt.get_fignums())
+    figures = len(plt.get_fignums())
     plt.close("all")
     people = len(names["people"])
     assert names["images"].shape == (1, people, 3, 128, 128, 3) and names["images"].dtype == np.uint8
@@ -41,4 +41,4 @@ def test_the_notebook_runs_on_a_trained_system(run, cells, monkeypatch):
     assert not np.array_equal(names["few_steps"][0, :, 0], names["images"][0, :, 0])
     # At scale 0 voice and attributes are ignored, at scale 1 the sweep repeats the first sample.
     np.testing.assert_allclose(names["sweep"][1, :, 0], names["images"][0, :, 0], atol=1)
-    assert drawn == 6
+    assert figures == 6

@@ -23,9 +23,9 @@ def training(step, **numbers):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A run that has come to step 5 of 8 and looked at validation people once."""
-    told = [training(step, step_seconds=2.0, data_wait=0.01, skipped=0) for step in range(1, 6)]
-    (tmp_path / "metrics.jsonl").write_text("".join(told) + line(4, validation_loss=0.3125))
+    """A run at step 5 of 8 that has been validated once."""
+    entries = [training(step, step_seconds=2.0, data_wait=0.01, skipped=0) for step in range(1, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(entries) + line(4, validation_loss=0.3125))
     config = {"train": {"base": {"steps": 8, "batch_size": 4}}, "data": {"dir": "<script>alert(1)</script>"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     return tmp_path
@@ -36,20 +36,20 @@ def draw(folder):
     return (folder / "report.html").read_text()
 
 
-def test_the_page_tells_how_far_the_run_has_come(folder):
+def test_page_shows_the_progress_of_the_run(folder):
     page = draw(folder)
     assert "5 of 8" in page and "0.3125" in page and "10 s" in page  # five steps of two seconds
     assert "Loss by noise level" in page and "Norms" in page and "Skipped steps" not in page
     assert "<h2>upsampler</h2>" not in page
 
 
-def test_the_page_needs_nothing_else(folder):
+def test_page_is_self_contained(folder):
     page = draw(folder)
     assert not re.search(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", page))
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page
 
 
-def test_of_lines_for_one_step_the_later_counts_and_a_last_line_may_be_cut(folder):
+def test_last_line_of_a_step_counts_and_a_truncated_line_is_ignored(folder):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(training(5, loss=7.5) + training(6)[:20])
     (stage,) = read_metrics(folder / "metrics.jsonl")
@@ -58,18 +58,18 @@ def test_of_lines_for_one_step_the_later_counts_and_a_last_line_may_be_cut(folde
     draw(folder)
 
 
-def test_a_finished_run_shows_its_previews(run, tmp_path):
+def test_finished_run_shows_its_previews(run, tmp_path):
     shutil.copytree(run.workdir, tmp_path / "run")
     page = draw(tmp_path / "run")
     assert "40 of 40" in page and "8 of 8" in page
-    assert page.count("data:image/jpeg;base64,") == 5 + 1  # every eight steps of 40 and of 8
+    assert page.count("data:image/jpeg;base64,") == 5 + 1  # one every eight steps: base 40, upsampler 8
     changes = {"after": {"base": 24}, "changes": {"train.log_every": [1, 3]}}
     (tmp_path / "run" / "changes.jsonl").write_text(json.dumps(changes) + "\n")
     page = draw(tmp_path / "run")
     assert "base 24" in page and "train.log_every" in page
 
 
-def test_only_some_previews_are_shown_the_newest_among_them(folder):
+def test_at_most_eight_previews_are_shown_including_the_newest(folder):
     (folder / "samples").mkdir()
     for step in range(1, 31):
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "samples" / f"base_{step:07d}.png")
@@ -87,7 +87,7 @@ def test_only_some_previews_are_shown_the_newest_among_them(folder):
         (training(1) + line("two", loss=1.0), 'line 2: step="two"'),
     ],
 )
-def test_what_cannot_be_drawn_is_told_in_one_line(folder, text, message):
+def test_invalid_metrics_are_reported_in_one_line(folder, text, message):
     if text is None:
         (folder / "metrics.jsonl").unlink()
     else:

@@ -15,7 +15,7 @@ from tfrecords.schema import Constituent, Schema
 
 @pytest.fixture(scope="module")
 def draw(run, tmp_path_factory):
-    """Runs the command; returns its pictures by name (without the contact sheet)."""
+    """Runs the command; returns its images by name, without the contact sheet."""
 
     def main(*flags):
         out = tmp_path_factory.mktemp("faces")
@@ -30,7 +30,7 @@ def error_of(picture, face):
     return metrics.thumbnail_error(np.asarray(picture)[None], face[None])[0]
 
 
-def test_every_face_tells_how_it_came_about(run, draw):
+def test_every_face_records_its_provenance(run, draw):
     faces = draw("--samples", "2", "--scale", "2:1", "--seed", "5", "--without", "mel")
     clips = Clips(run.data.dir, "test")
     name = unique_names([clips[0]["clip_id"]])[0]
@@ -45,32 +45,32 @@ def test_every_face_tells_how_it_came_about(run, draw):
     assert not np.array_equal(first, faces[f"{name}_01"])
 
 
-def test_the_thumbnail_holds_where_there_is_one(run, draw, tmp_path):
+def test_faces_match_the_thumbnail_if_there_is_one(run, draw, tmp_path):
     clip = Clips(run.data.dir, "test")[0]
     name = unique_names([clip["clip_id"]])[0]
     other = np.random.default_rng(0).integers(60, 190, (8, 8, 3)).astype(np.uint8)
     Image.fromarray(other).save(tmp_path / "thumbnail.png")
-    guided, free = draw()[name], draw("--no-thumbnail")[name]
+    own, free = draw()[name], draw("--no-thumbnail")[name]
     foreign = draw("--thumbnail", str(tmp_path / "thumbnail.png"))[name]
-    assert error_of(guided, clip["face"]) < 1 < error_of(free, clip["face"])
+    assert error_of(own, clip["face"]) < 1 < error_of(free, clip["face"])
     assert error_of(foreign, other.repeat(16, 0).repeat(16, 1)) < 1 < error_of(foreign, clip["face"])
     assert free.text["thumbnail"] == "none" and foreign.text["thumbnail"] == "thumbnail.png"
 
 
-def test_any_stage_alone(draw):
+def test_each_stage_runs_alone(draw):
     small, large = draw("--stages", "base"), draw("--stages", "upsampler")
     assert {picture.size for picture in small.values()} == {(32, 32)}
     assert {picture.size for picture in large.values()} == {(128, 128)}
     assert list(large.values())[0].text["checkpoints"].startswith("upsampler ")
 
 
-def test_chosen_clips_come_in_their_order(run, draw):
+def test_clips_are_chosen_by_id(run, draw):
     clips = Clips(run.data.dir, "test")
     ids = [clips[3]["clip_id"], clips[1]["clip_id"]]
     assert set(draw("--clips", ids[0], "--clips", ids[1])) == set(unique_names(ids))
 
 
-def test_names_that_read_the_same_are_told_apart():
+def test_equal_file_names_are_made_unique():
     names = unique_names(["a/b", "a_b", "c"])
     assert len(set(names)) == 3 and names[2] == "c"
 
@@ -84,7 +84,7 @@ def test_names_that_read_the_same_are_told_apart():
         (["--no-thumbnail", "--stages", "upsampler"], "--no-thumbnail"),
         (["--thumbnail", "README.md"], "README.md: the image cannot be read"),
         (["--thumbnail", "none.png"], "none.png: cannot be read .No such file"),
-        (["--clips", "nobody"], "no clip 'nobody'"),
+        (["--clips", "unknown"], "no clip 'unknown'"),
         (["--clips", "a,b"], "no clip 'a,b' .* several ids with spaces between them, --clips ID ID"),
         (["--clips", "a", "b", "a"], "--clips: a is given twice"),
         (["--without", "mel,age,mel"], "--without mel,age,mel: mel is given twice"),
@@ -92,7 +92,7 @@ def test_names_that_read_the_same_are_told_apart():
         (["--people", "0"], "--people 0"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_in_one_line(run, tmp_path, flags, message):
+def test_invalid_arguments_are_rejected_in_one_line(run, tmp_path, flags, message):
     with pytest.raises(UserError, match=message) as error:
         sample.main(["--workdir", run.workdir, "--out", str(tmp_path / "out"), *flags])
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
@@ -110,15 +110,15 @@ def statistics(mean=0.0, std=1.0):
     [
         (Schema((MEL, ECAPA)), statistics(0.5, 2.0), None),
         (Schema((MEL, ECAPA)), None, None),  # a dataset without a training split (fault 9)
-        (Schema((MEL,)), statistics(), "has no 'ecapa'.*or do otherwise"),
+        (Schema((MEL,)), statistics(), "has no 'ecapa'.*or use another run"),
         (Schema((Constituent("mel", 100, 768, "continuous"), ECAPA)), statistics(), "'mel' has rows 100, .* with 111"),
         (Schema((Constituent("mel", 111, 64, "continuous"), ECAPA)), statistics(), "'mel' has width 64, .* with 768"),
         (Schema((MEL, Constituent("ecapa", 1, 192, "embedding", weights="bb"))), statistics(), "has weights bb, .* aa"),
-        (Schema((MEL, ECAPA)), statistics(mean=40.0), "'mel' lies 40.0 standard deviations"),
-        (Schema((MEL, ECAPA)), statistics(std=100.0), "varies 1e\\+02 times"),
+        (Schema((MEL, ECAPA)), statistics(mean=40.0), "'mel' differs by 40.0 standard deviations"),
+        (Schema((MEL, ECAPA)), statistics(std=100.0), "by a factor of 1e\\+02;"),
     ],
 )
-def test_features_other_than_those_of_training_are_refused(schema, given, message):
+def test_features_that_differ_from_training_are_rejected(schema, given, message):
     arguments = (
         ("mel", "ecapa", "age"),
         Schema((MEL, ECAPA)),
@@ -126,7 +126,7 @@ def test_features_other_than_those_of_training_are_refused(schema, given, messag
         schema,
         given,
         "data/other",
-        "do otherwise",
+        "use another run",
     )
     if message is None:
         features.check_same_features(*arguments)
@@ -136,7 +136,7 @@ def test_features_other_than_those_of_training_are_refused(schema, given, messag
         assert "\n" not in str(error.value)
 
 
-def test_a_thumbnail_of_8x8_pixels_is_taken_as_it_is(tmp_path):
+def test_8x8_thumbnail_is_used_unchanged(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "8.png")
     face = read_thumbnail(tmp_path / "8.png")
@@ -144,23 +144,23 @@ def test_a_thumbnail_of_8x8_pixels_is_taken_as_it_is(tmp_path):
     np.testing.assert_array_equal(to_uint8(make_thumbnail(to_float(face[None])))[0], pixels)
 
 
-def test_a_guide_is_read_as_extraction_reads_pictures(tmp_path):
-    """Upright, scaled from 16 bits, blended where it is transparent (fault 12)."""
+def test_thumbnail_is_read_like_images_in_extraction(tmp_path):
+    """16-bit values are scaled, transparent pixels are blended (fault 12)."""
     grey = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(grey).save(tmp_path / "16.png")
     Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "clear.png")
     for name in ("16.png", "clear.png"):
-        eighths = read_thumbnail(tmp_path / name)[8::16, 8::16]
-        np.testing.assert_array_equal(eighths, read_picture(tmp_path / name))
+        pixels = read_thumbnail(tmp_path / name)[8::16, 8::16]
+        np.testing.assert_array_equal(pixels, read_picture(tmp_path / name))
     assert 100 < read_thumbnail(tmp_path / "16.png").mean() < 150
     assert (read_thumbnail(tmp_path / "clear.png") == BACKGROUND).all()
 
 
-def test_a_guide_that_cannot_be_read_is_one_line(tmp_path):
-    """Whatever Pillow raises, and whatever the system says (faults 6 and 11)."""
+def test_unreadable_thumbnail_is_a_one_line_error(tmp_path):
+    """For any exception of Pillow and any error of the file system (faults 6 and 11)."""
     Image.new("RGB", (64, 64), (9, 8, 7)).save(tmp_path / "whole.png")
     data = bytearray((tmp_path / "whole.png").read_bytes())
-    data[8:12] = bytes(4)  # the header's length: a ValueError or SyntaxError within Pillow
+    data[8:12] = bytes(4)  # invalid header length: a ValueError or SyntaxError in Pillow
     (tmp_path / "header.png").write_bytes(data)
     (tmp_path / "cut.png").write_bytes(data[:60])
     (tmp_path / "empty.png").touch()

@@ -16,7 +16,7 @@ def swept(run):
     return Path(run.workdir) / "sweep"
 
 
-def test_a_sweep_writes_its_grid_and_its_figures(swept):
+def test_sweep_writes_its_grid_and_metrics(swept):
     report = json.loads((swept / "metrics.json").read_text())
     assert report["people"] == 5 and report["seed"] == 0 and list(report["scales"]) == ["0", "1", "2.5:1"]
     assert report["samples"] == 2 and report["scales"]["1"]["psnr_sd"] > 0
@@ -50,19 +50,19 @@ def test_a_sweep_writes_its_grid_and_its_figures(swept):
         (["--scales", "1", "--memory", "0.0001"], "one person at 1 scales takes .* GB .* --memory"),
     ],
 )
-def test_what_cannot_be_swept_is_refused_in_one_line(run, tmp_path, flags, message):
+def test_invalid_arguments_are_rejected_in_one_line(run, tmp_path, flags, message):
     with pytest.raises(UserError, match=message) as error:
         sweep.main(["--workdir", run.workdir, "--out", str(tmp_path / "out"), *flags])
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
-def test_a_run_without_checkpoints_says_how_to_train(tmp_path):
+def test_run_without_checkpoints_suggests_training(tmp_path):
     with pytest.raises(UserError, match="slf_jax.train"):
         sweep.main(["--workdir", str(tmp_path), "--scales", "1"])
     assert not list(tmp_path.iterdir())
 
 
-def test_measures():
+def test_image_metrics():
     rng = np.random.default_rng(0)
     real = rng.integers(50, 200, (2, 128, 128, 3)).astype(np.uint8)
     brighter = real + 5

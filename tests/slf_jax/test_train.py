@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -20,25 +21,26 @@ from slf_jax.training.loop import train
 from slf_jax.training.metrics import VALIDATION, drop_lines
 from slf_jax.training.optimizer import make_optimizer
 from slf_jax.training.run import _open_validation, check_same_run
+from slf_jax.training.settings import train_settings
 from slf_jax.training.state import TrainState
 from tfrecords import writer
 from tfrecords.codec import index_shard
 
 
-def test_a_run_can_be_read_without_us(run):
+def test_run_writes_standard_formats(run):
     workdir = Path(run.workdir)
     assert json.loads((workdir / "config.json").read_text())["model"]["base"]["width"] == 16
-    told = lines(run)
+    entries = lines(run)
     for name, last in (("base", 40), ("upsampler", 8)):
-        steps = [line["step"] for line in told if line["stage"] == name and "loss" in line]
+        steps = [line["step"] for line in entries if line["stage"] == name and "loss" in line]
         assert steps == list(range(1, last + 1))
-        assert any("validation_loss" in line for line in told if line["stage"] == name)
+        assert any("validation_loss" in line for line in entries if line["stage"] == name)
         assert (workdir / "samples" / f"{name}_{last:07d}.png").stat().st_size > 1000
-    assert told[0].keys() >= {
+    assert entries[0].keys() >= {
         "loss_by_sigma", "grad_norm", "param_norm", "update_norm", "learning_rate", "images_per_second",
         "step_seconds", "data_wait", "skipped",
     }  # fmt: skip
-    assert all(0 <= line["data_wait"] < 1 and line["step_seconds"] > 0 for line in told if "loss" in line)
+    assert all(0 <= line["data_wait"] < 1 and line["step_seconds"] > 0 for line in entries if "loss" in line)
     events = list(workdir.glob("tensorboard/*/events.out.tfevents.*"))
     assert {path.parent.name for path in events} == {"base", "upsampler"}
     for path in events:  # TensorBoard's files are TFRecords too
@@ -56,7 +58,7 @@ def test_training_lowers_the_loss(run):
     assert validation[-1] < validation[0]
 
 
-def test_running_a_finished_run_again_changes_nothing(run):
+def test_rerunning_a_finished_run_changes_nothing(run):
     before = weights(run)
     assert train(run)
     after = weights(run)
@@ -65,13 +67,13 @@ def test_running_a_finished_run_again_changes_nothing(run):
         np.testing.assert_array_equal(a, b)
 
 
-def test_stopped_killed_and_run_again_it_ends_with_the_same_numbers(fresh_config, run):
+def test_stopped_and_killed_run_resumes_to_identical_results(fresh_config, run):
     config = fresh_config("killed")
     config.stage = "base"
-    for after, blow, status in ((8, signal.SIGTERM, 0), (24, signal.SIGKILL, -signal.SIGKILL)):
+    for after, sent, status in ((8, signal.SIGTERM, 0), (24, signal.SIGKILL, -signal.SIGKILL)):
         process = start_training(config)
         wait_for_checkpoint(config, after, process)
-        process.send_signal(blow)
+        process.send_signal(sent)
         output = process.communicate(timeout=400)[0]
         assert process.returncode == status, output
         assert weights(config)[0] < 40
@@ -84,21 +86,21 @@ def test_stopped_killed_and_run_again_it_ends_with_the_same_numbers(fresh_config
     assert step == 40
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
-    # What was told of steps that a kill undid is told once.
-    told = [(line["step"], line["loss"]) for line in lines(config) if "loss" in line]
-    assert told == [(line["step"], line["loss"]) for line in lines(run) if "loss" in line and line["stage"] == "base"]
+    # Steps that are repeated after a kill are logged once.
+    logged = [(line["step"], line["loss"]) for line in lines(config) if "loss" in line]
+    assert logged == [(line["step"], line["loss"]) for line in lines(run) if "loss" in line and line["stage"] == "base"]
 
 
 @pytest.fixture
 def copy(run, tmp_path):
-    """The finished run once more, in a folder of its own."""
+    """A copy of the finished run in its own folder."""
     config = run.copy_and_resolve_references()
     config.workdir = str(tmp_path / "run")
     shutil.copytree(run.workdir, config.workdir)
     return config
 
 
-def flip_a_bit(workdir, step):
+def flip_bit(workdir, step):
     item = Path(workdir) / "checkpoints" / "base" / str(step) / "ema"
     data = max(item.rglob("d/*"), key=lambda p: p.stat().st_size)
     content = bytearray(data.read_bytes())
@@ -106,21 +108,21 @@ def flip_a_bit(workdir, step):
     data.write_bytes(content)
 
 
-def test_a_damaged_checkpoint_is_never_used(copy):
-    flip_a_bit(copy.workdir, 40)
+def test_damaged_checkpoint_is_never_used(copy):
+    flip_bit(copy.workdir, 40)
     with pytest.raises(UserError, match=r"base/40: (damaged|cannot be read).*--skip-damaged to use the previous one"):
         load(copy.workdir)
     copy.train.base.steps = 48
     with pytest.raises(UserError, match="base/40: (damaged|cannot be read).*--skip-damaged .* resume from step 32"):
         train(copy)
-    assert weights(copy)[0] == 40  # nothing was touched
+    assert weights(copy)[0] == 40  # no file was changed
     assert train(copy, skip_damaged=True)
     assert weights(copy)[0] == 48
     assert (Path(copy.workdir) / "checkpoints" / "damaged-base-40").is_dir()
     load(copy.workdir)
 
 
-def test_a_harmless_change_is_recorded(run, copy, capsys):
+def test_compatible_change_is_recorded(run, copy, capsys):
     copy.train.log_every, copy.model.base.remat = 3, True
     assert train(copy)
     assert "train.log_every: 1 -> 3" in capsys.readouterr().out
@@ -131,21 +133,21 @@ def test_a_harmless_change_is_recorded(run, copy, capsys):
     assert json.loads((Path(copy.workdir) / "config.json").read_text())["train"]["log_every"] == 3
 
 
-def test_other_features_than_the_run_was_begun_with_are_refused(copy, dataset, tmp_path):
+def test_resuming_with_other_features_is_rejected(copy, dataset, tmp_path):
     shutil.copytree(dataset, tmp_path / "other")
     metadata = json.loads((tmp_path / "other" / "metadata.json").read_text())
     metadata["statistics"]["mel"]["mean"] = [40.0] * 768
     (tmp_path / "other" / "metadata.json").write_text(json.dumps(metadata))
     copy.data.dir = str(tmp_path / "other")
-    with pytest.raises(UserError, match="other: 'mel' lies .* standard deviations .*another --config.workdir"):
+    with pytest.raises(UserError, match="other: .*'mel' differs by .* standard deviations .*another --config.workdir"):
         train(copy)
 
 
-def test_a_dataset_of_test_people_alone_cannot_be_trained_on(fresh_config, people_to_test):
-    """Without a training split there is nothing to train on, and that is one line (fault 9)."""
-    config = fresh_config("test_people")
-    config.data.dir = str(people_to_test)
-    with pytest.raises(UserError, match=f"{people_to_test}: no clips in split 'train'; it has test$"):
+def test_dataset_without_training_split_is_rejected(fresh_config, eval_only_dataset):
+    """A dataset without a training split is a one-line error in training (fault 9)."""
+    config = fresh_config("eval_only")
+    config.data.dir = str(eval_only_dataset)
+    with pytest.raises(UserError, match=f"{eval_only_dataset}: no clips in split 'train'; it has test$"):
         train(config)
     assert not (Path(config.workdir) / "config.json").exists()
 
@@ -155,7 +157,7 @@ def toy_state(step):
     return TrainState(np.int32(step), np.int32(0), np.float32(1), numbers, numbers, ())
 
 
-def test_the_newest_and_the_best_checkpoints_stay(run, tmp_path):
+def test_newest_and_best_checkpoints_are_kept(run, tmp_path):
     with Checkpoints(run.workdir, "base") as checkpoints:
         meta = checkpoints.meta(40)
     with Checkpoints(tmp_path, "base", max_to_keep=2, keep_best=1) as checkpoints:
@@ -167,44 +169,44 @@ def test_the_newest_and_the_best_checkpoints_stay(run, tmp_path):
         assert checkpoints.restore(2, toy_state(0)).params["w"][0] == 2
 
 
-def test_the_best_checkpoint_can_be_sampled_from(run):
-    told = {line["step"]: line[VALIDATION] for line in lines(run) if VALIDATION in line}
+def test_best_checkpoint_can_be_loaded(run):
+    losses = {line["step"]: line[VALIDATION] for line in lines(run) if VALIDATION in line}
     with Checkpoints(run.workdir, "base") as checkpoints:
         kept = checkpoints._manager.all_steps()
-        assert checkpoints.best() == min(kept, key=told.get)
+        assert checkpoints.best() == min(kept, key=losses.get)
     assert load(run.workdir, "best").params.keys() == {"base", "upsampler"}
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of three megabytes."""
+    """A file system with a capacity of 3 MB."""
     path = tmp_path / "disk"
     path.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", path], capture_output=True)
     if made.returncode:
-        pytest.skip("needs the right to mount a file system")
+        pytest.skip("needs permission to mount a file system")
     yield path
     subprocess.run(["umount", path], check=True)
 
 
-def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(fresh_config, run, small_disk):
+def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(fresh_config, run, small_disk):
     config = fresh_config("full")
     config.update(stage="base", compilation_cache=run.compilation_cache)
     config.train.update(preview_every=1000, max_to_keep=100)
-    given = Path(config.workdir)
+    original_workdir = Path(config.workdir)
     process = start_training(config, f"--config.workdir={small_disk / 'run'}")
     output = process.communicate(timeout=180)[0]
-    told = re.findall(r"\berror: .*", output)  # TensorStore's threads may print before, after and on the same line
-    assert process.returncode == 2 and len(told) == 1, output
-    assert "No space left on device" in told[0] and "run the same command again" in told[0]
+    errors = re.findall(r"\berror: .*", output)  # TensorStore's threads may print before, after and on the same line
+    assert process.returncode == 2 and len(errors) == 1, output
+    assert "No space left on device" in errors[0] and "run the same command again" in errors[0]
     with Checkpoints(small_disk / "run", "base") as checkpoints:
         step = checkpoints.latest()
         like = jax.eval_shape(lambda: checkpoints._manager.restore(step)["ema"])
         assert step >= 8 and checkpoints.restore_ema(step, like)
-    shutil.rmtree(given)
+    shutil.rmtree(original_workdir)
 
 
-def test_a_new_run_starts_from_the_weights_of_another(run, fresh_config):
+def test_new_run_starts_from_the_weights_of_another(run, fresh_config):
     config = fresh_config("fine")
     config.update(init_from=run.workdir, compilation_cache=run.compilation_cache)
     set_stages(config, learning_rate=(1e-30, 1e-30), steps=(8, 8))
@@ -219,19 +221,19 @@ def test_a_new_run_starts_from_the_weights_of_another(run, fresh_config):
         train(wider)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_step_and_module(run, fresh_config):
+def test_non_finite_loss_ends_the_run_and_names_step_and_module(run, fresh_config):
     config = fresh_config("nan")
     config.update(stage="base", compilation_cache=run.compilation_cache)
     config.train.base.learning_rate = 1e30
-    # The first update is enormous, the second step meets its result.
+    # The first update is enormous, which makes the loss of the second step overflow.
     with pytest.raises(UserError, match=r"step 2 of stage base: the loss is .*not finite is the output of \w+/\w+"):
         train(config)
     assert not list(Path(config.workdir).glob("checkpoints/base/[0-9]*"))
     assert [line["step"] for line in lines(config)] == [1]
 
 
-def test_what_is_done_every_0_steps_is_never_done_but_the_end_is_saved(run, fresh_config):
-    """(fault 16)"""
+def test_interval_of_0_disables_an_action_but_the_last_step_is_saved(run, fresh_config):
+    """An interval of 0 raised a ZeroDivisionError (fault 16)."""
     config = fresh_config("off")
     config.update(stage="base", compilation_cache=run.compilation_cache)
     config.train.base.steps = 8
@@ -240,7 +242,7 @@ def test_what_is_done_every_0_steps_is_never_done_but_the_end_is_saved(run, fres
     workdir = Path(config.workdir)
     assert [path.name for path in workdir.glob("checkpoints/base/[0-9]*")] == ["8"]
     assert lines(config) == [] and not list(workdir.glob("samples/*"))
-    assert Path(run.workdir, "samples").exists() and lines(run)  # where they are not 0
+    assert Path(run.workdir, "samples").exists() and lines(run)  # with intervals above 0
 
 
 def test_spikes_are_skipped_and_counted(run, fresh_config):
@@ -248,31 +250,32 @@ def test_spikes_are_skipped_and_counted(run, fresh_config):
     config.update(stage="base", compilation_cache=run.compilation_cache)
     config.train.base.steps, config.train.skip_spikes = 16, 1.0
     assert train(config)
-    told = [line for line in lines(config) if "loss" in line]
-    assert 0 < told[-1]["skipped"] < 16
-    schedule = make_optimizer(config.train, "base")[1]
-    skipped = [0, *(line["skipped"] for line in told)]
-    rates = [float(schedule(step - gone)) for step, gone in enumerate(skipped[:-1])]
-    np.testing.assert_allclose([line["learning_rate"] for line in told], rates, rtol=1e-5)
-    for before, after in zip(told, told[1:], strict=False):
-        stands = before["param_norm"] == after["param_norm"]
-        assert stands == (after["skipped"] == before["skipped"] + 1)
+    entries = [line for line in lines(config) if "loss" in line]
+    assert 0 < entries[-1]["skipped"] < 16
+    schedule = make_optimizer(train_settings(config, "base"))[1]
+    skipped = [0, *(line["skipped"] for line in entries)]
+    rates = [float(schedule(step - count)) for step, count in enumerate(skipped[:-1])]
+    np.testing.assert_allclose([line["learning_rate"] for line in entries], rates, rtol=1e-5)
+    for before, after in zip(entries, entries[1:], strict=False):
+        unchanged = before["param_norm"] == after["param_norm"]
+        assert unchanged == (after["skipped"] == before["skipped"] + 1)
 
 
 @pytest.mark.parametrize("warmup_steps, first", [(0, 1.0), (1, 1.0), (4, 0.25)])
-def test_the_first_step_learns_and_the_last_has_the_final_rate(fresh_config, warmup_steps, first):
-    """Step 1 always had the rate 0, and the last step more than the final rate (fault 21)."""
-    settings = fresh_config("rates").train
-    settings.base.update(learning_rate=2e-3, steps=20)
-    settings.update(warmup_steps=warmup_steps, final_lr_fraction=0.1)
-    rates = [float(make_optimizer(settings, "base")[1](count)) for count in range(20)]
+def test_rate_is_positive_in_the_first_step_and_final_in_the_last(fresh_config, warmup_steps, first):
+    """Step 1 always had a rate of 0, and the last step more than the final rate (fault 21)."""
+    settings = dataclasses.replace(
+        train_settings(fresh_config("rates"), "base"), learning_rate=2e-3, steps=20, warmup_steps=warmup_steps,
+        final_lr_fraction=0.1,
+    )  # fmt: skip
+    rates = [float(make_optimizer(settings)[1](count)) for count in range(20)]
     assert rates[0] == pytest.approx(first * 2e-3) and rates[-1] == pytest.approx(2e-4)
     assert max(rates) == pytest.approx(2e-3) == rates[max(warmup_steps, 1) - 1]
-    settings.base.steps = 1
-    assert float(make_optimizer(settings, "base")[1](0)) == pytest.approx(2e-3)
+    single_step = dataclasses.replace(settings, steps=1)
+    assert float(make_optimizer(single_step)[1](0)) == pytest.approx(2e-3)
 
 
-def test_a_profile_is_written_where_tensorboard_finds_it(run, fresh_config):
+def test_profile_is_written_for_tensorboard(run, fresh_config):
     config = fresh_config("profiled")
     config.update(stage="base", compilation_cache=run.compilation_cache, profile_steps=2)
     config.train.base.steps = 16
@@ -281,7 +284,7 @@ def test_a_profile_is_written_where_tensorboard_finds_it(run, fresh_config):
     assert trace.stat().st_size > 1000
 
 
-def test_a_checkpoint_of_another_width_is_refused(run, system):
+def test_checkpoint_of_another_width_is_rejected(run, system):
     like = jax.eval_shape(system.stages["base"].init, jax.random.key(0))
     wider = jax.tree.map(lambda x: np.empty([2 * n for n in x.shape], x.dtype), like)
     with Checkpoints(run.workdir, "base") as checkpoints:
@@ -290,7 +293,7 @@ def test_a_checkpoint_of_another_width_is_refused(run, system):
             checkpoints.restore_ema(40, wider)
 
 
-def test_a_digest_sees_one_flipped_bit_and_a_swap():
+def test_digest_detects_a_flipped_bit_and_a_swap():
     tree = {"a": np.ones(5, np.float32), "b": np.zeros(5, np.float32)}
     flipped = jax.tree.map(np.copy, tree)
     flipped["a"].view(np.uint8)[7] ^= 1
@@ -316,7 +319,7 @@ def test_a_digest_sees_one_flipped_bit_and_a_swap():
         ("train.cond_drop", float("nan"), "cond_drop=nan: must be"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(run, fresh_config, key, value, message):
+def test_invalid_settings_are_rejected_in_one_line(run, fresh_config, key, value, message):
     config = run.copy_and_resolve_references()
     if key in ("parallel", "init_from"):
         config.workdir = fresh_config("refused").workdir
@@ -328,28 +331,28 @@ def test_what_cannot_work_is_refused_in_one_line(run, fresh_config, key, value, 
     assert (Path(run.workdir) / "config.json").read_bytes() == before
 
 
-def test_a_run_that_lost_its_config_is_told(fresh_config):
+def test_run_without_its_config_is_reported(fresh_config):
     config = fresh_config("lost")
     (Path(config.workdir) / "checkpoints/base/8").mkdir(parents=True)
     with pytest.raises(UserError, match="config.json: missing"):
         check_same_run(config, Path(config.workdir))
 
 
-def test_too_little_memory_is_told_with_the_batch_size(fresh_config):
+def test_out_of_memory_error_names_the_batch_size(fresh_config):
     with pytest.raises(UserError, match="out of memory: lower config.train.STAGE.batch_size") as error:
         with explain_resource_errors(fresh_config("large")):
             jax.numpy.zeros((1 << 30, 1 << 16)).block_until_ready()
     assert "\n" not in str(error.value)
 
 
-def test_a_run_directory_may_have_any_name(run, tmp_path, monkeypatch):
-    """(fault 3)"""
+def test_run_directory_may_have_any_name(run, tmp_path, monkeypatch):
+    """Checkpoints in folders with glob characters were saved but could not be read (fault 3)."""
     monkeypatch.chdir(tmp_path)
     config = run.copy_and_resolve_references()
     config.update(stage="base", workdir="-sweep[width=32]/*?{a} 'b' %41 ü::c:d#")
-    assert train(config) and train(config)  # the second time it is only read
+    assert train(config) and train(config)  # the second call only reads the run
     trained = load(config.workdir, stages=("base",))
-    shutil.copytree(Path(config.workdir, "checkpoints"), "plain/checkpoints")  # and by any other
+    shutil.copytree(Path(config.workdir, "checkpoints"), "plain/checkpoints")  # it can also be read under a plain name
     assert load("plain", stages=("base",)).digests == trained.digests
     shutil.copytree(run.workdir, "[of another]/x")
     assert load("[of another]/x").digests == load(run.workdir).digests
@@ -360,8 +363,8 @@ def test_a_run_directory_may_have_any_name(run, tmp_path, monkeypatch):
         assert not Path(name).exists()
 
 
-def test_a_checkpoint_is_read_back_before_older_ones_are_removed(run, tmp_path):
-    """(fault 3)"""
+def test_checkpoint_is_read_back_before_older_ones_are_removed(run, tmp_path):
+    """Older checkpoints were removed before the new one had been verified (fault 3)."""
     with Checkpoints(run.workdir, "base") as checkpoints:
         meta = checkpoints.meta(40)
     with pytest.raises(UserError, match=r"base/2: .*just been written.*--skip-damaged resumes from step 1"):
@@ -369,23 +372,23 @@ def test_a_checkpoint_is_read_back_before_older_ones_are_removed(run, tmp_path):
             checkpoints.save(toy_state(1), meta)
             checkpoints.save(toy_state(2), meta)
             checkpoints._manager.wait_until_finished()
-            flip_a_bit(tmp_path, 2)
+            flip_bit(tmp_path, 2)
             checkpoints.save(toy_state(3), meta)
     with Checkpoints(tmp_path, "base", max_to_keep=1) as checkpoints:
         assert checkpoints._manager.all_steps() == [1, 2]
         assert checkpoints.resume(toy_state(0), skip_damaged=True).params["w"][0] == 1
         checkpoints.save(toy_state(2), meta)
         checkpoints._manager.wait_until_finished()
-        flip_a_bit(tmp_path, 2)
-        with pytest.raises(UserError, match="just been written"):  # at the end as well
+        flip_bit(tmp_path, 2)
+        with pytest.raises(UserError, match="just been written"):  # on exit as well
             checkpoints.__exit__(None, None, None)
     with Checkpoints(tmp_path, "base", max_to_keep=1) as checkpoints:
         assert checkpoints.resume(toy_state(0), skip_damaged=True).params["w"][0] == 1
     assert (tmp_path / "checkpoints" / "damaged-base-2-again").is_dir()
 
 
-def test_a_damaged_validation_split_is_not_trained_without(run, dataset, tmp_path):
-    """(fault 7)"""
+def test_damaged_validation_split_is_an_error(run, dataset, tmp_path):
+    """Training continued without validation if a shard was missing (fault 7)."""
     shutil.copytree(dataset, tmp_path / "copy")
     (tmp_path / "copy" / writer.shard_name("validation", 0, 1)).unlink()
     settings = run.data.copy_and_resolve_references()
@@ -399,8 +402,8 @@ def test_a_damaged_validation_split_is_not_trained_without(run, dataset, tmp_pat
 
 
 @pytest.mark.parametrize("file", ["config.json", "metrics.jsonl"])
-def test_a_damaged_file_of_the_run_is_named(copy, file):
-    """(fault 7)"""
+def test_damaged_file_of_a_run_is_named(copy, file):
+    """Damaged files must not be treated like absent ones (fault 7)."""
     path = Path(copy.workdir) / file
     path.write_text("{" + path.read_text())
     with pytest.raises(UserError, match=file) as error:
@@ -425,8 +428,8 @@ with stop_signals():
 """
 
 
-def test_a_second_ctrl_c_while_compiling_ends_at_once():
-    """(fault 17)"""
+def test_second_ctrl_c_while_compiling_ends_at_once():
+    """A second Ctrl-C ends the command with one line (fault 17)."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-c", COMPILING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -443,14 +446,14 @@ def test_a_second_ctrl_c_while_compiling_ends_at_once():
     assert process.returncode == 130
 
 
-def test_a_cache_that_cannot_be_is_done_without(tmp_path, capsys):
-    """(fault 17)"""
+def test_unusable_cache_is_skipped_with_a_note(tmp_path, capsys):
+    """A user without a home directory can train (fault 17)."""
     before = jax.config.jax_compilation_cache_dir
     (tmp_path / "file").write_text("")
     for directory, reason in (
-        ("~nobody-of-this-name/xla", "home directory is not known"), (f"{tmp_path}/file/xla", "is a file"),
+        ("~no-such-user/xla", "home directory is not known"), (f"{tmp_path}/file/xla", "is a file"),
     ):  # fmt: skip
         distributed.use_compilation_cache(directory)
-        told = capsys.readouterr().err
-        assert told.startswith("note: compiled programs are not cached") and reason in told
+        note = capsys.readouterr().err
+        assert note.startswith("note: compiled programs are not cached") and reason in note
     assert jax.config.jax_compilation_cache_dir == before

@@ -1,4 +1,4 @@
-"""A cascade small enough to compile in a second or two."""
+"""A cascade that compiles in a second or two, and helpers to train it."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def set_stages(config, **settings):
 
 
 def write_config(config):
-    """The config as a file that commands take; its path."""
+    """Writes the config to a file for `--config`; returns its path."""
     path = Path(config.workdir) / "given.py"
     path.write_text(
         "import json, ml_collections\n"
@@ -47,24 +47,24 @@ def write_config(config):
 
 
 def start_training(config, *overrides, devices=1, program=("-m", "slf_jax.train")):
-    """Training in a process of its own: numbers compared bitwise must come from processes alike."""
+    """Starts training in its own process: runs that are compared bitwise need the same environment."""
     command = [sys.executable, *program, "--config", str(write_config(config)), *overrides]
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def wait_for_checkpoint(config, step, process, name="base", seconds=120):
-    """Waits until a running training has saved that step."""
+    """Waits until a training process has saved this step."""
     path = Path(config.workdir) / "checkpoints" / name / str(step) / "_CHECKPOINT_METADATA"
-    end = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not path.exists():
         assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < end, f"{path} did not appear"
+        assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.05)
 
 
 def weights(config, name="base"):
-    """All numbers of a run's newest checkpoint, and its step."""
+    """The step of a run's newest checkpoint, and all its arrays."""
     with Checkpoints(config.workdir, name) as checkpoints:
         step = checkpoints.latest()
         restored = checkpoints._manager.restore(step)
@@ -72,5 +72,5 @@ def weights(config, name="base"):
 
 
 def lines(config):
-    """What metrics.jsonl holds."""
+    """The entries of metrics.jsonl."""
     return [json.loads(line) for line in (Path(config.workdir) / "metrics.jsonl").read_text().splitlines()]

@@ -48,19 +48,19 @@ def test_space_to_depth_and_back():
     np.testing.assert_array_equal(space_to_depth(x, 4)[0, 1, 0], x[0, 4:8, 0:4].reshape(-1))
 
 
-def test_scale_zero_ignores_the_conditions_and_others_do_not(sample, batch):
+def test_only_scale_zero_ignores_the_conditions(sample, batch):
     own, other = sample(batch, [0, 1]), sample(other_conditions(batch), [0, 1])
     np.testing.assert_array_equal(own[0], other[0])
     assert np.abs(own[1] - other[1]).mean() > 1e-3
 
 
-def test_scale_zero_still_follows_the_guide(sample, batch):
+def test_scale_zero_still_follows_the_thumbnail(sample, batch):
     faces = {**batch, "face": np.roll(batch["face"], 1, 0)}
     assert np.abs(sample(batch, [0, 1])[0] - sample(faces, [0, 1])[0]).mean() > 1e-2
 
 
 def test_scale_one_is_plain_conditional_sampling(system, params, config, batch, sample):
-    """By hand: both stages with the conditional denoiser alone, its estimate clipped and matched to the thumbnail."""
+    """Equals sampling by hand with the conditional denoiser only, its estimate clipped and matched to the thumbnail."""
     settings = sample_settings(config)
     sigmas = noise.karras_sigmas(settings.steps, settings.sigma_min, settings.sigma_max, settings.rho)
     matrix, mask = system.features(batch)
@@ -81,7 +81,7 @@ def test_scale_one_is_plain_conditional_sampling(system, params, config, batch, 
     np.testing.assert_allclose(sample(batch, [0.0, 1.0])[1], image, atol=2e-3)
 
 
-def test_conditions_computed_once_equal_conditions_computed_each_step(system, params, batch):
+def test_cached_conditions_equal_conditions_computed_each_step(system, params, batch):
     stage, p = system.stages["base"], params["base"]
     matrix, mask = system.features(batch)
     thumbnails = make_thumbnail(to_float(batch["face"]))
@@ -96,7 +96,7 @@ def test_conditions_computed_once_equal_conditions_computed_each_step(system, pa
 
 
 def matmul_flops(jaxpr):
-    """Multiply-adds of the matrix products and convolutions of a program, a loop's as often as it runs."""
+    """Multiply-adds of the matrix products and convolutions of a program, counted for every iteration of a loop."""
     total = 0
     for eqn in jaxpr.eqns:
         times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
@@ -111,7 +111,7 @@ def matmul_flops(jaxpr):
     return total
 
 
-def test_more_steps_cost_no_more_conditioning(system, params, config, batch):
+def test_cost_of_conditioning_does_not_grow_with_steps(system, params, config, batch):
     count, stage = len(batch["face"]), system.stages["base"]
     noises, scales = person_noise(0, jnp.arange(count)), jnp.ones((1, 2))
     faces = to_float(batch["face"])
@@ -138,13 +138,13 @@ def test_more_steps_cost_no_more_conditioning(system, params, config, batch):
     )
     three, six, twelve = (matmul_flops(sampling(steps)) for steps in (3, 6, 12))
     assert twelve - six == 2 * (six - three) > 0
-    # A step is two evaluations, with the conditions and without, and nothing else.
+    # A step is exactly two evaluations, one with and one without the conditions.
     upsampling = matmul_flops(jax.make_jaxpr(lambda x: upsample(x, 32))(make_thumbnail(faces)).jaxpr)
     assert six - three == 3 * 2 * (evaluation - conditioning - upsampling)
 
 
 def test_shared_conditions_equal_repeated_ones(system, params, batch):
-    """The null branch is computed once; its keys serve all people."""
+    """The null branch is computed once; all people share its keys."""
     stage, p = system.stages["base"], params["base"]
     matrix, mask = system.features(batch)
     one, six = (stage.condition(p, 0 * matrix[:n], 0 * mask[:n] > 0) for n in (1, 6))
@@ -154,7 +154,7 @@ def test_shared_conditions_equal_repeated_ones(system, params, batch):
     np.testing.assert_allclose(denoise(x, jnp.ones(6), one), denoise(x, jnp.ones(6), six), atol=1e-5)
 
 
-def test_masked_rows_cannot_reach_the_output(system, params, batch):
+def test_masked_rows_do_not_affect_the_conditions(system, params, batch):
     matrix, mask = system.features(batch)
     block = system.layout["mel"]
     mask = np.asarray(mask).copy()
@@ -170,22 +170,22 @@ def test_masked_rows_cannot_reach_the_output(system, params, batch):
         np.testing.assert_array_equal(a, b)
 
 
-def test_people_and_scales_do_not_touch_each_other(sample, batch):
+def test_people_and_scales_are_independent(sample, batch):
     order = np.array([4, 1, 0, 5, 3, 2])
     moved = {key: value[order] for key, value in batch.items()}
     found = sample(moved, [4, 1], people=jnp.array(order))
     np.testing.assert_allclose(found, sample(batch, [1, 4])[::-1, order], atol=1e-3)
 
 
-def test_noise_belongs_to_the_person():
-    whole, one = person_noise(3, jnp.arange(5)), person_noise(3, jnp.array([4]))
+def test_noise_is_fixed_per_person():
+    five, one = person_noise(3, jnp.arange(5)), person_noise(3, jnp.array([4]))
     for name in STAGES:
-        np.testing.assert_allclose(whole[name].first[4], one[name].first[0], atol=1e-5)
-        assert whole[name].keys[4] == one[name].keys[0] != whole[name].keys[3]
-        assert not np.array_equal(whole[name].first[4], whole[name].first[3])
+        np.testing.assert_allclose(five[name].first[4], one[name].first[0], atol=1e-5)
+        assert five[name].keys[4] == one[name].keys[0] != five[name].keys[3]
+        assert not np.array_equal(five[name].first[4], five[name].first[3])
 
 
-def test_without_a_guide_the_thumbnail_cannot_reach_the_output(sample, batch):
+def test_thumbnail_has_no_effect_if_it_is_not_used(sample, batch):
     faces = {**batch, "face": np.roll(batch["face"], 1, 0)}
     np.testing.assert_array_equal(
         sample(batch, [0, 1], use_thumbnail=False), sample(faces, [0, 1], use_thumbnail=False)
@@ -194,7 +194,7 @@ def test_without_a_guide_the_thumbnail_cannot_reach_the_output(sample, batch):
     assert np.abs(sample(batch, [0, 1], use_thumbnail=False)[1] - others[1]).mean() > 1e-3
 
 
-def test_guide_consistency_makes_the_thumbnail_exact(sample, batch):
+def test_thumbnail_consistency_makes_the_thumbnail_exact(sample, batch):
     thumbnails = make_thumbnail(to_float(batch["face"]))
     for image in sample(batch, [0, 4]):
         assert np.abs(make_thumbnail(image) - thumbnails).max() < 1e-4
@@ -203,7 +203,7 @@ def test_guide_consistency_makes_the_thumbnail_exact(sample, batch):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_the_loss_sees_guide_dropout_only_in_the_base_stage(system, params, batch, name):
+def test_thumbnail_dropout_changes_the_loss_only_in_the_base_stage(system, params, batch, name):
     stage, keys = system.stages[name], jax.random.split(jax.random.key(0), 6)
     matrix, mask = system.features(batch)
     faces = to_float(batch["face"])
@@ -236,7 +236,7 @@ def test_the_loss_sees_guide_dropout_only_in_the_base_stage(system, params, batc
         ("sample.steps", 0, "steps=0: must be a whole number from 1"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(config, system, key, value, message):
+def test_invalid_settings_are_rejected(config, system, key, value, message):
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=message):
@@ -244,7 +244,7 @@ def test_settings_that_do_not_fit_are_refused(config, system, key, value, messag
         sample_settings(changed)
 
 
-def test_systems_with_like_networks_are_one_program_whatever_they_see(config, system, params, batch):
+def test_systems_with_different_inputs_share_one_program(config, system, params, batch):
     def build(*inputs):
         changed = config.copy_and_resolve_references()
         changed.model.supported_inputs, changed.data.inputs = config.data.inputs, inputs
@@ -255,16 +255,16 @@ def test_systems_with_like_networks_are_one_program_whatever_they_see(config, sy
             params["base"], system.mask_unused_inputs(records)
         )
 
-    whole, deaf, other = build("mel", "age", "gender"), build("age", "gender"), {**batch, "mel": batch["mel"][::-1]}
-    assert compiled(whole, batch).as_text() == compiled(deaf, batch).as_text()
+    full, no_audio, other = build("mel", "age", "gender"), build("age", "gender"), {**batch, "mel": batch["mel"][::-1]}
+    assert compiled(full, batch).as_text() == compiled(no_audio, batch).as_text()
     conds = [compiled(each, batch).compile()(params["base"], each.mask_unused_inputs(records)).pooled
-             for each in (whole, deaf) for records in (batch, other)]  # fmt: skip
+             for each in (full, no_audio) for records in (batch, other)]  # fmt: skip
     assert np.abs(conds[0] - conds[1]).max() > 1e-2
     np.testing.assert_array_equal(conds[2], conds[3])
 
 
 def test_the_papers_settings_train_and_sample(config, system, params, batch):
-    """Noise prediction, cosine and linear levels, min-SNR, ancestral steps, dynamic thresholds: settings only."""
+    """Noise prediction, cosine and linear schedules, min-SNR, ancestral steps, dynamic thresholds: all are settings."""
     paper = load_config("configs/paper.py")
     paper.model, paper.data.inputs, paper.sample.steps = config.model, config.data.inputs, 3
     rebuilt = build_system(paper, system.layout, system.statistics)
@@ -288,19 +288,19 @@ def test_the_papers_settings_train_and_sample(config, system, params, batch):
     [
         ("configs/demo.py", (1.5, 3), (1.5, 3)),
         ("configs/base.py", (50, 100), (50, 100)),
-        # The original's U-Nets have 604 M and 493 M.
+        # The U-Nets of the original have 604 M and 493 M parameters.
         ("configs/paper.py", (480, 720), (400, 620)),
     ],
 )
-def test_presets_have_about_the_millions_of_parameters_they_should(path, base, upsampler):
+def test_presets_have_the_expected_number_of_parameters(path, base, upsampler):
     system = build_system(load_config(path), features.make_layout(Schema(())), {})
-    for name, (least, most) in (("base", base), ("upsampler", upsampler)):
+    for name, (low, high) in (("base", base), ("upsampler", upsampler)):
         shapes = jax.eval_shape(system.stages[name].init, jax.random.key(0))
-        assert least < sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 < most
+        assert low < sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 < high
 
 
 def shapes(jaxpr):
-    """The shapes of all that a program computes."""
+    """The shapes of all values that a program computes."""
     for eqn in jaxpr.eqns:
         yield from (out.aval.shape for out in eqn.outvars)
         for inner in jax.extend.core.jaxprs_in_params(eqn.params):
@@ -322,15 +322,15 @@ def sweep(system, params, config, batch):
 
 @pytest.mark.parametrize("interval", [(), (0.5, 5.0)])
 def test_keys_and_values_are_not_copied_for_each_scale(sweep, system, params, batch, interval):
-    """With a guidance interval they were, [S, B, N, heads, head_width] of each (fault 23)."""
+    """With a guidance interval each was copied to [S, B, N, heads, head_width] (fault 23)."""
     cond = system.stages["base"].condition(params["base"], *system.features(batch))
     found = set(shapes(jax.make_jaxpr(lambda s: sweep(batch, s, interval))(jnp.array([0.0, 1.0, 2.0, 3.0, 4.0])).jaxpr))
     assert cond.keys and all(key.shape in found for key in cond.keys)
     assert not found & {(5, *each.shape) for each in (*cond.keys, *cond.values)}
 
 
-def test_scale_zero_ignores_the_conditions_outside_an_interval_too(sweep, batch):
-    """Beside other scales and alone; the other scales' images do not depend on whether 0 is among them (fault 23)."""
+def test_scale_zero_ignores_the_conditions_with_a_guidance_interval(sweep, batch):
+    """With other scales and alone; images at other scales do not depend on whether 0 is one of them (fault 23)."""
     run = jax.jit(lambda batch, scales: sweep(batch, scales, (0.5, 5.0)))
     pair = jnp.array([0.0, 1.0])
     own, other = (np.asarray(run(each, pair)) for each in (batch, other_conditions(batch)))

@@ -1,4 +1,4 @@
-"""Closed forms: a Gaussian's exact denoiser, the samplers' order of convergence, the identities of Karras et al."""
+"""Closed forms: the exact denoiser of a Gaussian, orders of convergence, identities of Karras et al."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def gaussian(mean, std):
 
 
 def exact(x, mean, std):
-    """Where the probability flow carries x from SIGMA_MAX to 0."""
+    """The solution of the probability flow ODE from x at SIGMA_MAX to sigma 0."""
     return mean + (x - mean) * std / np.sqrt(std**2 + SIGMA_MAX**2)
 
 
@@ -29,24 +29,24 @@ def churning(denoise, x, sigmas, keys):
 
 
 @pytest.mark.parametrize(
-    "sampler, steps, close",
+    "sampler, steps, tolerance",
     [("heun", 40, 0.01), ("dpmpp_2m", 40, 0.01), ("churn", 40, 0.02), ("ddim", 40, 0.03), ("ancestral", 400, 0.01)],
 )
-def test_samplers_reach_a_gaussians_mean_and_spread(sampler, steps, close):
+def test_samplers_reach_the_mean_and_std_of_a_gaussian(sampler, steps, tolerance):
     x = SIGMA_MAX * jax.random.normal(jax.random.key(0), (20_000, 1, 1, 1))
     sigmas = noise.karras_sigmas(steps, 2e-3, SIGMA_MAX)
     run = (samplers.SAMPLERS | {"churn": churning})[sampler]
     data = np.asarray(run(gaussian(0.7, 0.3), x, sigmas, keys_for(x)))
-    assert abs(data.mean() - 0.7) < 0.01 and abs(data.std() - 0.3) < close
+    assert abs(data.mean() - 0.7) < 0.01 and abs(data.std() - 0.3) < tolerance
 
 
 @pytest.mark.parametrize("name, order", [("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
-def test_samplers_converge_in_their_order(name, order):
+def test_samplers_converge_with_their_order(name, order):
     with jax.enable_x64(True):
         x = SIGMA_MAX * jnp.linspace(-2, 2, 9, dtype=jnp.float64).reshape(-1, 1, 1, 1)
         errors = []
         for steps in (40, 80, 160):
-            # The last level is so small that the Euler step from it to 0 does not count.
+            # The last level is so small that the final Euler step to 0 is negligible.
             sigmas = jnp.asarray(np.append(np.geomspace(SIGMA_MAX, 1e-4, steps), 0.0))
             found = samplers.SAMPLERS[name](gaussian(0.7, 0.5), x, sigmas, keys_for(x))
             errors.append(float(np.abs(np.asarray(found) - exact(np.asarray(x), 0.7, 0.5)).max()))
@@ -54,8 +54,8 @@ def test_samplers_converge_in_their_order(name, order):
     assert (np.abs(orders - order) < 0.3).all() or (order == 2 and (orders > 1.7).all()), (errors, orders)
 
 
-def test_an_ancestral_step_is_ddpms_posterior():
-    """Ho et al. 2020, Eq. 6-7, in their own variance-preserving x."""
+def test_ancestral_step_equals_the_ddpm_posterior():
+    """Ho et al. 2020, Eq. 6-7, in their variance-preserving parameterisation."""
     betas = np.linspace(1e-4, 0.02, 1000)
     bars = np.cumprod(1 - betas)
     t, x0, count = 400, 0.3, 200_000
@@ -72,7 +72,7 @@ def test_an_ancestral_step_is_ddpms_posterior():
 
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_one_step_lands_on_the_estimate(name):
+def test_one_step_returns_the_estimate(name):
     x, sigmas = jnp.ones((2, 1, 1, 1)), noise.karras_sigmas(1, 0.1, 5.0)
     expected = gaussian(0.2, 1.0)(x, jnp.full(2, 5.0))
     found = samplers.SAMPLERS[name](gaussian(0.2, 1.0), x, sigmas, keys_for(x))
@@ -80,17 +80,17 @@ def test_one_step_lands_on_the_estimate(name):
 
 
 @pytest.mark.parametrize("run", [*samplers.SAMPLERS.values(), churning])
-def test_what_is_compiled_does_not_grow_with_the_steps(run):
+def test_program_size_does_not_grow_with_steps(run):
     x = jnp.ones((2, 4, 4, 3))
     sizes = {
         len(str(jax.make_jaxpr(lambda x, s: run(gaussian(0.0, 1.0), x, s, keys_for(x)))(x, jnp.ones(steps + 1))))
         for steps in (100, 900)
     }
-    assert max(sizes) - min(sizes) < 50  # the lengths of arrays are written in it
+    assert max(sizes) - min(sizes) < 50  # the program text contains array lengths
 
 
 @pytest.mark.parametrize("run", [samplers.ancestral, churning])
-def test_noise_on_the_way_belongs_to_the_item(run):
+def test_sampling_noise_depends_on_the_key_of_the_item(run):
     x, order = jax.random.normal(jax.random.key(0), (4, 2, 2, 3)), np.array([2, 0, 3, 1])
     sigmas, keys = noise.karras_sigmas(5, 0.1, 5.0), keys_for(x)
     whole = run(gaussian(0.2, 1.0), x, sigmas, keys)
@@ -98,7 +98,7 @@ def test_noise_on_the_way_belongs_to_the_item(run):
     assert not np.array_equal(run(gaussian(0.2, 1.0), x, sigmas, keys[order]), whole)
 
 
-def test_karras_levels():
+def test_karras_sigmas():
     sigmas = noise.karras_sigmas(18, 0.002, 80, 7)
     assert len(sigmas) == 19 and sigmas[-1] == 0
     np.testing.assert_allclose(sigmas[[0, 17]], [80, 0.002], rtol=1e-5)
@@ -109,11 +109,11 @@ def test_karras_levels():
         noise.karras_sigmas(0, 1, 2)
 
 
-def test_training_levels_are_lognormal_spread_and_bounded():
+def test_training_sigmas_are_lognormal_stratified_and_bounded():
     uniform = jax.random.uniform(jax.random.key(0), (4096,))
-    spread = noise.stratified(uniform, jnp.arange(4096), 4096)
-    assert (np.floor(np.asarray(spread) * 4096 + 1e-3).astype(int) >= np.arange(4096) - 1).all()
-    logs = np.log(np.asarray(noise.SigmaDistribution("lognormal", -0.4, 1.2)(spread)))
+    strata = noise.stratified(uniform, jnp.arange(4096), 4096)
+    assert (np.floor(np.asarray(strata) * 4096 + 1e-3).astype(int) >= np.arange(4096) - 1).all()
+    logs = np.log(np.asarray(noise.SigmaDistribution("lognormal", -0.4, 1.2)(strata)))
     assert abs(logs.mean() + 0.4) < 0.01 and abs(logs.std() - 1.2) < 0.02
     extreme = np.asarray(noise.SigmaDistribution("lognormal", 0.0, 50.0)(jnp.array([1e-6, 1 - 1e-6])))
     np.testing.assert_allclose(extreme, noise.SIGMA_RANGE, rtol=1e-6)
@@ -127,13 +127,13 @@ def test_training_levels_are_lognormal_spread_and_bounded():
     ],
 )
 def test_log_snr_of_the_variance_preserving_schedules(kind, log_snr):
-    """imagen-pytorch's values in float64, but for cosine's end, which is bounded here."""
+    """Values of imagen-pytorch in float64, except for the end of cosine, which is bounded here."""
     found = -2 * np.log(np.asarray(noise.SigmaDistribution(kind, 0, 1)(jnp.array(list(log_snr)))))
     np.testing.assert_allclose(found, list(log_snr.values()), atol=0.006)
 
 
 @pytest.mark.parametrize("kind", noise.DISTRIBUTIONS)
-def test_a_samplers_levels_fall_through_trainings(kind):
+def test_sampling_sigmas_follow_the_training_distribution(kind):
     levels = noise.SigmaDistribution(kind, -0.4, 1.2)
     sigmas = levels.sigmas(50)
     assert len(sigmas) == 51 and sigmas[-1] == 0 and (np.diff(sigmas) < 0).all()
@@ -154,30 +154,30 @@ def test_edm_coefficients_keep_unit_variance():
     np.testing.assert_allclose(weight * out**2, 1, rtol=1e-4)  # every level starts with the same loss
 
 
-def test_what_each_preconditioning_predicts():
-    """A network that gives the textbook's target makes a denoiser that gives the clean data."""
+def test_each_preconditioning_predicts_its_textbook_target():
+    """If the network returns the textbook target, the denoiser returns the clean data."""
     clean, unit = jax.random.normal(jax.random.key(0), (2, 3, 1, 1, 1))
     sigma = jnp.array([0.1, 1.0, 9.0])
-    spread = denoiser.expand(jnp.sqrt(1 + sigma**2), clean)
-    alpha, noisy = 1 / spread, denoiser.expand(sigma, clean) / spread
+    scale = denoiser.expand(jnp.sqrt(1 + sigma**2), clean)
+    alpha, noisy = 1 / scale, denoiser.expand(sigma, clean) / scale
     x = clean + denoiser.expand(sigma, clean) * unit
     targets = {"x0": clean, "eps": unit, "v": alpha * unit - noisy * clean, "edm": noisy * clean - alpha * unit}
     assert set(targets) == set(denoiser.PRECONDITIONINGS)
     for kind, target in targets.items():
-        seen = []
+        inputs = []
 
-        def network(x, c_noise, cond, target=target, seen=seen):
-            seen.append(x)
+        def network(x, c_noise, cond, target=target, inputs=inputs):
+            inputs.append(x)
             return target
 
         denoise = denoiser.make_denoiser(network, kind)
         np.testing.assert_allclose(denoise(x, sigma, None), clean, atol=1e-5)
-        np.testing.assert_allclose(seen[0], alpha * clean + noisy * unit, atol=1e-5)
+        np.testing.assert_allclose(inputs[0], alpha * clean + noisy * unit, atol=1e-5)
     with pytest.raises(ValueError, match="edm"):
         denoiser.coefficients("none", jnp.ones(1))
 
 
-def test_the_loss_is_zero_for_the_truth_and_weighted_otherwise():
+def test_loss_is_zero_for_a_perfect_estimate_and_weighted_otherwise():
     clean = jax.random.normal(jax.random.key(0), (3, 4, 4, 3))
     args = (clean, jnp.ones_like(clean), jnp.array([0.1, 1.0, 10.0]), None)
     weight = jnp.array([9.0, 2.0, 1.01])
@@ -185,14 +185,14 @@ def test_the_loss_is_zero_for_the_truth_and_weighted_otherwise():
     np.testing.assert_allclose(denoiser.denoising_loss(lambda x, s, c: clean + 1, *args, weight), weight, rtol=1e-5)
 
 
-def test_loss_weights_are_the_textbooks():
+def test_loss_weights_match_the_literature():
     sigma, gamma = jnp.geomspace(0.1, 10, 9), 5.0
     snr = 1 / sigma**2
     np.testing.assert_allclose(denoiser.loss_weight("edm", sigma, 9.0), jnp.minimum(snr + 1, 9.0), rtol=1e-5)
     # Hang et al. 2023 give the weight of each network output's own error; the outputs' errors differ by c_out.
-    theirs = {"x0": jnp.minimum(snr, gamma), "eps": jnp.minimum(snr, gamma) / snr}
-    theirs["v"] = jnp.minimum(snr, gamma) / (snr + 1)
-    for kind, weight in theirs.items():
+    published = {"x0": jnp.minimum(snr, gamma), "eps": jnp.minimum(snr, gamma) / snr}
+    published["v"] = jnp.minimum(snr, gamma) / (snr + 1)
+    for kind, weight in published.items():
         c_out = denoiser.coefficients(kind, sigma)[1]
         np.testing.assert_allclose(denoiser.loss_weight("snr", sigma, gamma) * c_out**2, weight, rtol=1e-4)
     with pytest.raises(ValueError, match="edm, snr"):
@@ -212,19 +212,19 @@ def test_guidance_scales():
     np.testing.assert_allclose(each[0], at(0.0)[0], rtol=1e-6)
 
 
-def test_matching_the_average_is_the_nearest_image_that_does():
+def test_match_average_returns_the_nearest_matching_image():
     image = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
     thumbnail = jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
     matched = guidance.match_average(image, thumbnail)
     np.testing.assert_allclose(guidance.area_average(matched, 4), thumbnail, atol=1e-5)
-    # A projection: what was added is constant on each square, and doing it twice adds nothing.
+    # A projection: the change is constant on each square, and repeating it changes nothing.
     added = matched - image
     np.testing.assert_allclose(added, guidance.area_average(added, 4).repeat(4, 1).repeat(4, 2), atol=1e-5)
     np.testing.assert_allclose(guidance.match_average(matched, thumbnail), matched, atol=1e-5)
 
 
-def test_matching_the_average_in_range():
-    """Even where it takes every pixel of a square to black or white."""
+def test_match_average_in_range():
+    """Even if every pixel of a square must become black or white."""
     rng = np.random.default_rng(0)
     images = jnp.asarray(1.5 * rng.normal(size=(2, 16, 16, 3)).astype(np.float32))
     thumbnail = (
@@ -233,7 +233,7 @@ def test_matching_the_average_in_range():
     matched = guidance.match_average_in_range(images, thumbnail)
     np.testing.assert_allclose(guidance.area_average(matched, 4), thumbnail, atol=1e-5)
     assert np.abs(matched).max() <= 1
-    # The nearest: pixels that were not cut all moved by the same amount.
+    # The nearest image: all pixels that were not clipped moved by the same amount.
     moved = np.asarray(matched - jnp.clip(images, -1, 1))[0, 4:8, 4:8, 0]
     free = np.abs(np.asarray(matched)[0, 4:8, 4:8, 0]) < 1
     assert free.sum() > 1 and np.ptp(moved[free]) < 1e-5
@@ -254,7 +254,7 @@ def test_thresholds():
     np.testing.assert_array_equal(dynamic[1], images[1])  # within [-1, 1] already
 
 
-def test_outside_the_interval_the_null_branch_is_not_computed():
+def test_null_branch_is_not_computed_outside_the_interval():
     calls = []
 
     def uncond(x, sigma):

@@ -14,7 +14,7 @@ from tfrecords import writer
 from tfrecords.reader import Clips
 
 
-def test_significance_of_the_papers_table_is_the_papers():
+def test_significances_match_the_papers_table():
     exact = {"thumbnail": 75.03, "audio": 77.02, "speaker embeddings": 97.70, "attributes": 31.46}
     bands = {
         "thumbnail": "significant",
@@ -27,7 +27,7 @@ def test_significance_of_the_papers_table_is_the_papers():
         assert s == pytest.approx(exact[name], abs=0.005) and round(s) == published and metrics.band(s) == bands[name]
 
 
-def test_bands_at_their_edges():
+def test_significance_bands_at_their_edges():
     edges = {0: "negligible", 0.1: "minor", 20: "minor", 20.1: "moderate", 40: "moderate", 60: "considerable"}
     edges |= {80: "significant", 80.1: "profound", -1: "harmful", float("nan"): "undefined"}
     assert {s: metrics.band(s) for s in edges} == edges
@@ -41,24 +41,24 @@ def test_rates_print_as_in_the_paper():
     assert random == ["0.85", "2.54", "4.24", "8.47"]
     rates = {f"{row[i]:.2f}" for row in paper.SYSTEMS.values() for i in range(1, 5)}
     printed = {metrics.format_rate(hits / paper.PEOPLE) for hits in range(paper.PEOPLE + 1)}
-    # One was printed with two decimals, two are of 117 people or were rounded otherwise: no whole number of 118.
+    # Not multiples of 1/118: one was printed with two decimals, two are of 117 people or were rounded differently.
     assert rates - printed == {"15.25", "11.10", "29.60"}
     assert metrics.format_rate(8 / 118) == "6.80" and metrics.format_rate(18 / 118) == "15.30"
 
 
 @pytest.mark.parametrize("hits, low, high", [(20, 11.2, 24.7), (11, 5.3, 15.9), (54, 37.0, 54.7)])
-def test_wilson(hits, low, high):
+def test_wilson_interval(hits, low, high):
     assert np.round(100 * np.array(metrics.wilson(hits, 118)), 1).tolist() == [low, high]
 
 
-def test_wilson_at_the_ends_stays_within_0_and_1():
+def test_wilson_interval_stays_within_0_and_1():
     assert metrics.wilson(0, 10)[0] == 0 and metrics.wilson(10, 10)[1] == pytest.approx(1)
     assert 0 < metrics.wilson(0, 10)[1] < 0.4
 
 
 @pytest.mark.parametrize("count", [3, 60])
-def test_the_interval_of_a_mean_covers_it_however_few_there_are(count):
-    """A bootstrap of three people covers their mean in three of four cases at most (fault 22)."""
+def test_mean_interval_covers_the_mean_even_with_few_people(count):
+    """A bootstrap over three people covers the mean in at most three of four cases (fault 22)."""
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(300):
@@ -68,15 +68,15 @@ def test_the_interval_of_a_mean_covers_it_however_few_there_are(count):
 
 
 @pytest.mark.parametrize("values", [[20.0], [20.0] * 6, [20.0, np.nan], []])
-def test_values_that_tell_nothing_of_how_people_vary_have_no_interval(values):
-    """One person, equal values or NaN gave an interval of no width, or NaN, which is no JSON (fault 22)."""
+def test_mean_of_constant_or_too_few_values_has_no_interval(values):
+    """One person, equal values or NaN gave an interval of zero width, or NaN, which is not JSON (fault 22)."""
     assert metrics.mean_interval(np.array(values)) == (None, None)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 @pytest.mark.parametrize("samples", [1, 4])
-def test_a_rate_of_none_or_all_is_not_known_for_certain(rate, samples):
-    """With several samples 0 of 20 had the interval [0, 0] (fault 22)."""
+def test_rates_of_0_and_1_have_a_nonempty_interval(rate, samples):
+    """With several samples, 0 of 20 had the interval [0, 0] (fault 22)."""
     low, high = metrics.rate_interval(np.full(20, rate), samples)
     assert low <= rate <= high and 0.1 < high - low < 0.2
     low, high = metrics.rate_interval(np.full(1, rate), samples)
@@ -84,34 +84,34 @@ def test_a_rate_of_none_or_all_is_not_known_for_certain(rate, samples):
     assert np.isnan(metrics.rate_interval(np.empty(0), samples)).all()
 
 
-def test_the_interval_of_a_rate_is_wilsons_and_narrower_the_more_samples_tell_apart():
-    """One sample: Wilson's, as scipy has it; alike samples of each person add nothing, unlike ones do (fault 22)."""
+def test_rate_interval_is_wilsons_and_narrows_with_differing_samples():
+    """One sample: SciPy's Wilson interval; equal samples of a person do not narrow it, others do (fault 22)."""
     from scipy.stats import binomtest
 
     one = np.arange(30) < 9
-    theirs = binomtest(9, 30).proportion_ci(0.95, "wilson")
-    assert metrics.rate_interval(one.astype(float), 1) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+    scipys = binomtest(9, 30).proportion_ci(0.95, "wilson")
+    assert metrics.rate_interval(one.astype(float), 1) == pytest.approx((scipys.low, scipys.high), abs=1e-6)
     assert metrics.rate_interval(one.astype(float), 4) == metrics.rate_interval(one.astype(float), 1)
-    mixed = metrics.rate_interval(np.full(30, 0.25), 4)  # as 30 of 120 trials that have nothing to do with each other
-    theirs = binomtest(30, 120).proportion_ci(0.95, "wilson")
-    covered = np.ptp(mixed)
-    assert mixed[0] < 0.25 < mixed[1] and covered >= theirs.high - theirs.low - 1e-6
+    mixed = metrics.rate_interval(np.full(30, 0.25), 4)  # like 30 of 120 independent trials
+    scipys = binomtest(30, 120).proportion_ci(0.95, "wilson")
+    width = np.ptp(mixed)
+    assert mixed[0] < 0.25 < mixed[1] and width >= scipys.high - scipys.low - 1e-6
 
 
-@pytest.mark.parametrize("rate, spread", [(0.02, 1.0), (0.3, 1.0), (0.3, 8.0)])
-def test_the_interval_of_a_rate_covers_it_with_several_samples(rate, spread):
-    """People differ (a beta distribution), samples of a person are alike: at least nine of ten intervals hold it."""
+@pytest.mark.parametrize("rate, concentration", [(0.02, 1.0), (0.3, 1.0), (0.3, 8.0)])
+def test_rate_interval_covers_the_rate_with_several_samples(rate, concentration):
+    """Rates of people follow a beta distribution: at least nine of ten intervals contain the mean rate."""
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(400):
-        own = rng.beta(rate * spread, (1 - rate) * spread, 40)
+        own = rng.beta(rate * concentration, (1 - rate) * concentration, 40)
         low, high = metrics.rate_interval(rng.binomial(4, own) / 4, 4)
         covered += low <= rate <= high
     assert covered / 400 > 0.9
 
 
-def test_a_difference_of_nobody_is_not_known_for_certain():
-    """No discordant pair gave the interval [0, 0] (fault 22). Bonett & Price's own figure for one sample."""
+def test_zero_difference_has_a_nonempty_interval():
+    """No discordant pair gave the interval [0, 0] (fault 22). With one sample: the interval of Bonett & Price."""
     low, high = metrics.difference_interval(np.zeros(20))
     assert -0.2 < low < -0.05 and high == -low
     assert metrics.difference_interval(np.zeros(200))[1] < high / 5
@@ -122,13 +122,13 @@ def test_a_difference_of_nobody_is_not_known_for_certain():
     assert metrics.difference_interval(np.ones(1))[1] == 1 > metrics.difference_interval(np.ones(1))[0]
 
 
-def test_mcnemar_counts_the_people_on_whom_two_systems_differ():
+def test_mcnemar_counts_only_discordant_people():
     a, b = np.array([1] * 9 + [0] + [1] * 5, bool), np.array([0] * 9 + [1] + [1] * 5, bool)
     assert metrics.mcnemar(a, b) == pytest.approx(2 * (1 + 10) / 2**10)
     assert metrics.mcnemar(a, b) == metrics.mcnemar(b, a) and metrics.mcnemar(a, a) == 1
 
 
-def test_recall_counts_a_face_without_a_face_as_a_miss():
+def test_recall_counts_an_undetected_face_as_a_miss():
     assert metrics.recall(np.array([1, 3, 0, 4]), 3) == 0.5
     assert ranks([["a", "b"], ["a"], []], ["b", "b", "a"]).tolist() == [2, 0, 0]
 
@@ -138,7 +138,7 @@ def test_confusion_has_a_column_for_no_face():
 
 
 @pytest.mark.parametrize("metric", gallery.METRICS)
-def test_the_exact_search_finds_what_brute_force_finds(tmp_path, metric):
+def test_exact_search_equals_brute_force(tmp_path, metric):
     rng = np.random.default_rng(0)
     vectors, queries = (rng.standard_normal((n, 32)).astype(np.float32) for n in (100_000, 20))
     table = Gallery(tmp_path, metric)
@@ -150,7 +150,7 @@ def test_the_exact_search_finds_what_brute_force_finds(tmp_path, metric):
     assert [[int(i) for i in row] for row in table.search(queries, 10)] == nearest.tolist()
 
 
-def test_a_large_gallery_answers_from_an_index_and_exactly_on_demand(tmp_path, monkeypatch):
+def test_large_gallery_uses_an_index_but_can_search_exactly(tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "INDEX_ABOVE", 2000)
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((50, 32))
@@ -164,7 +164,7 @@ def test_a_large_gallery_answers_from_an_index_and_exactly_on_demand(tmp_path, m
     assert np.mean(shared) > 8 and table._table.list_indices()
 
 
-def test_a_gallery_is_used_again_until_what_it_was_built_from_changes(tmp_path):
+def test_gallery_is_reused_until_its_sources_change(tmp_path):
     vectors = np.eye(3, dtype=np.float32)
     first = Gallery(tmp_path, "l2")
     assert not first.open("eigenfaces", {"weights": "x"})
@@ -176,15 +176,15 @@ def test_a_gallery_is_used_again_until_what_it_was_built_from_changes(tmp_path):
     assert len(again) == 2 and not again.open("eigenfaces", {"weights": "x"})
 
 
-def test_a_gallery_needs_two_faces_and_a_known_metric(tmp_path):
+def test_gallery_needs_two_faces_and_a_known_metric(tmp_path):
     with pytest.raises(UserError, match="gallery of 1"):
         Gallery(tmp_path, "l2").build("x", {}, ["a"], np.ones((1, 4)))
     with pytest.raises(UserError, match="--metric l3: must be one of: l2, cosine"):
         Gallery(tmp_path, "l3")
 
 
-def test_a_gallery_may_lie_in_a_folder_of_any_name(tmp_path, monkeypatch):
-    """(fault 3)"""
+def test_gallery_folder_may_have_any_name(tmp_path, monkeypatch):
+    """Paths may contain any legal character (fault 3)."""
     monkeypatch.chdir(tmp_path)
     for name in ("co:lon", "[x]*?", "%41 ü", "a::b", "back\\slash", "db:x"):
         Gallery(Path(name), "l2").build("x", {}, ["a", "b"], np.eye(2))
@@ -192,8 +192,8 @@ def test_a_gallery_may_lie_in_a_folder_of_any_name(tmp_path, monkeypatch):
         assert again.open("x", {}) and again.search(np.eye(2), 1) == [["a"], ["b"]]
 
 
-def test_a_damaged_gallery_is_one_line(tmp_path):
-    """(fault 7)"""
+def test_damaged_gallery_is_a_one_line_error(tmp_path):
+    """A damaged gallery must not be treated like a missing one (fault 7)."""
     Gallery(tmp_path, "l2").build("x", {}, ["a", "b"], np.eye(2))
     for path in tmp_path.rglob("*.manifest"):
         path.write_bytes(b"no manifest")
@@ -202,17 +202,17 @@ def test_a_damaged_gallery_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_the_gallery_of_a_run_that_is_for_reading_only_lies_with_the_results(tmp_path):
-    """(fault 17)"""
+def test_gallery_of_a_read_only_run_is_stored_with_the_results(tmp_path):
+    """A run that cannot be written to can still be evaluated (fault 17)."""
     run, out = tmp_path / "run", tmp_path / "out"
     assert scorers.gallery_folder(run, out) == run / "gallery"
     run.mkdir()
-    (run / "gallery").write_text("")  # where even the superuser cannot write
+    (run / "gallery").write_text("")  # not writable, even by the superuser
     assert scorers.gallery_folder(run, out) == out / "gallery"
 
 
-def test_damaged_validation_people_are_not_done_without(dataset, tmp_path, capsys):
-    """(fault 7)"""
+def test_damaged_validation_split_is_an_error(dataset, tmp_path, capsys):
+    """A damaged split must not be treated like a missing one (fault 7)."""
     shutil.copytree(dataset, tmp_path / "copy", ignore=shutil.ignore_patterns("*.npz"))
     shard = next((tmp_path / "copy").glob("*-validation.tfrecord*"))
     shard.write_bytes(shard.read_bytes()[:-9])
@@ -239,7 +239,7 @@ def scores(people, rank, found=True):
     return protocol.Scores(rank, seen, age, labels, np.full((count, 1), 20.0), np.full((count, 1), 0.5), [[]] * count)
 
 
-def test_probe_and_gallery_are_different_clips_where_a_speaker_has_two(tmp_path, schema):
+def test_probe_and_gallery_are_different_clips_if_a_speaker_has_two(tmp_path, schema):
     clips = [{**make_clip(i), "speaker_id": f"s{i // 2}"} for i in range(5)]
     writer.write_shard(tmp_path / writer.shard_name("test", 0, 1), schema, clips)
     writer.finalise(tmp_path, schema, {"test": 1})
@@ -264,37 +264,37 @@ def write_split(folder, schema, speakers):
     return Clips(folder, "test")
 
 
-def test_another_dataset_can_be_the_gallery_if_it_knows_somebody(tmp_path, schema):
+def test_another_dataset_can_be_the_gallery_if_it_shares_a_speaker(tmp_path, schema):
     probes = write_split(tmp_path / "probes", schema, ["a", "b", "c"])
     larger = write_split(tmp_path / "gallery", schema, ["x", "b", "y", "b", "a"])
     people = protocol.choose(probes, gallery=larger)
     assert people.speakers == ["a", "b", "c"] and people.gallery == ["x", "b", "y", "a"]
     assert people.known.tolist() == [True, True, False]
-    # make_clip(1) is b's probe and b's first clip there: the gallery shows the other one.
+    # make_clip(1) is both b's probe and b's first clip in the gallery dataset, so the gallery uses b's other clip.
     assert people.another.tolist() == [True, True, False] and (people.faces[1] == make_clip(3)["face"]).all()
     strangers = write_split(tmp_path / "strangers", schema, ["x", "y"])
     with pytest.raises(UserError, match="strangers: the gallery has no speaker of .*probes"):
         protocol.choose(probes, gallery=strangers)
 
 
-def test_a_summary_has_a_fixed_denominator(people):
-    nobody = protocol.summary(scores(people, 0, found=False), people)
-    assert nobody["r@10"]["rate"] == 0 and nobody["r@10"]["n"] == len(people) and nobody["age_rmse"] is None
-    assert nobody["gender"]["rate"] == 0 and nobody["age_group"]["rate"] == 0 and nobody["faces_found"] == 0
-    everybody = protocol.summary(scores(people, 1), people)
-    assert everybody["r@1"]["rate"] == everybody["gender"]["rate"] == everybody["age_group"]["rate"] == 1
-    assert everybody["age_rmse"] == 0
-    assert everybody["psnr"] == {"mean": 20.0, "low": None, "high": None}  # the same of all: no interval
+def test_summary_has_a_fixed_denominator(people):
+    none_found = protocol.summary(scores(people, 0, found=False), people)
+    assert none_found["r@10"]["rate"] == 0 and none_found["r@10"]["n"] == len(people) and none_found["age_rmse"] is None
+    assert none_found["gender"]["rate"] == 0 and none_found["age_group"]["rate"] == 0 and none_found["faces_found"] == 0
+    all_found = protocol.summary(scores(people, 1), people)
+    assert all_found["r@1"]["rate"] == all_found["gender"]["rate"] == all_found["age_group"]["rate"] == 1
+    assert all_found["age_rmse"] == 0
+    assert all_found["psnr"] == {"mean": 20.0, "low": None, "high": None}  # equal values have no interval
 
 
-def test_what_an_embedder_cannot_guess_is_not_measured_rather_than_wrong(people):
+def test_attributes_that_an_embedder_cannot_predict_are_not_measured(people):
     blind = protocol.dataclasses.replace(scores(people, 1), age=None, labels={})
     summed = protocol.summary(blind, people)
     assert summed["gender"] is summed["age_group"] is summed["age_rmse"] is None and summed["r@1"]["rate"] == 1
     assert protocol.confusions(blind, people) == {}
 
 
-def test_a_paired_difference_and_its_p(people):
+def test_paired_difference_and_p_value(people):
     better, worse = scores(people, 1), scores(people, 2)
     found = protocol.compare(better, worse)
     assert found["r@1"]["difference"] == 1 and found["r@1"]["p_mcnemar"] == pytest.approx(2 * 0.5 ** len(people))
@@ -303,7 +303,7 @@ def test_a_paired_difference_and_its_p(people):
     assert metrics.paired(np.array([0.5, 1.0]), np.array([0.5, 0.0]))["p_mcnemar"] is None  # several samples
 
 
-def test_the_largest_gap_between_groups_is_named(people, monkeypatch):
+def test_largest_gap_between_groups_is_reported(people, monkeypatch):
     monkeypatch.setattr(protocol, "MIN_GROUP", 1)
     gender = people.probe["gender"]
     groups = protocol.by_group(scores(people, np.where(gender == gender[0], 1, 0)), people)
@@ -312,25 +312,25 @@ def test_the_largest_gap_between_groups_is_named(people, monkeypatch):
     assert counted == (gender >= 0).sum()
 
 
-def test_people_of_whom_nothing_is_known_are_measured_without_attributes(people):
+def test_people_without_labels_are_measured_without_attributes(people):
     unknown = {**people.probe, **{name: np.full(len(people), -1) for name in ATTRIBUTES}}
     unknown["age"] = np.full(len(people), np.nan)
-    nameless = protocol.dataclasses.replace(people, probe=unknown)
-    summed = protocol.summary(scores(nameless, 1), nameless)
+    unlabelled = protocol.dataclasses.replace(people, probe=unknown)
+    summed = protocol.summary(scores(unlabelled, 1), unlabelled)
     assert summed["gender"] is None and summed["age_group"] is None and summed["r@1"]["rate"] == 1
     assert "The ethnicity was not measured" in tables._table({"x": summed})
-    assert protocol.by_group(scores(nameless, 1), nameless) == {
+    assert protocol.by_group(scores(unlabelled, 1), unlabelled) == {
         "gender": {}, "ethnicity": {}, "age_group": {}, "largest_gap": None
     }  # fmt: skip
-    assert protocol.confusions(scores(nameless, 1), nameless) == {}
+    assert protocol.confusions(scores(unlabelled, 1), unlabelled) == {}
 
 
-def test_eigenfaces_know_a_face_again_and_what_they_were_fitted_on(dataset):
+def test_eigenfaces_recognise_faces_and_fingerprint_their_training_data(dataset):
     train = Clips(dataset, "train")
     embedder = make_embedder("eigenfaces", "", "", train)
-    shown = np.stack([make_clip(i, "train")["face"] for i in range(6)])
-    noisy = np.clip(shown + np.random.default_rng(0).normal(0, 8, shown.shape), 0, 255).astype(np.uint8)
-    a, b = (embedder(x).vectors for x in (shown, noisy))
+    faces = np.stack([make_clip(i, "train")["face"] for i in range(6)])
+    noisy = np.clip(faces + np.random.default_rng(0).normal(0, 8, faces.shape), 0, 255).astype(np.uint8)
+    a, b = (embedder(x).vectors for x in (faces, noisy))
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
     assert ((a @ b.T).argmax(1) == np.arange(6)).all() and embedder.metric == "cosine"
     assert embedder.fingerprint == make_embedder("eigenfaces", "", "", train).fingerprint

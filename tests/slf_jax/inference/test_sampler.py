@@ -1,4 +1,4 @@
-"""Chunks, devices, order and memory change how a system samples, not what."""
+"""Sampled images do not depend on chunks, devices, order or memory."""
 
 import json
 import subprocess
@@ -34,8 +34,8 @@ def people(run):
 
 
 @pytest.fixture(scope="module")
-def whole(trained, people):
-    """All five people in one chunk, two samples of each: the sampler and its images [2, 5, 2, 128, 128, 3]."""
+def one_chunk(trained, people):
+    """A sampler with all five people in one chunk, and two samples of each: images [2, 5, 2, 128, 128, 3]."""
     sampler = Sampler(trained, chunk=10)
     return sampler, sampler(*people, SCALES, 7, samples=2)
 
@@ -50,34 +50,34 @@ def compilations(function):
     return len(count)
 
 
-def test_images_do_not_depend_on_chunks(trained, people, whole):
+def test_images_do_not_depend_on_the_chunk_size(trained, people, one_chunk):
     parts = Sampler(trained, chunk=4)(*people, SCALES, 7, samples=2)
-    assert whole[1].shape == parts.shape == (2, 5, 2, 128, 128, 3)
-    assert np.abs(whole[1].astype(int) - parts.astype(int)).max() <= 1
+    assert one_chunk[1].shape == parts.shape == (2, 5, 2, 128, 128, 3)
+    assert np.abs(one_chunk[1].astype(int) - parts.astype(int)).max() <= 1
 
 
-def test_a_rerun_is_the_same_bit_by_bit_and_a_new_list_of_scales_compiles_nothing(people, whole):
-    sampler, images = whole
+def test_rerun_is_bitwise_equal_and_new_scales_compile_nothing(people, one_chunk):
+    sampler, images = one_chunk
     found = []
     assert compilations(lambda: found.append(sampler(*people, SCALES, 7, samples=2))) == 0
     np.testing.assert_array_equal(found[0], images)
     assert compilations(lambda: found.append(sampler(*people, ((1.5, 0.5), (8, 3)), 7, samples=2))) == 0
     assert compilations(lambda: found.append(sampler(*people, SCALES, 8, samples=2))) == 0
     assert all(np.abs(other - images.astype(int)).mean() > 0.1 for other in found[1:])
-    assert compilations(lambda: sampler(*people, SCALES[:1], 7)) > 0  # the counter counts
+    assert compilations(lambda: sampler(*people, SCALES[:1], 7)) > 0  # checks the counter itself
 
 
-def test_samples_differ_and_the_first_is_what_one_sample_gives(trained, people, whole):
-    images = whole[1].astype(int)
+def test_samples_differ_and_the_first_equals_a_single_sample(trained, people, one_chunk):
+    images = one_chunk[1].astype(int)
     assert np.abs(images[:, :, 0] - images[:, :, 1]).mean() > 0.1
     one = Sampler(trained)(*people, SCALES, 7)
     assert np.abs(images[:, :, :1] - one).max() <= 1
 
 
-def test_noise_is_the_same_in_any_order_and_number(whole):
+def test_noise_does_not_depend_on_order_or_count(one_chunk):
     four, two = (np.array([9, 4, 7, 4]), np.array([0, 0, 1, 1])), (np.array([4, 7]), np.array([1, 1]))
-    many, few = whole[0].first_noise(3, *four), whole[0].first_noise(3, *two)
-    keys = [person_noise(3, *who) for who in (four, two)]
+    many, few = one_chunk[0].first_noise(3, *four), one_chunk[0].first_noise(3, *two)
+    keys = [person_noise(3, *ids) for ids in (four, two)]
     for name in STAGES:
         np.testing.assert_array_equal(many[name][[3, 2]], few[name])
         assert not np.array_equal(many[name][1], many[name][3])
@@ -85,19 +85,19 @@ def test_noise_is_the_same_in_any_order_and_number(whole):
         np.testing.assert_array_equal(all_keys[[3, 2]], few_keys)
 
 
-def test_chunks_shrink_to_the_memory_there_is(trained, people, whole):
-    ((chunk, program),) = whole[0]._programs[2].items()
+def test_chunks_shrink_to_fit_the_memory(trained, people, one_chunk):
+    ((chunk, program),) = one_chunk[0]._programs[2].items()
     need = program.memory_analysis().temp_size_in_bytes
     small = Sampler(trained, chunk=10, memory=0.6 * need / 1e9)
     images = small(*people, SCALES, 7, samples=2)
     ((fewer, smaller),) = small._programs[2].items()
     assert 1 <= fewer < chunk == 10
     assert smaller.memory_analysis().temp_size_in_bytes <= 0.6 * need
-    assert np.abs(images.astype(int) - whole[1].astype(int)).max() <= 1
+    assert np.abs(images.astype(int) - one_chunk[1].astype(int)).max() <= 1
 
 
-def test_a_small_first_call_does_not_fix_the_chunks_of_later_ones(trained, people):
-    """Five people after one are one chunk of four and one of one filled up, not five of one (fault 23)."""
+def test_small_first_call_does_not_limit_later_chunks(trained, people):
+    """After a call with one person, five people run in two chunks of four, not in five of one (fault 23)."""
     sampler = Sampler(trained, stages=("base",), chunk=4)
     batch, numbers = people
     first = {key: value[:1] for key, value in batch.items()}
@@ -130,18 +130,18 @@ np.savez({out!r}, images=images, devices=sampler._mesh.size, **noise)
 """
 
 
-def test_eight_devices_sample_as_one(run, people, whole, tmp_path):
+def test_eight_devices_sample_like_one(run, people, one_chunk, tmp_path):
     program = PROGRAM.format(dataset=run.data.dir, workdir=run.workdir, out=str(tmp_path / "eight.npz"))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     eight = np.load(tmp_path / "eight.npz")
     assert eight["devices"] == 8
-    assert np.abs(eight["images"].astype(int) - whole[1].astype(int)).max() <= 1
-    for name, noise in whole[0].first_noise(7, people[1], np.arange(5)).items():
+    assert np.abs(eight["images"].astype(int) - one_chunk[1].astype(int)).max() <= 1
+    for name, noise in one_chunk[0].first_noise(7, people[1], np.arange(5)).items():
         np.testing.assert_array_equal(eight[name], noise)
 
 
-def test_a_masked_input_cannot_reach_the_output_and_the_others_can(trained, people):
+def test_masked_input_has_no_effect_and_other_inputs_do(trained, people):
     batch, numbers = people
     louder = {**batch, "mel": batch["mel"] + 3}
     older = {**batch, "age": batch["age"] + 30}
@@ -170,17 +170,17 @@ def test_a_masked_input_cannot_reach_the_output_and_the_others_can(trained, peop
         ("1,1.0000001", "1 is given twice"),
     ],
 )
-def test_wrong_scales_are_refused(text, message):
+def test_invalid_scales_are_rejected(text, message):
     with pytest.raises(UserError, match=message):
         parse_scales(text)
 
 
-def test_scales_read_as_they_are_spelt():
+def test_scales_are_parsed_and_formatted():
     scales = parse_scales("0, 2.5,4:1")
     assert scales == ((0, 0), (2.5, 2.5), (4, 1)) and [format_scale(s) for s in scales] == ["0", "2.5", "4:1"]
 
 
-def test_people_are_the_first_clip_of_each_speaker(dataset):
+def test_first_clip_of_each_speaker_is_chosen(dataset):
     clips = Clips(dataset, "test")
     assert [clip["speaker_id"] for clip in choose_people(clips, 3)] == ["test0", "test1", "test2"]
     assert len(choose_people(clips, 100)) == 6
@@ -190,7 +190,7 @@ def test_people_are_the_first_clip_of_each_speaker(dataset):
     "clip_id, name",
     [("p1/00001/2", "p1_00001_2"), ("../../etc/passwd", "_.._etc_passwd"), (".hidden", "hidden"), ("a b\0c", "a_b_c")],
 )
-def test_a_clips_name_stays_in_its_folder(clip_id, name):
+def test_clip_ids_become_safe_file_names(clip_id, name):
     assert _file_name(clip_id) == name
     assert _file_name(".") and len(_file_name("x" * 999)) < 200
     assert json.dumps(_file_name("é" * 3)).isascii()

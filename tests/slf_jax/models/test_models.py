@@ -40,29 +40,29 @@ def test_levels_and_cross_attention_layers():
     assert CONFIG.cross_widths == (32, 32, 32, 32)
 
 
-def test_every_condition_reaches_the_output_of_its_own_image_only(params):
+def test_every_condition_changes_only_its_own_image(params):
     cond = make_cond(CONFIG)
     out = apply(params, cond)
     assert out.shape == (2, 16, 16, 3) and out.dtype == np.float32
-    for moved in (
+    for changed in (
         cond.replace(pooled=cond.pooled.at[1].add(1.0)),
         cond.replace(sketch=cond.sketch.at[1].add(1.0)),
         cond.replace(keys=tuple(k.at[1].multiply(-5.0) for k in cond.keys)),
         cond.replace(values=tuple(v.at[1].add(1.0) for v in cond.values)),
     ):
-        found = apply(params, moved)
+        found = apply(params, changed)
         np.testing.assert_allclose(found[0], out[0], atol=1e-5)
         assert np.abs(found[1] - out[1]).mean() > 1e-5
 
 
-def test_dropout_drops_in_training_only(params):
+def test_dropout_is_active_only_in_training(params):
     cond = make_cond(CONFIG)
     np.testing.assert_array_equal(apply(params, cond), apply(params, cond))
-    kept, dropped = (apply(params, cond, train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1))
-    assert np.abs(kept - dropped).mean() > 1e-4
+    first, second = (apply(params, cond, train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1))
+    assert np.abs(first - second).mean() > 1e-4
 
 
-def test_remat_changes_no_number_and_no_name(params):
+def test_remat_changes_neither_outputs_nor_parameter_names(params):
     remat = dataclasses.replace(CONFIG, remat=True)
     np.testing.assert_allclose(apply(params, make_cond(CONFIG)), apply(params, make_cond(CONFIG), remat), atol=1e-5)
 
@@ -74,7 +74,7 @@ def test_bfloat16_compute_keeps_float32_output(params):
     assert 0 < np.abs(low - full).mean() < 0.05 * np.abs(full).mean()
 
 
-def test_fused_attention_falls_back_where_it_cannot_run(params):
-    """The same checkpoint samples on a machine without a GPU."""
+def test_fused_attention_falls_back_if_unavailable(params):
+    """A checkpoint trained with cuDNN attention also works on a machine without a GPU."""
     found = apply(params, make_cond(CONFIG), dataclasses.replace(CONFIG, attention="cudnn"))
     np.testing.assert_array_equal(found, apply(params, make_cond(CONFIG)))

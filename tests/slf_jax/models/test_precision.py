@@ -1,4 +1,4 @@
-"""What bfloat16 costs, above all at a high noise level: there noise prediction multiplies rounding by sigma."""
+"""Errors of bfloat16, especially at high noise levels, where noise prediction multiplies rounding errors by sigma."""
 
 import jax
 import jax.extend
@@ -13,6 +13,7 @@ from slf_jax.diffusion import denoiser
 from slf_jax.models.blocks import depth_to_space
 from slf_jax.models.conditioning import Cond
 from slf_jax.models.unet import UNet, UNetConfig
+from slf_jax.training.settings import train_settings
 from slf_jax.training.state import start_state
 from slf_jax.training.step import make_step
 
@@ -32,7 +33,7 @@ def conditions(dtype):
 
 
 def make_network(dtype):
-    """`network(params, x, c_noise)` gives its output and what goes into its head, [COUNT, SIDE, SIDE, width]."""
+    """`network(params, x, c_noise)` returns its output and the input of its head, [COUNT, SIDE, SIDE, width]."""
     net = UNet(CONFIG, dtype)
 
     @jax.jit
@@ -56,9 +57,9 @@ def head(params, trunk):
     """The head in float64: group norm, silu, convolution."""
     x = np.asarray(trunk, np.float64)
     groups = CONFIG.width // 16
-    apart = x.reshape(COUNT, SIDE, SIDE, groups, -1)
-    mean, var = apart.mean((1, 2, 4), keepdims=True), apart.var((1, 2, 4), keepdims=True)
-    x = ((apart - mean) / np.sqrt(var + 1e-6)).reshape(x.shape) * params["norm"]["scale"] + params["norm"]["bias"]
+    grouped = x.reshape(COUNT, SIDE, SIDE, groups, -1)
+    mean, var = grouped.mean((1, 2, 4), keepdims=True), grouped.var((1, 2, 4), keepdims=True)
+    x = ((grouped - mean) / np.sqrt(var + 1e-6)).reshape(x.shape) * params["norm"]["scale"] + params["norm"]["bias"]
     x = x / (1 + np.exp(-x))
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     patches = [padded[:, i : i + SIDE, j : j + SIDE] for i in range(3) for j in range(3)]
@@ -68,7 +69,7 @@ def head(params, trunk):
 
 @pytest.fixture(scope="module")
 def fitted(networks):
-    """For each preconditioning, parameters of which the head gives the best linear fit of what it is to predict."""
+    """For each preconditioning, parameters whose head is the best linear fit to its target."""
     images = jnp.zeros((COUNT, SIDE, SIDE, 6))
     start = jax.jit(UNet(CONFIG, jnp.float32).init)(jax.random.key(0), images, LEVELS, EXTRAS, conditions(jnp.float32))
     start, found = jax.tree.map(np.asarray, start["params"]), {}
@@ -76,8 +77,8 @@ def fitted(networks):
         skip, out, scale, c_noise = denoiser.coefficients(kind, LEVELS)
         target = (CLEAN - skip[0] * NOISY) / out[0]
         features, _ = head(start, networks[0]({"params": start}, scale[0] * NOISY, c_noise)[1])
-        known = np.append(features.reshape(-1, CONFIG.width), np.ones((target.size // 3, 1)), 1)
-        weights = np.linalg.lstsq(known, np.asarray(target, np.float64).reshape(-1, 3))[0]
+        inputs = np.append(features.reshape(-1, CONFIG.width), np.ones((target.size // 3, 1)), 1)
+        weights = np.linalg.lstsq(inputs, np.asarray(target, np.float64).reshape(-1, 3))[0]
         kernel = np.zeros_like(start["out"]["kernel"])
         kernel[1, 1] = weights[:-1]
         found[kind] = {**start, "out": {"kernel": kernel, "bias": weights[-1].astype(np.float32)}}
@@ -85,7 +86,7 @@ def fitted(networks):
 
 
 def estimate(kind, network, params):
-    """The x0 estimate, and what went into the network's head."""
+    """The x0 estimate, and the input of the network's head."""
     trunk = []
 
     def run(x, c_noise, cond):
@@ -101,8 +102,8 @@ def rms(x):
 
 
 @pytest.mark.parametrize("kind", denoiser.PRECONDITIONINGS)
-def test_the_head_adds_no_rounding_at_a_high_noise_level(networks, fitted, kind):
-    """In bfloat16 it was 1.24 of the data's spread off with noise prediction, 0.03 with others (fault 20)."""
+def test_head_adds_no_rounding_error_at_high_noise(networks, fitted, kind):
+    """In bfloat16 the error was 1.24 data standard deviations with noise prediction, else 0.03 (fault 20)."""
     found, trunk = estimate(kind, networks[1], fitted[kind])
     skip, out, *_ = (float(c[0]) for c in denoiser.coefficients(kind, LEVELS))
     assert trunk.dtype == jnp.bfloat16
@@ -110,17 +111,17 @@ def test_the_head_adds_no_rounding_at_a_high_noise_level(networks, fitted, kind)
     assert rms(found - expected) < (1e-3 if kind == "eps" else 1e-5)
 
 
-# In units of the data's spread. With stem and head in bfloat16 it was 1.56 and 0.043; what is left is the trunk's.
-@pytest.mark.parametrize("kind, most", [("eps", 1.0), ("edm", 0.035), ("v", 0.035), ("x0", 0.035)])
-def test_bfloat16_changes_the_estimate_at_a_high_noise_level_little(networks, fitted, kind, most):
-    """With noise prediction also the rounding of what goes in is multiplied by sigma (fault 20)."""
+# In data standard deviations. With stem and head in bfloat16 it was 1.56 and 0.043; the rest comes from the trunk.
+@pytest.mark.parametrize("kind, limit", [("eps", 1.0), ("edm", 0.035), ("v", 0.035), ("x0", 0.035)])
+def test_bfloat16_changes_the_estimate_little_at_high_noise(networks, fitted, kind, limit):
+    """Noise prediction also multiplies the rounding error of the network's input by sigma (fault 20)."""
     full, low = (estimate(kind, network, fitted[kind])[0] for network in networks)
     assert full.dtype == low.dtype == np.float32
-    assert 0 < rms(low - full) < most
+    assert 0 < rms(low - full) < limit
 
 
-def test_a_step_in_bfloat16_is_nearly_float32s(config, system, params, batch):
-    """Finite loss and gradients that point the same way, by way of a whole training step (fault 20)."""
+def test_bfloat16_training_step_is_close_to_float32(config, system, params, batch):
+    """A whole training step gives a finite loss and gradients of nearly the same direction (fault 20)."""
     changed, mesh = config.copy_and_resolve_references(), distributed.make_mesh()
     records = {key: value[None] for key, value in batch.items()}
     records |= {"batch_index": np.arange(6, dtype=np.int32)[None], "stop": np.zeros((1, 6), bool)}
@@ -128,10 +129,10 @@ def test_a_step_in_bfloat16_is_nearly_float32s(config, system, params, batch):
     for dtype in ("float32", "bfloat16"):
         changed.model.dtype = dtype
         rebuilt = build_system(changed, system.layout, system.statistics)
-        step = make_step(rebuilt, "base", optax.sgd(1.0), lambda count: 1.0, changed.train)
+        step = make_step(rebuilt, "base", optax.sgd(1.0), lambda count: 1.0, train_settings(changed, "base"))
         state, key = distributed.replicate(mesh, (start_state(params["base"], optax.sgd(1.0)), jax.random.key(1)))
-        records_there = distributed.split_steps(mesh, "shard_map", records)
-        state, metrics = distributed.compile_steps(step, mesh, "shard_map")(state, records_there, key)
+        records_on_devices = distributed.split_steps(mesh, "shard_map", records)
+        state, metrics = distributed.compile_steps(step, mesh, "shard_map")(state, records_on_devices, key)
         assert metrics["finite"].all() and not metrics["skipped"].any()
         losses.append(float(metrics["loss"][0]))
         moves.append(jnp.concatenate([(a - b).ravel() for a, b in _pairs(state.params, params["base"])]))
@@ -145,7 +146,7 @@ def _pairs(a, b):
 
 
 def reductions(jaxpr):
-    """Names and types of all sums, exponentials and roots of a program."""
+    """Names and dtypes of all sums, exponentials and roots in a program."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in ("reduce_sum", "exp", "rsqrt", "sqrt"):
             yield eqn.primitive.name, eqn.outvars[0].aval.dtype
@@ -154,7 +155,7 @@ def reductions(jaxpr):
 
 
 def test_norm_statistics_softmax_and_summaries_stay_in_float32(config, system, params, batch):
-    """In both networks, whatever they compute in (fault 20)."""
+    """In both networks, even if they compute in bfloat16 (fault 20)."""
     changed = config.copy_and_resolve_references()
     changed.model.dtype = "bfloat16"
     stage = build_system(changed, system.layout, system.statistics).stages["base"]

@@ -1,4 +1,4 @@
-"""Every setting is checked when a config is read, in one line, wherever a command reads one."""
+"""Every command checks all settings when it reads a config, with one-line errors."""
 
 import jax
 import ml_collections
@@ -36,7 +36,7 @@ def demo():
 
 
 def changed(config, values):
-    """A copy of the config as a file would give it: with any value, also of another type."""
+    """A copy of the config with other values of any type, as a config file could set them."""
     config = ml_collections.ConfigDict(config.to_dict())
     for key, value in values.items():
         *parents, leaf = key.split(".")
@@ -50,8 +50,8 @@ def changed(config, values):
 
 
 @pytest.mark.parametrize("path", SHIPPED)
-def test_every_setting_that_ships_has_a_rule_and_passes_unchanged(path):
-    """(fault 16)"""
+def test_every_shipped_setting_has_a_rule_and_passes_unchanged(path):
+    """The shipped configs are valid, and every key is checked (fault 16)."""
     config = load_config(path)
     without = [key for key, _ in find_leaves(config) if not key.startswith("extract.") and not find_rule(RULES, key)]
     assert not without
@@ -163,8 +163,8 @@ BAD = [
 
 
 @pytest.mark.parametrize("key, value", BAD, ids=[f"{key}={value!r}" for key, value in BAD])
-def test_a_value_that_does_not_fit_is_told_in_one_line(demo, key, value):
-    """(fault 16)"""
+def test_invalid_value_is_reported_in_one_line(demo, key, value):
+    """Invalid values ended in a traceback, or in silence (fault 16)."""
     with pytest.raises(UserError) as error:
         check_config(changed(demo, {key: value}))
     message = str(error.value)
@@ -201,8 +201,8 @@ def test_a_value_that_does_not_fit_is_told_in_one_line(demo, key, value):
         ({"train.warmup_steps": {"base": 5}}, "warmup_steps.base=5: config.train.warmup_steps is no.* a whole"),
     ],
 )  # fmt: skip
-def test_settings_that_do_not_fit_together_are_told_in_one_line(demo, values, message):
-    """(fault 16)"""
+def test_conflicting_settings_are_reported_in_one_line(demo, values, message):
+    """Conflicts between settings ended in a traceback, or in silence (fault 16)."""
     with pytest.raises(UserError, match=message) as error:
         check_config(changed(demo, values))
     assert "\n" not in str(error.value)
@@ -219,8 +219,8 @@ def test_settings_that_do_not_fit_together_are_told_in_one_line(demo, values, me
         "ablations.systems.no audio.thumbnail",
     ],
 )
-def test_a_setting_that_is_missing_is_named(demo, key):
-    """(fault 16)"""
+def test_missing_setting_is_named(demo, key):
+    """Missing settings are found when the config is read (fault 16)."""
     config = changed(demo, {})
     *parents, leaf = key.split(".")
     node = config
@@ -231,8 +231,8 @@ def test_a_setting_that_is_missing_is_named(demo, key):
         check_config(config)
 
 
-def test_numbers_come_in_their_own_type(demo):
-    """(fault 16)"""
+def test_numbers_are_converted_to_their_type(demo):
+    """`steps=1e5` was rejected (fault 16)."""
     values = {
         "train.base.steps": 1e5, "train.base.batch_size": 16.0, "train.base.learning_rate": 1,
         "train.warmup_steps": np.int64(7), "train.ema_decay": np.float32(0.5), "sample.guidance_interval": [0, 3],
@@ -263,8 +263,8 @@ def test_numbers_come_in_their_own_type(demo):
         {"model.base.width": 2**16, "model.base.head_width": 2**16},
     ],
 )  # fmt: skip
-def test_what_passes_can_be_built(config, values):
-    """(fault 16)"""
+def test_valid_settings_can_be_built(config, values):
+    """The checks accept unusual but valid settings (fault 16)."""
     config = changed(config, values)
     settings.check_config(config)
     system = build_system(config, features.make_layout(Schema(())), {})
@@ -272,8 +272,8 @@ def test_what_passes_can_be_built(config, values):
         jax.eval_shape(stage.init, jax.random.key(0))
 
 
-def test_just_those_widths_are_refused_that_the_norms_cannot_divide(config):
-    """(fault 16)"""
+def test_only_widths_that_the_norms_cannot_divide_are_rejected(config):
+    """Widths that the norm groups do not divide ended in a traceback (fault 16)."""
     for width in (*range(1, 12), *range(12, 100, 4), *range(500, 580, 8)):
         images = jax.ShapeDtypeStruct((1, 2, 2, width), np.float32)
         one = changed(config, {"model.base.width": width, "model.base.head_width": 1})
@@ -288,8 +288,8 @@ def test_just_those_widths_are_refused_that_the_norms_cannot_divide(config):
 
 
 @pytest.mark.parametrize("sample", [{"rho": 1}, {"rho": 1000}, {"steps": 1}, {"steps": 300}])
-def test_levels_that_pass_are_finite_and_fall(demo, sample):
-    """(fault 16)"""
+def test_valid_sigmas_are_finite_and_decreasing(demo, sample):
+    """Extreme but valid sampler settings work (fault 16)."""
     extremes = {"sigma_min": 1e-6, "sigma_max": 1e6, **sample}
     config = changed(demo, {f"sample.{key}": value for key, value in extremes.items()})
     sigmas = sample_settings(config).sigmas(None)
@@ -297,8 +297,8 @@ def test_levels_that_pass_are_finite_and_fall(demo, sample):
 
 
 @pytest.mark.parametrize("entry", [loop.train, ablate], ids=["train", "ablate"])
-def test_the_entry_points_check_before_any_data_are_opened(demo, tmp_path, entry):
-    """(fault 16)"""
+def test_entry_points_check_settings_before_opening_data(demo, tmp_path, entry):
+    """Settings were checked too late or not at all (fault 16)."""
     config = changed(demo, {"workdir": str(tmp_path / "run"), "data.dir": str(tmp_path / "nowhere")})
     config.train.ema_decay = NAN
     with pytest.raises(UserError, match="config.train.ema_decay=nan"):
@@ -327,15 +327,15 @@ def test_the_entry_points_check_before_any_data_are_opened(demo, tmp_path, entry
         (["--config.train.max_to_keep", "--config.seed=1"], "--config.train.max_to_keep: an override needs a value"),
     ],
 )
-def test_an_override_that_does_not_fit_ends_the_command(tmp_path, flags, message):
-    """(fault 16)"""
+def test_invalid_override_ends_the_command(tmp_path, flags, message):
+    """Overrides on the command line are checked as well (fault 16)."""
     with pytest.raises(UserError, match=message) as error:
         train.main(["--config", "configs/demo.py", f"--config.workdir={tmp_path / 'run'}", *flags])
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
-def test_any_input_that_the_dataset_has_can_be_dropped_and_no_other(tmp_path):
-    """base.py does not know this input (fault 24)."""
+def test_only_inputs_of_the_dataset_can_be_dropped(tmp_path):
+    """Also an input that configs/base.py does not list (fault 24)."""
     schema = Schema((Constituent("wavlm", 2, 8, "embedding"),))
     writer.write_shard(tmp_path / writer.shard_name("train", 0, 1), schema, [make_clip(0) | {"wavlm": np.ones((2, 8))}])
     writer.finalise(tmp_path, schema, {"train": 1})
