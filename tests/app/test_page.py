@@ -234,7 +234,7 @@ def test_the_microphone_gives_a_voice(visit):
     page.get_by_label("I may use this recording").check()
     page.get_by_role("tab", name="Microphone").click()
     page.locator("#microphone .record-button").click()
-    page.wait_for_timeout(2500)  # of sound
+    expect(page.locator("#microphone .duration")).to_have_text("0:02")
     page.locator("#microphone .stop-button:visible").click()
     expect(page.locator("#voice-note .note")).to_contain_text("s heard", timeout=20_000)
 
