@@ -75,7 +75,7 @@ class Handlers:
     def listen(self, consent: bool, request: gr.Request, progress: gr.Progress = gr.Progress()) -> tuple:  # noqa: B008
         """Extracts the features of the received recording and deletes the file.
 
-        Returns a note, whether there is a voice now, and an empty upload.
+        Returns a note, whether there is a voice now, an empty upload, and no sound of an example.
         """
         visit = self.visits.get(_session(request))
         visit.voice = None
@@ -85,7 +85,7 @@ class Handlers:
             progress(0.3, desc="extracting the features of the voice")
             visit.voice = self.system.listen(path)
             lines.append(notes.note(_heard(visit.voice)))
-        return lines[0], gr.Button(visible=visit.voice is not None), None
+        return lines[0], gr.Button(visible=visit.voice is not None), None, gr.Audio(None, visible=False)
 
     @readable
     def look(self, crop: bool, request: gr.Request) -> tuple:

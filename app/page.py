@@ -75,7 +75,7 @@ def _voice(handlers: Handlers) -> dict[str, Any]:
         consent = gr.Checkbox(label=texts.CONSENT, visible=usable, container=False)
         with gr.Tabs(visible=False) as tabs:
             with gr.Tab("File"):
-                file = upload(f"Sound or video, at most {handlers.limits.upload_mb} MB", height=120, elem_id="voice")
+                file = upload(f"Sound or video, at most {handlers.limits.upload_mb} MB", height=150, elem_id="voice")
             with gr.Tab("Microphone"):
                 microphone = gr.Audio(
                     sources=["microphone"], type="filepath", format=None, editable=False, buttons=[],
@@ -97,7 +97,7 @@ def _picture() -> dict[str, Any]:
         )  # fmt: skip
         with gr.Tabs():
             with gr.Tab("File"):
-                file = upload("Picture", height=120, elem_id="picture")
+                file = upload("Picture", height=150, elem_id="picture")
             with gr.Tab("Camera"):
                 camera = gr.Image(sources=["webcam"], type="filepath", image_mode=None, label="Camera", height=240)
         note = gr.HTML(elem_id="picture-note")
@@ -187,7 +187,7 @@ def _connect_uploads(handlers: Handlers, inputs: Inputs) -> None:
     voice, picture = inputs.voice, inputs.picture
     voice["consent"].change(lambda on: gr.Tabs(visible=on), voice["consent"], voice["tabs"], **HIDDEN, queue=False)
     for source, event in ((voice["file"], voice["file"].upload), (voice["microphone"], voice["microphone"].input)):
-        outputs = [voice["note"], voice["forget"], source]
+        outputs = [voice["note"], voice["forget"], source, voice["sound"]]
         received = event(handlers.receive_voice, source, None, **HIDDEN, queue=False)
         received.success(handlers.listen, voice["consent"], outputs, **_turn(voice["note"]))
     for source, event in ((picture["file"], picture["file"].upload), (picture["camera"], picture["camera"].input)):

@@ -239,6 +239,15 @@ def test_the_microphone_gives_a_voice(visit):
     expect(page.locator("#voice-note .note")).to_contain_text("s heard", timeout=20_000)
 
 
+def test_the_camera_gives_a_thumbnail(visit):
+    page = visit()
+    page.get_by_role("tab", name="Camera").click()
+    page.get_by_title("grant webcam access").click()
+    page.wait_for_function("() => document.querySelector('video')?.readyState > 2")  # frames have arrived
+    page.get_by_role("button", name="capture photo").click()
+    expect(page.locator("#picture-note .note")).to_contain_text("these 8x8 pixels are used")
+
+
 def test_two_visitors_do_not_see_each_other(visit, people):
     pages = [visit(), visit()]
     for page, person in zip(pages, people, strict=True):
@@ -255,13 +264,16 @@ def test_two_visitors_do_not_see_each_other(visit, people):
     assert images[0] != images[1]
 
 
-def test_an_example_fills_the_page(visit):
+def test_an_example_fills_the_page(visit, people):
     page = visit()
     page.locator("#examples .grid-container button").first.click()
     expect(page.locator("#voice-note .note")).to_contain_text("person1.wav")
     expect(page.locator("img.thumbnail")).to_be_visible()
     assert page.get_by_label("Age in years").input_value()
+    expect(page.get_by_text("Voice of the example")).to_be_visible()
     draw(page, 1)
+    give_voice(page, people[1].voice)
+    expect(page.get_by_text("Voice of the example")).to_be_hidden()
 
 
 def test_nothing_is_left_when_the_page_is_closed(visit, people, folder):
@@ -289,6 +301,10 @@ def test_the_api_draws(address, people, tmp_path):
     assert note.startswith("Known: thumbnail, pyaudioanalysis, mel, age.")
     with Image.open(faces[1]) as face:
         assert (face.text["seed"], face.text["scale"]) == ("1", "2")
+    with pytest.raises(Exception, match="upload the file itself, not its address"):
+        client.predict(
+            {"path": "http://127.0.0.1:9/x.wav", "meta": {"_type": "gradio.FileData"}}, None, api_name="/draw"
+        )
     with pytest.raises(Exception, match="confirm first that you may use the recording"):
         client.predict(**given)
     with pytest.raises(Exception, match="'stepps': must be one of sampler, steps"):
