@@ -4,6 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HUB = ["huggingface_hub>=0.30,<2"]
 EVALUATE = ["scikit-image>=0.24,<1", "scikit-learn>=1.5,<2", "scipy>=1.11", "lancedb>=0.40,<1"]
 # Reads media and computes the features that need no weights.
 MEDIA = ["av>=17,<20", "librosa>=0.10.2,<0.12", "pyAudioAnalysis>=0.3.14,<0.4"]
@@ -43,9 +44,11 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["slf_common*", "slf_jax*", "extract*", "tfrecords*", "app*", "configs*"]),
     package_data={
-        **{name: ["py.typed"] for name in ("slf_common", "tfrecords", "extract", "slf_jax", "app")},
+        **{name: ["py.typed"] for name in ("slf_common", "tfrecords", "extract", "app")},
         "slf_jax.plots": ["report.html.j2"],
-        "app": ["py.typed", "page.css"],
+        "slf_jax": ["py.typed", "pretrained/demo/*"],
+        "slf_jax.inference": ["model_card.md.j2"],
+        "app": ["page.css"],
     },
     entry_points={"console_scripts": [f"slf-{name} = app.commands:{name}" for name in COMMANDS]},
     install_requires=[
@@ -58,6 +61,7 @@ setup(
         "ml_collections>=1.0,<2",
         "google-crc32c>=1.6,<2",
         "fsspec>=2024.2",
+        "safetensors>=0.5,<1",
         "numpy>=1.26,<3",
         "pillow>=10.1",
         "matplotlib>=3.8,<4",
@@ -72,10 +76,18 @@ setup(
         "demo": DEMO,
         "app": APP,
         "docs": DOCS,
+        "hub": HUB,
         "lint": [*DEMO, "ruff>=0.12,<1", "mypy>=1.15,<3"],
         "evaluate": EVALUATE,
         "extract": EXTRACT,
         "ray": ["ray>=2.40,<3"],
-        "test": [*APP, "playwright>=1.50,<2", "pytest>=8,<10", "pytest-xdist>=3.5,<4", "pytest-timeout>=2.3,<3"],
+        "test": [
+            *APP,
+            *HUB,
+            "playwright>=1.50,<2",
+            "pytest>=8,<10",
+            "pytest-xdist>=3.5,<4",
+            "pytest-timeout>=2.3,<3",
+        ],  # fmt: skip
     },
 )

@@ -20,7 +20,7 @@ from slf_common.errors import UserError
 from slf_common.files import check_writable, local_path
 from slf_jax.cascade.images import downscale
 from slf_jax.cascade.sizes import THUMBNAIL_SIZE
-from slf_jax.inference.arguments import check_sampling
+from slf_jax.inference.arguments import SOURCE_HELP, check_sampling, parse_source
 from slf_jax.inference.metadata import unique_names, write_faces
 from slf_jax.inference.scales import Scale, format_scale, parse_scales
 from slf_jax.plots import grids
@@ -90,14 +90,15 @@ def _parser() -> argparse.ArgumentParser:
         "app.draw",
         "Draws faces from a voice, a thumbnail, age, gender and ethnicity, in any combination.",
         [
-            "python -m app.draw --workdir runs/demo --voice me.wav",
+            "python -m app.draw --voice me.wav                    # the demo's system: made-up people",
+            "python -m app.draw --workdir runs/mine --voice me.wav",
             "python -m app.draw --workdir runs/demo --voice me.mp4 --thumbnail me.jpg --scales 0,2,4,8 --samples 4",
             "python -m app.draw --workdir runs/demo --thumbnail photo.jpg --face --age 34 --gender female",
             "python -m app.draw --workdir hf://owner/name --voice recordings/ --out drawn",
         ],
     )
     parser.add_argument(
-        "--workdir", required=True, help="run directory of slf_jax.train, exported folder, or hf://owner/name"
+        "--workdir", type=parse_source, help=f"{SOURCE_HELP} (default: the demo's, which draws made-up people)"
     )
     parser.add_argument(
         "--voice", nargs="+", type=local_path, default=[], metavar="FILE",

@@ -11,17 +11,20 @@ import contextlib
 import dataclasses
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from app import texts
 from app.limits import Limits
 from app.system import FaceSystem, load
 from app.visits import Visits
 from slf_common import cli
 from slf_common.errors import UserError
+from slf_jax.inference.arguments import SOURCE_HELP, parse_source
 
 LOCAL = "127.0.0.1"
 
@@ -53,24 +56,22 @@ def serve(system: FaceSystem, limits: Limits, host: str = LOCAL, port: int = 786
 def _launch(gr: Any, blocks: Any, limits: Limits, host: str, port: int) -> str:
     from app import page
 
-    try:
-        _, address, _ = blocks.launch(
-            server_name=host, server_port=port or _free_port(host), prevent_thread_lock=True, quiet=True, share=False,
-            max_file_size=limits.upload_mb * 10**6, run_history=False, enable_monitoring=False, ssr_mode=False,
-            pwa=False, mcp_server=False, footer_links=["api"], css_paths=page.STYLE, theme=page.theme(),
-            state_session_capacity=1000, inbrowser=False,
-        )  # fmt: skip
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {error}; give another --port") from None
+    _, address, _ = blocks.launch(
+        server_name=host, server_port=find_port(host, port), prevent_thread_lock=True, quiet=True, share=False,
+        max_file_size=limits.upload_mb * 10**6, run_history=False, enable_monitoring=False, ssr_mode=False,
+        pwa=False, mcp_server=False, footer_links=["api"], css_paths=page.STYLE, theme=page.theme(),
+        state_session_capacity=1000, inbrowser=False,
+    )  # fmt: skip
     return address
 
 
-def _free_port(host: str) -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+def find_port(host: str, port: int) -> int:
+    """The port, or a free one if it is 0. Raises `UserError` if this machine cannot listen there."""
+    try:
+        with socket.create_server((host, port)) as probe:
+            return probe.getsockname()[1]
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror or error}; give another") from None
 
 
 def _import_gradio() -> Any:
@@ -115,12 +116,13 @@ def _parser() -> argparse.ArgumentParser:
         "app.serve",
         "Opens a page that draws faces from a voice, a thumbnail, age, gender and ethnicity.",
         [
-            "python -m app.serve --workdir runs/demo",
+            "python -m app.serve",
+            "python -m app.serve --workdir runs/mine",
             "python -m app.serve --workdir hf://owner/name --host 0.0.0.0 --port 8000",
         ],
     )
     parser.add_argument(
-        "--workdir", required=True, help="run directory of slf_jax.train, exported folder, or hf://owner/name"
+        "--workdir", type=parse_source, help=f"{SOURCE_HELP} (default: the demo's, which draws made-up people)"
     )
     parser.add_argument("--host", default=LOCAL, help=f"address to bind to (default: {LOCAL}, this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port (default: 7860; 0: any free one)")
@@ -150,13 +152,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1")
     _import_gradio()
+    find_port(args.host, args.port)  # before the slow part
     limits = dataclasses.replace(Limits(), mark=not args.no_mark, queue=args.queue, upload_mb=args.upload_mb)
     system = load(args.workdir, overrides=overrides, allow_other_weights=args.allow_other_weights)
     print("warming up: loading extractors, compiling the sampler", flush=True)
     warm_up(system)
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    with serve(system, limits, args.host, args.port, about=f"System: `{args.workdir}`") as address:
+    with serve(system, limits, args.host, args.port, texts.about(args.workdir)) as address:
         print(f"{address} (Ctrl-C stops it)", flush=True)
         if args.host != LOCAL:
             print("note: everyone who reaches this host can use the page; browsers allow microphones over https only")

@@ -21,7 +21,7 @@ from slf_jax.inference import metadata
 from slf_jax.inference.people import read_thumbnail
 from slf_jax.inference.sampler import Sampler
 from slf_jax.inference.scales import Scale
-from slf_jax.inference.trained import Trained
+from slf_jax.inference.trained import PRETRAINED, Trained
 from slf_jax.inference.trained import load as load_trained
 from tfrecords.schema import FACE_SIZE, UNKNOWN, label_index
 
@@ -213,20 +213,21 @@ class FaceSystem:
 
 
 def load(
-    source: str | Path, *, overrides: Mapping[str, str] | None = None, weights: Mapping[str, str] | None = None,
-    allow_other_weights: bool = False,
+    source: str | Path | None = None, *, overrides: Mapping[str, str] | None = None,
+    weights: Mapping[str, str] | None = None, allow_other_weights: bool = False,
 ) -> FaceSystem:  # fmt: skip
     """Loads a trained system to draw with.
 
     Args:
-      source: a run directory, an exported folder, or `hf://owner/name`.
+      source: a run directory, an exported folder, or `hf://owner/name`; default: the demo's system, which
+        draws made-up people.
       overrides: changes of the sampler's settings, as in `{"sample.steps": "32"}`.
       weights: by extractor, a path or hub id to load in place of the weights that training used.
       allow_other_weights: accept weights whose digest differs from those of training.
 
     Raises `UserError` if there is no trained system, or it is damaged.
     """
-    trained = load_trained(source, overrides=overrides)
+    trained = load_trained(source or PRETRAINED, overrides=overrides)
     distributed.use_compilation_cache(trained.meta.config.compilation_cache)
     return FaceSystem(trained, weights=weights, allow_other_weights=allow_other_weights)
 

@@ -87,7 +87,7 @@ class Visits:
             if visit is None:
                 minutes = self._limits.idle_seconds / 60
                 raise UserError(f"your data was deleted after {minutes:g} minutes without a request; reload the page")
-            visit.used, visit.closed = time.monotonic(), None
+            visit.used = time.monotonic()
         return visit
 
     def close(self, session: str) -> None:

@@ -76,7 +76,7 @@ def make_trained(config: ml_collections.ConfigDict) -> Trained:
     """Wraps such a system, with random parameters, as a trained one."""
     system, schema = make_system(config), Schema(())
     params = {name: jax.jit(stage.init)(jax.random.key(0)) for name, stage in system.stages.items()}
-    return Trained(Meta(config, schema, system.statistics, {}), system, params, {})
+    return Trained(Meta(config, schema, system.statistics, {}), system, params, {}, {})
 
 
 def make_clips(layout: features.Layout, count: int) -> dict[str, np.ndarray]:

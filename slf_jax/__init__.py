@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from app.system import FaceSystem
 
 
-def load(source: str, **options: Any) -> FaceSystem:
+def load(source: str | None = None, **options: Any) -> FaceSystem:
     """Loads a trained system to draw faces with; the arguments are those of `app.system.load`.
 
     system = slf_jax.load("runs/demo")

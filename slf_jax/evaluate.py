@@ -42,7 +42,7 @@ def evaluate(trained: Trained, args: argparse.Namespace) -> str:
     sampler = Sampler(trained, chunk=args.chunk, memory=args.memory)
     subject = EvaluatedSystem(trained, sampler, args.seed, args.samples, not args.no_thumbnail, without)
     found, scores, images = evaluate_system(subject, scales, scorer, validation, train)
-    results = {"subject": args.workdir.name, **_receipt(args, subject, scorer, clips), **found}
+    results = {"subject": Path(args.workdir).name, **_receipt(args, subject, scorer, clips), **found}
     report.write(results, scores, images, scorer, subject.use_thumbnail, args.out)
     return f"{tables.short(results)}\n{args.out / 'report.md'}\n{args.out / 'results.json'}"
 

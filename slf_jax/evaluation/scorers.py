@@ -10,6 +10,7 @@ from slf_common.files import check_writable
 from slf_jax.evaluation import embedders, protocol
 from slf_jax.evaluation.embedders import FaceEmbedder
 from slf_jax.evaluation.protocol import FaceScorer
+from slf_jax.inference.arguments import default_out
 from tfrecords.reader import Absent, Clips
 
 
@@ -37,10 +38,11 @@ def validation_scorer(
     return FaceScorer(people, embedder, gallery / "validation")
 
 
-def gallery_folder(workdir: Path, out: Path) -> Path:
-    """The gallery's folder: in the run directory, so that it is built once, or in `out` if that is read-only."""
+def gallery_folder(source: str | Path, out: Path) -> Path:
+    """The gallery's folder: in the run directory, so that it is built once; in `out` if that is read-only or no run."""
+    folder = default_out(source, "gallery")
     try:
-        check_writable(workdir / "gallery")
+        check_writable(folder)
     except UserError:
         return out / "gallery"
-    return workdir / "gallery"
+    return folder if folder.parent == source else out / "gallery"

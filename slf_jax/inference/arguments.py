@@ -5,19 +5,35 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from slf_common import cli
 from slf_common.errors import UserError
 from slf_common.files import check_writable, local_path
 from slf_jax import distributed, features
+from slf_jax.inference import exported, hub
 from slf_jax.inference.scales import check_distinct
 from slf_jax.inference.trained import CHECKPOINTS, Trained, load
 from tfrecords.reader import Clips
 
+SOURCE_HELP = "run directory of slf_jax.train, exported folder, or hf://owner/name"
+
+
+def parse_source(text: str) -> str | Path:
+    """Parses where a trained system is: a local path, or an address on the hub."""
+    return text if hub.is_hub(text) else local_path(text)
+
+
+def default_out(source: str | Path, folder: str) -> Path:
+    """The default folder to write to: in the run directory; for an exported system in the working directory."""
+    if isinstance(source, str) or exported.is_exported(source):
+        return Path(folder)
+    return source / folder
+
 
 def add_arguments(arguments: argparse.ArgumentParser) -> None:
     """Adds the flags shared by all commands that sample."""
-    arguments.add_argument("--workdir", required=True, type=local_path, help="run directory of slf_jax.train")
+    arguments.add_argument("--workdir", required=True, type=parse_source, help=SOURCE_HELP)
     arguments.add_argument(
         "--checkpoint", default="newest", choices=CHECKPOINTS,
         help="newest (default), or best: of lowest validation loss among those kept",
@@ -50,7 +66,7 @@ def parse(
     """
     arguments.add_argument("--out", type=local_path, help=f"folder to write to (default: WORKDIR/{folder})")
     args, overrides = cli.parse_overrides(arguments, argv)
-    args.out = args.out or args.workdir / folder
+    args.out = args.out or default_out(args.workdir, folder)
     if args.chunk < 1:
         raise UserError(f"--chunk {args.chunk}: give at least 1")
     if not 0 <= args.memory < math.inf:
@@ -58,6 +74,10 @@ def parse(
     check_sampling(args, overrides)
     check_writable(args.out, *files)
     trained = load(args.workdir, args.checkpoint, overrides=overrides)
+    if not trained.meta.config.data.dir:  # an export
+        if not args.data:
+            raise UserError(f"{args.workdir}: an exported system comes without data; give a dataset folder with --data")
+        trained.meta.config.data.dir = args.data
     distributed.use_compilation_cache(trained.meta.config.compilation_cache)
     return args, trained
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from slf_jax.inference.exported import software
 from slf_jax.inference.people import person_number
 from slf_jax.inference.sampler import Sampler
 from slf_jax.inference.scales import Scale, format_scale
@@ -30,7 +30,7 @@ def describe(trained: Trained, sampler: Sampler, stages: Sequence[str], scale: S
         "NFE": f"{sampler.settings.evaluations} per stage",
         "stages": ", ".join(stages),
         "checkpoints": ", ".join(f"{name} {trained.digests[name]}" for name in stages),
-        "Software": f"slf-jax {importlib.metadata.version('slf-jax')}",
+        "Software": software(),
     }
 
 

@@ -29,6 +29,11 @@ def stack_columns(columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def image_grid(columns: Mapping[str, np.ndarray], path: Path, rows: Sequence[str] = ()) -> None:
     """Writes columns of uint8 images [R, h, w, 3] as one PNG, their names above, the rows' names on the left."""
+    save_png(draw_grid(columns, rows), path)
+
+
+def draw_grid(columns: Mapping[str, np.ndarray], rows: Sequence[str] = ()) -> Image.Image:
+    """Draws the picture of `image_grid`."""
     images, font = stack_columns(columns), ImageFont.load_default(12)
     height, width = images.shape[2] + GAP, images.shape[3] + GAP
     left, top = (12 + max(int(font.getlength(r)) for r in rows) if rows else 0), 20
@@ -40,7 +45,7 @@ def image_grid(columns: Mapping[str, np.ndarray], path: Path, rows: Sequence[str
         draw.text((6, top + r * height + height // 2), name, INK, font, anchor="lm")
     for (r, c), _ in np.ndenumerate(images[:, :, 0, 0, 0]):
         page.paste(Image.fromarray(images[r, c]), (left + c * width, top + r * height))
-    save_png(page, path)
+    return page
 
 
 def save_png(picture: Image.Image, path: Path, notes: Mapping[str, object] | None = None) -> None:
@@ -63,6 +68,11 @@ def jpeg(path: Path, width: int) -> tuple[bytes, tuple[int, int]]:
     except SyntaxError as error:  # raised by Pillow for some damaged PNGs
         raise OSError(str(error)) from error
     picture.thumbnail((width, 4 * width), Image.Resampling.LANCZOS)
+    return encode_jpeg(picture), picture.size
+
+
+def encode_jpeg(picture: Image.Image) -> bytes:
+    """Encodes an RGB picture as a JPEG."""
     encoded = io.BytesIO()
     picture.save(encoded, "jpeg", quality=85, optimize=True, progressive=True)
-    return encoded.getvalue(), picture.size
+    return encoded.getvalue()

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from random_system import make_system
 
 pytest.importorskip("gradio", reason="needs the extra `app`")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `test`")
@@ -45,13 +44,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def system():
-    return make_system()
-
-
-@pytest.fixture(scope="module")
 def address(folder, system):
-    """A server with a small system of random parameters."""
+    """A server with the system that comes with the repository."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tempfile.tempdir", str(folder))
         with serve(system, LIMITS, port=0) as url:
