@@ -31,8 +31,8 @@ def about(source: object) -> str:
     """A line on the system that draws; `source`: None for the one that comes with the repository."""
     if source is None:
         return (
-            "The system is the demo's: it was trained on drawn faces with synthesised voices. It draws made-up people, and "
-            "its results say nothing about real ones."
+            "The system is the demo's: it was trained on drawn faces with synthesised voices. It draws made-up people, "
+            "and its results say nothing about real ones."
         )
     return f"System: `{source}`"
 
