@@ -1,6 +1,7 @@
 # From a fresh clone: `make demo` runs the whole pipeline on synthetic people, `make test` runs the tests, `make docs`
-# builds the documentation into site/. All of them use .venv and create it if needed. To use another Python:
-# `make demo PYTHON=python3.12`. A quick check of the demo: `make demo SIZE=toy PEOPLE=24`.
+# builds the documentation into site/, `make app` opens a page that draws faces, with the system of `make demo` if there
+# is one, else with the one that comes with the repository. All of them use .venv and create it if needed. To use another
+# Python: `make demo PYTHON=python3.12`. A quick check of the demo: `make demo SIZE=toy PEOPLE=24`.
 PYTHON ?= python3.11
 SIZE = demo
 PEOPLE =
@@ -8,7 +9,7 @@ PY = .venv/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 CONFIG = configs/demo.py$(if $(filter-out demo,$(SIZE)),:$(SIZE))
 
-.PHONY: demo pretrained test lint docs clean
+.PHONY: demo pretrained app test lint docs clean
 
 demo: .venv/demo
 	$(PY) -m extract.talkers --out data/$(SIZE)/videos$(if $(PEOPLE), --people $(PEOPLE))
@@ -20,6 +21,9 @@ demo: .venv/demo
 pretrained: demo
 	$(PY) -m slf_jax.export --workdir runs/demo --out slf_jax/pretrained/demo --dtype bfloat16 --license apache-2.0 \
 	  --about "faces drawn and voices synthesised by a program (extract.talkers). It shows that the machinery works, and says nothing about people."
+
+app: .venv/app
+	$(PY) -m app.serve --open $(if $(wildcard runs/$(SIZE)/checkpoints),--workdir runs/$(SIZE))
 
 test: .venv/test
 	$(PY) -m pytest
@@ -35,7 +39,7 @@ docs: .venv/docs
 $(PY):
 	$(PYTHON) -m venv .venv
 
-.venv/demo .venv/test .venv/lint .venv/docs: setup.py | $(PY)
+.venv/demo .venv/app .venv/test .venv/lint .venv/docs: setup.py | $(PY)
 	$(PIP) --editable ".[$(notdir $@)]"
 	touch $@
 

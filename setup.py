@@ -9,6 +9,7 @@ EVALUATE = ["scikit-image>=0.24,<1", "scikit-learn>=1.5,<2", "scipy>=1.11", "lan
 # Reads media and computes the features that need no weights.
 MEDIA = ["av>=17,<20", "librosa>=0.10.2,<0.12", "pyAudioAnalysis>=0.3.14,<0.4"]
 DEMO = EVALUATE + MEDIA
+APP = [*DEMO, "gradio>=6.31,<7"]  # the page
 # The pretrained models. These versions import together in one process; Python 3.11.
 EXTRACT = [
     *MEDIA,
@@ -47,6 +48,7 @@ setup(
         "slf_jax.plots": ["report.html.j2"],
         "slf_jax": ["py.typed", "pretrained/demo/*"],
         "slf_jax.inference": ["model_card.md.j2"],
+        "app": ["page.css"],
     },
     entry_points={"console_scripts": [f"slf-{name} = app.commands:{name}" for name in COMMANDS]},
     install_requires=[
@@ -72,12 +74,20 @@ setup(
         "tpu": ["jax[tpu]"],
         "cloud": ["gcsfs>=2024.2", "s3fs>=2024.2"],
         "demo": DEMO,
+        "app": APP,
         "docs": DOCS,
         "hub": HUB,
         "lint": [*DEMO, "ruff>=0.12,<1", "mypy>=1.15,<3"],
         "evaluate": EVALUATE,
         "extract": EXTRACT,
         "ray": ["ray>=2.40,<3"],
-        "test": [*DEMO, *HUB, "pytest>=8,<10", "pytest-xdist>=3.5,<4", "pytest-timeout>=2.3,<3"],
+        "test": [
+            *APP,
+            *HUB,
+            "playwright>=1.50,<2",
+            "pytest>=8,<10",
+            "pytest-xdist>=3.5,<4",
+            "pytest-timeout>=2.3,<3",
+        ],  # fmt: skip
     },
 )
