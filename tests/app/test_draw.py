@@ -84,7 +84,7 @@ def test_other_weights_are_refused_unless_allowed(voice, tmp_path, capsys):
         (["--age", "3", "--scales", "-1"], "--scales -1: a guidance scale"),
         (["--age", "3", "--config.model.dtype=x"], "--config.model.dtype: only --config.sample"),
         (["--age", "3", "--weights", "ecapa"], "--weights ecapa: must be NAME=PATH"),
-        (["--age", "3", "--workdir", "hf://me"], "hf://me: must be hf://OWNER/NAME"),
+        (["--age", "3", "--workdir", "hf://me"], "hf://me: must be hf://owner/name"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(flags, reason, tmp_path, capsys):
