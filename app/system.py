@@ -171,10 +171,8 @@ class FaceSystem:
         self, person: Person, scale: Scale, seed: int, settings: SampleSettings | None = None
     ) -> dict[str, object]:
         """The metadata of an image of a person: that it is synthetic, how it was made and from which inputs."""
-        return {
-            **metadata.describe(self.trained, self._sampler_for(settings), STAGES, scale, seed),
-            **person.notes,
-        }
+        settings = settings or sample_settings(self.trained.meta.config)
+        return {**metadata.describe(self.trained, settings, STAGES, scale, seed), **person.notes}
 
     def draw(
         self, *, voice: str | Path | Recording | None = None, thumbnail: str | Path | np.ndarray | None = None,

@@ -43,7 +43,7 @@ def sample(trained: Trained, args: argparse.Namespace) -> str:
         use_thumbnail=not args.no_thumbnail, without=without, progress="sampling",
     )  # fmt: skip
     common = {
-        **metadata.describe(trained, sampler, stages, scale, args.seed),
+        **metadata.describe(trained, sampler.settings, stages, scale, args.seed),
         "thumbnail": "none" if args.no_thumbnail else args.thumbnail.name if args.thumbnail else "of the clip's face",
         "without": ", ".join(without),
     }

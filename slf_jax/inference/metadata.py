@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from slf_jax.cascade.settings import SampleSettings
 from slf_jax.inference.exported import software
 from slf_jax.inference.people import person_number
-from slf_jax.inference.sampler import Sampler
 from slf_jax.inference.scales import Scale, format_scale
 from slf_jax.inference.trained import Trained
 from slf_jax.plots import grids
@@ -20,14 +20,14 @@ from slf_jax.plots import grids
 SYNTHETIC = "yes: made by a diffusion model; not a photograph, and not an identification of a person"
 
 
-def describe(trained: Trained, sampler: Sampler, stages: Sequence[str], scale: Scale, seed: int) -> dict:
+def describe(trained: Trained, settings: SampleSettings, stages: Sequence[str], scale: Scale, seed: int) -> dict:
     """The metadata that is common to all PNGs of a call."""
     return {
         "synthetic": SYNTHETIC,
         "seed": seed,
         "scale": format_scale(scale),
-        "sampler": sampler.settings.sampler,
-        "NFE": f"{sampler.settings.evaluations} per stage",
+        "sampler": settings.sampler,
+        "NFE": f"{settings.evaluations} per stage",
         "stages": ", ".join(stages),
         "checkpoints": ", ".join(f"{name} {trained.digests[name]}" for name in stages),
         "Software": software(),
