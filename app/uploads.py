@@ -23,8 +23,8 @@ def upload(label: str, **options: Any) -> gr.File:
 
     Gradio would also download any address that a client sends: these are refused.
     """
-    component = gr.File(label=label, **options)
-    component.async_move_resource_to_block_cache = _refuse_addresses  # type: ignore[method-assign, assignment]
+    component: Any = gr.File(label=label, **options)
+    component.async_move_resource_to_block_cache = _refuse_addresses
     return component
 
 
