@@ -17,6 +17,7 @@ from extract.extractors.values import record_values
 from extract.frameworks import keep_memory
 from extract.media import CLIP_SAMPLES, CLIP_SECONDS, SAMPLE_RATE, MediaError, decode_audio, fit_audio
 from slf_common.errors import UserError
+from slf_common.files import local_path
 from tfrecords.schema import Constituent, Schema
 
 MIN_SECONDS = 1.0  # a shorter sound says too little about a voice
@@ -106,14 +107,28 @@ def find_recordings(path: Path) -> list[Path]:
 def _settings(inputs: Sequence[str], provenance: Mapping[str, Any], weights: Mapping[str, str]) -> dict[str, Any]:
     """The part of `config.extract` that loads the extractors."""
     names, stored = voice_inputs(inputs, provenance), provenance.get("extractors", {})
+    if unknown := [name for name in names if name not in registry.EXTRACTORS]:
+        raise UserError(f"{unknown[0]}: this version has no such extractor; it has {', '.join(registry.EXTRACTORS)}")
     if not names:
         raise UserError(f"this system was trained without a voice; its inputs are: {', '.join(inputs) or 'none'}")
     for name in weights:
         if "weights" not in stored.get(name, {}):
             known = ", ".join(name for name in names if "weights" in stored[name]) or "none"
             raise UserError(f"weights of {name!r}: the extractors of this system that have weights are: {known}")
+    for name in names:
+        if name not in weights:
+            _check_source(name, stored[name].get("weights", ""))
     chosen = {name: {**stored[name], **({"weights": weights[name]} if name in weights else {})} for name in names}
     return {"extractors": names, **chosen}
+
+
+def _check_source(name: str, weights: str) -> None:
+    """Raises `UserError` for weights of other authors: loading can run their code, before any digest is compared."""
+    if weights not in ("", registry.EXTRACTORS[name].published) and not local_path(weights).exists():
+        raise UserError(
+            f"{name}: this system was trained with the weights {weights!r}, which are neither the published "
+            f"ones nor on this machine; if you trust them, give --weights {name}={weights}, or another path"
+        )
 
 
 def _compare(trained: Constituent, loaded: Constituent, allow_other_weights: bool) -> Iterator[str]:

@@ -39,17 +39,25 @@ class RegistryEntry:
     module: str
     extra: str  # of setup.py; installs the framework
     planned: Constituent  # with the paper's model and windows
+    published: str = ""  # hub id of the published weights, those of configs/base.py
 
 
 _PAPER = {part.name: part for part in AUDIO_CONSTITUENTS}
+_MODULES = "extract.extractors"
 EXTRACTORS = {
-    "ecapa": RegistryEntry("extract.extractors.ecapa", "extract", _PAPER["ecapa"]),
-    "pyannote": RegistryEntry("extract.extractors.pyannote", "extract", _PAPER["pyannote"]),
-    "titanet": RegistryEntry("extract.extractors.nemo", "extract", _PAPER["titanet"]),
-    "speakernet": RegistryEntry("extract.extractors.nemo", "extract", _PAPER["speakernet"]),
-    "pyaudioanalysis": RegistryEntry("extract.extractors.pyaudioanalysis", "demo", _PAPER["pyaudioanalysis"]),
-    "mel": RegistryEntry("extract.extractors.mel", "demo", _PAPER["mel"]),
-    "language": RegistryEntry("extract.extractors.language", "extract", LANGUAGE_LOGPROBS),
+    "ecapa": RegistryEntry(f"{_MODULES}.ecapa", "extract", _PAPER["ecapa"], "speechbrain/spkrec-ecapa-voxceleb"),
+    "pyannote": RegistryEntry(f"{_MODULES}.pyannote", "extract", _PAPER["pyannote"], "pyannote/embedding"),
+    "titanet": RegistryEntry(
+        f"{_MODULES}.nemo", "extract", _PAPER["titanet"], "nvidia/speakerverification_en_titanet_large"
+    ),
+    "speakernet": RegistryEntry(
+        f"{_MODULES}.nemo", "extract", _PAPER["speakernet"], "nvidia/speakerverification_en_speakernet"
+    ),
+    "pyaudioanalysis": RegistryEntry(f"{_MODULES}.pyaudioanalysis", "demo", _PAPER["pyaudioanalysis"]),
+    "mel": RegistryEntry(f"{_MODULES}.mel", "demo", _PAPER["mel"]),
+    "language": RegistryEntry(
+        f"{_MODULES}.language", "extract", LANGUAGE_LOGPROBS, "speechbrain/lang-id-commonlanguage_ecapa"
+    ),
 }
 
 

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 from recordings import moving_frames, voice, write_video
 
+from configs import base
 from extract.chunk import Models, RunSpec, process_chunk
 from extract.clips import Clip
+from extract.extractors.registry import EXTRACTORS
 from extract.plan import Chunk
 from extract.recordings import RecordingExtractor, find_recordings
 from slf_common.errors import UserError
@@ -142,6 +144,22 @@ def test_a_system_without_voice_and_unknown_weights_are_refused(clips):
         RecordingExtractor(("age", "gender"), clips.schema, clips.provenance)
     with pytest.raises(UserError, match="weights of 'ecapa': the extractors .* that have weights are: none"):
         RecordingExtractor(("mel",), clips.schema, clips.provenance, weights={"ecapa": "x"})
+
+
+def test_weights_of_other_authors_are_loaded_only_if_the_user_names_them(clips):
+    """Loading them can run code: a shared system must not choose whose."""
+    foreign = {"extractors": {"ecapa": {"weights": "someone/else", "windows": [[24, 24]]}}}
+    with pytest.raises(UserError, match="ecapa: .* 'someone/else', which are neither .*--weights ecapa=someone/else"):
+        RecordingExtractor(("ecapa",), clips.schema, foreign)
+    with pytest.raises(UserError, match="wav2vec: this version has no such extractor; it has ecapa"):
+        RecordingExtractor(("wav2vec",), clips.schema, {"extractors": {"wav2vec": {}}})
+
+
+def test_published_weights_are_those_of_the_config():
+    settings = base.get_config().extract
+    published = {name: entry.published for name, entry in EXTRACTORS.items() if entry.published}
+    assert published == {name: settings[name].weights for name in published}
+    assert {name for name in EXTRACTORS if name in settings} == set(published)
 
 
 def test_a_folder_gives_its_sounds_and_videos(tmp_path):
