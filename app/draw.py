@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from app.system import FaceSystem, Person, load
+from app import arguments
+from app.system import FaceSystem, Person
 from slf_common import cli
 from slf_common.errors import UserError
 from slf_common.files import check_writable, local_path
 from slf_jax.cascade.images import downscale
 from slf_jax.cascade.sizes import THUMBNAIL_SIZE
-from slf_jax.inference.arguments import SOURCE_HELP, check_sampling, parse_source
+from slf_jax.inference.arguments import check_sampling
 from slf_jax.inference.metadata import unique_names, write_faces
 from slf_jax.inference.scales import Scale, format_scale, parse_scales
 from slf_jax.plots import grids
@@ -97,9 +98,7 @@ def _parser() -> argparse.ArgumentParser:
             "python -m app.draw --workdir hf://owner/name --voice recordings/ --out drawn",
         ],
     )
-    parser.add_argument(
-        "--workdir", type=parse_source, help=f"{SOURCE_HELP} (default: the demo's, which draws made-up people)"
-    )
+    arguments.add_arguments(parser)
     parser.add_argument(
         "--voice", nargs="+", type=local_path, default=[], metavar="FILE",
         help="sound or video files, or folders of them; the first 24 s of each are used",
@@ -115,19 +114,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=int, default=1, help="number of faces at each scale (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     parser.add_argument("--out", type=local_path, default=Path("faces"), help="folder to write to (default: faces)")
-    parser.add_argument(
-        "--weights",
-        nargs="+",
-        default=[],
-        metavar="NAME=PATH",
-        help="extractor weights, where the path used in training does not exist",
-    )
-    parser.add_argument(
-        "--allow-other-weights", action="store_true", help="accept weights that differ from those used in training"
-    )
-    parser.add_argument_group(
-        "overrides", "--config.sample.KEY=VALUE overrides a setting of the sampler, e.g. --config.sample.steps=32"
-    )
     return parser
 
 
@@ -137,17 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_sampling(args, overrides)
     if args.face and not args.thumbnail:
         raise UserError("--face: give the picture with --thumbnail FILE")
-    weights = dict(_pair(text) for text in args.weights)
     check_writable(args.out, SHEET)
-    system = load(args.workdir, overrides=overrides, weights=weights, allow_other_weights=args.allow_other_weights)
+    system = arguments.load_system(args, overrides)
     print(draw(system, args, scales))
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise UserError(f"--weights {text}: must be NAME=PATH, as in --weights ecapa=models/ecapa")
-    return name, path
 
 
 if __name__ == "__main__":

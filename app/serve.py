@@ -18,13 +18,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from app import texts
+from app import arguments, texts
 from app.limits import Limits
-from app.system import FaceSystem, load
+from app.system import FaceSystem
 from app.visits import Visits
 from slf_common import cli
 from slf_common.errors import UserError
-from slf_jax.inference.arguments import SOURCE_HELP, parse_source
 
 LOCAL = "127.0.0.1"
 
@@ -121,9 +120,7 @@ def _parser() -> argparse.ArgumentParser:
             "python -m app.serve --workdir hf://owner/name --host 0.0.0.0 --port 8000",
         ],
     )
-    parser.add_argument(
-        "--workdir", type=parse_source, help=f"{SOURCE_HELP} (default: the demo's, which draws made-up people)"
-    )
+    arguments.add_arguments(parser)
     parser.add_argument("--host", default=LOCAL, help=f"address to bind to (default: {LOCAL}, this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port (default: 7860; 0: any free one)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
@@ -133,12 +130,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--upload-mb", type=int, default=default.upload_mb, help=f"largest upload in MB (default: {default.upload_mb})"
-    )
-    parser.add_argument(
-        "--allow-other-weights", action="store_true", help="accept weights that differ from those used in training"
-    )
-    parser.add_argument_group(
-        "overrides", "--config.sample.KEY=VALUE overrides a setting of the sampler, e.g. --config.sample.steps=32"
     )
     return parser
 
@@ -154,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _import_gradio()
     find_port(args.host, args.port)  # before the slow part
     limits = dataclasses.replace(Limits(), mark=not args.no_mark, queue=args.queue, upload_mb=args.upload_mb)
-    system = load(args.workdir, overrides=overrides, allow_other_weights=args.allow_other_weights)
+    system = arguments.load_system(args, overrides)
     print("warming up: loading extractors, compiling the sampler", flush=True)
     warm_up(system)
     stopped = threading.Event()

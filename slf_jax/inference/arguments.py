@@ -88,6 +88,11 @@ def check_sampling(args: argparse.Namespace, overrides: Iterable[str]) -> None:
         raise UserError(f"--samples {args.samples}: give at least 1")
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed {args.seed}: give a number from 0 to {2**31 - 1}")
+    check_overrides(overrides)
+
+
+def check_overrides(overrides: Iterable[str]) -> None:
+    """Raises `UserError` for an override that is not of the sampler."""
     for key in overrides:
         if not key.startswith("sample."):
             raise UserError(f"--config.{key}: only --config.sample.* of a trained system can be changed")
