@@ -14,7 +14,6 @@ from typing import Any
 from extract.clips import SOUND, VIDEO, format_suffixes
 from extract.extractors import registry
 from extract.extractors.values import record_values
-from extract.frameworks import keep_memory
 from extract.media import CLIP_SAMPLES, CLIP_SECONDS, SAMPLE_RATE, MediaError, decode_audio, fit_audio
 from slf_common.errors import UserError
 from slf_common.files import local_path
@@ -60,7 +59,6 @@ class RecordingExtractor:
         weights: Mapping[str, str] | None = None, allow_other_weights: bool = False,
     ) -> None:  # fmt: skip
         settings = _settings(inputs, provenance, weights or {})
-        keep_memory()
         self._extractors = registry.load(settings)
         trained = {part.name: part for part in schema.constituents}
         loaded = [extractor.constituent for extractor in self._extractors]
