@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,5 +39,6 @@ def _detector(name: str) -> Detector:
     from extract import deepface
     from extract.faces import load_detector
 
-    deepface.start({"home": "", "engine": "pytorch"})
+    # DeepFace has one engine per process; this variable is its own.
+    deepface.start({"home": "", "engine": os.environ.get("DEEPFACE_BACKEND_ENGINE", "pytorch")})
     return load_detector(name)
