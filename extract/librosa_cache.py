@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 
 # What the extractors use. Not librosa.core.pitch: numba cannot cache its stencil and compiles it for 6 s each time.
-MODULES = ("librosa.core.spectrum", "librosa.filters")
+MODULES = ("librosa.core.spectrum", "librosa.filters", "librosa.util.utils")
 
 
 def import_librosa() -> ModuleType:
@@ -69,6 +69,7 @@ def _versions() -> str:
     installed = [distribution(name) for name in ("librosa", "numba", "llvmlite", "numpy")]
     sources = [sys.version, platform.node(), platform.machine(), str(installed[0].locate_file(""))]
     sources += [f"{each.name} {each.version}" for each in installed]
+    sources += MODULES
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
 
 

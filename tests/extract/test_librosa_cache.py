@@ -12,9 +12,14 @@ from extract import librosa_cache
 ROOT = Path(__file__).parents[2]
 USE = """
 from extract.librosa_cache import import_librosa
-import numpy as np
+import numpy as np, pathlib
 librosa = import_librosa()
 noise = np.random.default_rng(0).normal(size=16_000).astype(np.float32)
+from extract.extractors.mel import LogMel
+from extract.media import CLIP_SAMPLES
+LogMel()(np.resize(noise, (1, CLIP_SAMPLES)))
+import numba
+print(sum(path.is_file() for path in pathlib.Path(numba.config.CACHE_DIR).rglob("*")), "files used by the extractor")
 print(librosa.yin(noise, fmin=60, fmax=400, sr=16_000).shape, librosa.util.localmax(noise).sum())
 """
 
@@ -34,6 +39,8 @@ def test_concurrent_processes_compile_once_and_leave_a_valid_cache(tmp_path):
     (shared,) = (path for path in tmp_path.iterdir() if path.is_dir())
     compiled = contents(shared)
     assert any(name.endswith(".nbc") for name in compiled)
+    # The extractors compile nothing else, in any process.
+    assert outputs[0][0].startswith(f"{len(compiled)} files used"), outputs
     late = start(tmp_path)
     assert (late.communicate(timeout=400)[0], late.returncode) == outputs[0]
     assert contents(shared) == compiled
