@@ -87,11 +87,6 @@ class RecordingExtractor:
         return Recording(path.name, fields, seconds, tuple(notes))
 
 
-def voice_inputs(inputs: Sequence[str], provenance: Mapping[str, Any]) -> tuple[str, ...]:
-    """Those of a system's inputs that are computed from a voice."""
-    return tuple(name for name in inputs if name in provenance.get("extractors", {}))
-
-
 def find_recordings(path: Path) -> list[Path]:
     """The sounds and videos in a folder and its subfolders, sorted; a file is returned as it is. Raises `UserError`."""
     if not path.is_dir():
@@ -104,7 +99,8 @@ def find_recordings(path: Path) -> list[Path]:
 
 def _settings(inputs: Sequence[str], provenance: Mapping[str, Any], weights: Mapping[str, str]) -> dict[str, Any]:
     """The part of `config.extract` that loads the extractors."""
-    names, stored = voice_inputs(inputs, provenance), provenance.get("extractors", {})
+    stored = provenance.get("extractors", {})
+    names = [name for name in inputs if name in stored]
     if unknown := [name for name in names if name not in registry.EXTRACTORS]:
         raise UserError(f"{unknown[0]}: this version has no such extractor; it has {', '.join(registry.EXTRACTORS)}")
     if not names:

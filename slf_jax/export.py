@@ -36,17 +36,15 @@ def export(trained: Trained, args: argparse.Namespace) -> str:
     clips = _open_data(trained, args.data)
     if clips:
         _draw_examples(drawn, clips, args.out / exported.EXAMPLES)
-    evaluation = model_card.read_json(_results(args.workdir, "evaluation/results.json"))
-    sweep = model_card.read_json(_results(args.workdir, "sweep/metrics.json"))
+    evaluation, sweep = (
+        model_card.read_results(Path(args.workdir) / name, trained.digests)
+        for name in ("evaluation/results.json", "sweep/metrics.json")
+    )
     text = tables.short(evaluation) if evaluation else ""
     card = model_card.render(drawn, args.dtype, args.about, args.license, clips is not None, sweep, text)
     write_atomically(args.out / exported.CARD, card.encode())
     size = sum(path.stat().st_size for path in args.out.iterdir()) / 1e6
     return f"{args.out}: {args.dtype} weights, config, model card{', examples' * bool(clips)}; {size:.1f} MB"
-
-
-def _results(workdir: str | Path, name: str) -> Path:
-    return Path(workdir) / name
 
 
 def _open_data(trained: Trained, data: str) -> Clips | None:
@@ -62,12 +60,13 @@ def _open_data(trained: Trained, data: str) -> Clips | None:
 
 
 def _draw_examples(trained: Trained, clips: Clips, path: Path) -> None:
+    """Draws generated faces beside their thumbnails; real faces must not be shared with the system."""
     people, scales = choose_people(clips, EXAMPLE_PEOPLE), parse_scales(EXAMPLE_SCALES)
     batch = stack(people)
     numbers = np.array([person_number(clip["clip_id"]) for clip in people])
     images = Sampler(trained)(batch, numbers, scales, 0, progress="examples")[:, :, 0]
     columns = {f"scale {format_scale(scale)}": faces for scale, faces in zip(scales, images, strict=True)}
-    page = grids.draw_grid({"8x8 thumbnail": downscale(batch["face"]), **columns, "real": batch["face"]})
+    page = grids.draw_grid({"8x8 thumbnail": downscale(batch["face"]), **columns})
     write_atomically(path, grids.encode_jpeg(page))
 
 

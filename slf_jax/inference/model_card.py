@@ -64,9 +64,10 @@ def count(params: Mapping) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def read_json(path: Path) -> dict | None:
-    """The contents of a JSON file of results; None if it is missing or damaged."""
+def read_results(path: Path, digests: Mapping[str, str]) -> dict | None:
+    """The contents of a JSON file of results; None if it is missing, damaged, or of other weights."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return results if results.get("checkpoints") == digests else None

@@ -8,11 +8,12 @@ import hub_server
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from slf_common import cli
 from slf_common.errors import UserError
 from slf_jax import evaluate, export, sample, sweep
-from slf_jax.inference import exported
+from slf_jax.inference import exported, model_card
 from slf_jax.inference.sampler import Sampler
 from slf_jax.inference.trained import PRETRAINED, load
 from tfrecords.reader import Clips, stack
@@ -62,6 +63,24 @@ def test_the_card_describes_the_run(run, folder):
     assert "mel, age, gender" in card and "| steps | 40 | 8 |" in card and load(folder).digests["base"] in card
     assert "| mel | 111 × 768 |" in card and "pyaudioanalysis" not in card  # not an input of this system
     assert (folder / exported.EXAMPLES).stat().st_size > 1000 and exported.EXAMPLES in card
+
+
+def test_the_card_reports_only_results_of_these_weights(tmp_path):
+    """A run may have been trained on since it was evaluated."""
+    path = tmp_path / "metrics.json"
+    for text, found in (
+        ('{"checkpoints": {"base": "1"}, "people": 4}', True), ('{"checkpoints": {"base": "2"}}', False), ("{}", False),
+        ("[", False),
+    ):  # fmt: skip
+        path.write_text(text)
+        assert (model_card.read_results(path, {"base": "1"}) is not None) == found
+    assert model_card.read_results(tmp_path / "none.json", {"base": "1"}) is None
+
+
+def test_examples_show_no_real_face(run, folder):
+    """Thumbnail and four scales; a dataset's faces must not be shared with the system."""
+    with Image.open(folder / exported.EXAMPLES) as picture:
+        assert picture.size == (5 * 130, 20 + 2 * 130)
 
 
 def test_no_path_of_this_machine_is_published(run, tmp_path):
