@@ -19,6 +19,7 @@ EXTRACT = [
     "speechbrain>=1.1,<1.2",
     "nemo_toolkit[asr]>=3.0,<3.1",
     "pyannote.audio>=4.0.7,<4.1",
+    "resemblyzer>=0.1.4,<0.2",
     "deepface>=0.0.103,<0.0.104",
     "opencv-contrib-python-headless>=4.10,<5",  # 5 ships no haar cascades
     "onnx>=1.17,<2",

@@ -67,6 +67,9 @@ def get_config() -> ml_collections.ConfigDict:
         weights="nvidia/speakerverification_en_speakernet",  # NeMo's SpeakerNet, 256 numbers
         windows=((24, 24),),  # one row per window
     )
+    config.extract.ge2e = dict(
+        windows=((24, 24),),  # Resemblyzer's GE2E, 256 numbers, weights in the package; one row per window
+    )
     config.extract.language = dict(
         weights="speechbrain/lang-id-commonlanguage_ecapa",  # SpeechBrain's classifier of the spoken language
     )

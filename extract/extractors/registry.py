@@ -11,7 +11,7 @@ import numpy as np
 
 from extract.media import CLIP_SECONDS
 from slf_common.errors import UserError
-from tfrecords.schema import AUDIO_CONSTITUENTS, LANGUAGE_LOGPROBS, Constituent
+from tfrecords.schema import AUDIO_CONSTITUENTS, EMBEDDING, LANGUAGE_LOGPROBS, Constituent
 
 Windows = Sequence[tuple[float, float]]  # (length, hop) in seconds
 
@@ -53,6 +53,7 @@ EXTRACTORS = {
     "speakernet": RegistryEntry(
         f"{_MODULES}.nemo", "extract", _PAPER["speakernet"], "nvidia/speakerverification_en_speakernet"
     ),
+    "ge2e": RegistryEntry(f"{_MODULES}.ge2e", "extract", Constituent("ge2e", 1, 256, EMBEDDING, windows="whole clip")),
     "pyaudioanalysis": RegistryEntry(f"{_MODULES}.pyaudioanalysis", "demo", _PAPER["pyaudioanalysis"]),
     "mel": RegistryEntry(f"{_MODULES}.mel", "demo", _PAPER["mel"]),
     "language": RegistryEntry(
