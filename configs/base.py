@@ -93,6 +93,7 @@ def get_config() -> ml_collections.ConfigDict:
         dict(
             dtype="auto",  # compute type: "float32", "bfloat16" or "auto" (bfloat16 on accelerators, float32 on CPU)
             supported_inputs=(),  # constituents that the networks can take, a superset of data.inputs; (): data.inputs
+            identity_width=0,  # width of the face embedding that an identity head predicts (dlib: 128); 0: no head
         )
     )
     config.model.base = ml_collections.ConfigDict(
@@ -171,6 +172,7 @@ def get_config() -> ml_collections.ConfigDict:
             checkpoint_every=5_000,  # steps between checkpoints; 0: only at the end of a stage or when stopped
             max_to_keep=3,  # number of newest checkpoints to keep
             keep_best=1,  # number of checkpoints of lowest validation loss to keep as well
+            identity_weight=0.1,  # weight of the identity head's loss, 1 - cosine
             skip_spikes=0.0,  # skip steps whose loss exceeds the running mean by this factor; 0: never
         )
     )

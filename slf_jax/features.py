@@ -19,6 +19,7 @@ from slf_common.files import check_writable_file, local_path
 from tfrecords.schema import (
     CONTINUOUS,
     EMBEDDING,
+    FACE_EMBEDDING,
     MATRIX_ROWS,
     MATRIX_WIDTH,
     Schema,
@@ -75,6 +76,11 @@ def make_layout(schema: Schema) -> Layout:
             for part, start in zip(parts, starts[:-1], strict=True)
         )
     )
+
+
+def rows_of(names: Sequence[str], layout: Layout) -> np.ndarray:
+    """Indices of the rows of these constituents."""
+    return np.concatenate([np.zeros(0, int), *(np.arange(layout[name].start, layout[name].stop) for name in names)])
 
 
 def check_inputs(names: Sequence[str], layout: Layout) -> None:
@@ -167,11 +173,24 @@ def _fill(clips: Mapping, block: Block, statistics: Mapping, count: int) -> tupl
     mask = jnp.isfinite(value).all(-1)
     value = jnp.where(mask[..., None], value, 0.0)
     if block.kind == EMBEDDING:
-        norm = jnp.linalg.norm(value, axis=-1, keepdims=True)
-        value = value / jnp.maximum(norm, 1e-6) * np.sqrt(block.width)
+        value = unit_length(value) * np.sqrt(block.width)
     elif block.kind == CONTINUOUS:
         value = (value - statistics[block.name]["mean"]) / statistics[block.name]["std"]
     return jnp.where(mask[..., None], jnp.clip(value, -LIMIT, LIMIT), 0.0), mask
+
+
+def face_identity(clips: Mapping[str, Array], statistics: Mapping[str, Mapping[str, Array]]) -> jax.Array:
+    """Embeddings of the clips' faces [B, E] relative to the mean training face, at unit length; NaN where unknown.
+
+    All faces share a large part of their embedding: only what remains without it distinguishes people.
+    """
+    vectors = jnp.asarray(clips[FACE_EMBEDDING])[:, 0].astype(jnp.float32) - statistics[FACE_EMBEDDING]["mean"]
+    return unit_length(vectors)
+
+
+def unit_length(vectors: jax.Array) -> jax.Array:
+    """Vectors [..., D] at unit length."""
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
 
 
 def mask_constituents(clips: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:

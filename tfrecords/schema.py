@@ -51,6 +51,9 @@ AUDIO_CONSTITUENTS = (
 # Scores of the spoken languages; the label is the best of them.
 LANGUAGE_LOGPROBS = Constituent("language_logprobs", 1, 45, ASIDE, windows="whole clip")
 
+# Name of the constituent with a face network's embedding of the face. It is no input: the identity head predicts it.
+FACE_EMBEDDING = "face_embedding"
+
 # Class names of each label: those of DeepFace and of SpeechBrain's CommonLanguage, in lower case.
 LABELS = {
     "gender": ("female", "male"),

@@ -79,6 +79,7 @@ def group(name: str, table: Mapping[str, Rule]) -> dict[str, Rule]:
 RULES: dict[str, Rule] = {
     "model.dtype": choice(("auto", "float32", "bfloat16")),
     "model.supported_inputs": NAMES,
+    "model.identity_width": integer(0, 2**16),
     **{key: rule for name in STAGES for key, rule in group(f"model.{name}", _network).items()},
     **{key: rule for name in STAGES for key, rule in group(f"diffusion.{name}", _diffusion).items()},
     **group("sample", _sample),

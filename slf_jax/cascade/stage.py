@@ -126,8 +126,8 @@ class Stage:
     def loss(
         self, params: Mapping, faces: jax.Array, matrix: jax.Array, mask: jax.Array, keys: jax.Array,
         batch_index: jax.Array, count: int, *, thumbnail_drop: float, dropout: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-        """Weighted denoising loss [B] and the noise levels [B] at which it was evaluated.
+    ) -> tuple[jax.Array, jax.Array, Cond]:  # fmt: skip
+        """Weighted denoising loss [B], the noise levels [B] at which it was evaluated, and the encoded conditions.
 
         Args:
           faces: [B, 128, 128, 3] in [-1, 1].
@@ -151,7 +151,7 @@ class Stage:
         denoise = self.denoiser(params, lowres, drops["unet"])
         weight = denoiser.loss_weight(self.weight, sigma, self.max_weight)
         unit = normal(stream(keys, "noise"), data.shape[1:])
-        return denoiser.denoising_loss(denoise, data, unit, sigma, cond, weight), sigma
+        return denoiser.denoising_loss(denoise, data, unit, sigma, cond, weight), sigma, cond
 
     def sample(
         self, params: Mapping, cond: Cond, uncond: Cond, lowres: LowResCond, scale: jax.Array, noise: Noise,

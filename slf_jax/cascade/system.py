@@ -122,7 +122,10 @@ def build_system(
     stages = {}
     for name in STAGES:
         net = UNetConfig(**{key: plain(value) for key, value in config.model[name].items()})
-        cond = Conditioner(layout, supported, net.cond_width, net.cross_widths, net.head_width, net.dropout, dtype)
+        cond = Conditioner(
+            layout, supported, net.cond_width, net.cross_widths, net.head_width, net.dropout, dtype,
+            config.model.identity_width,
+        )  # fmt: skip
         stages[name] = Stage(name, cond, UNet(net, dtype), **config.diffusion[name].to_dict())
     return System(layout, statistics, inputs, stages)
 

@@ -24,12 +24,14 @@ class Cond:
       pooled: [B, D].
       sketch: [B, 32, 32, 3] float32, an image predicted from the conditions alone.
       keys, values: [B, N, heads, head_width] for each cross-attention layer.
+      identity: [B, E] float32, the identity head's prediction of the face's embedding; None without this head.
     """
 
     pooled: jax.Array
     sketch: jax.Array
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
+    identity: jax.Array | None = None
 
 
 class Conditioner(nn.Module):
@@ -39,6 +41,8 @@ class Conditioner(nn.Module):
       layout, inputs: the rows of the matrix, and the constituents that are used.
       width: D of tokens and pooled vector.
       cross_widths: channels of each cross-attention layer, in the U-Net's order.
+      identity_width: E of the identity head, which predicts the embedding of the face from the pooled vector, as in
+        Vox2Face (2026); 0: no such head.
     """
 
     layout: Layout
@@ -48,6 +52,7 @@ class Conditioner(nn.Module):
     head_width: int
     dropout: float
     dtype: jnp.dtype
+    identity_width: int = 0
 
     @nn.compact
     def __call__(self, matrix: jax.Array, mask: jax.Array, train: bool = False) -> Cond:
@@ -70,7 +75,10 @@ class Conditioner(nn.Module):
         sketch = nn.Dense(SKETCH * SKETCH * 3, **EXACT, kernel_init=ZERO, name="sketch")(pooled)
         sketch = sketch.reshape(-1, SKETCH, SKETCH, 3)
         keys, values = self._keys_values(jnp.concatenate(tokens, 1)) if self.cross_widths else ((), ())
-        return Cond(pooled, sketch, keys, values)
+        identity = None
+        if self.identity_width:
+            identity = nn.Dense(self.identity_width, **EXACT, name="identity")(pooled)
+        return Cond(pooled, sketch, keys, values, identity)
 
     def _encode(self, block: Block, rows: jax.Array, known: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One constituent's tokens [B, rows, D] and summary [B, 2 D]: mean and standard deviation over known rows."""

@@ -16,8 +16,8 @@ from slf_jax.cascade.sizes import STAGES
 
 VALIDATION = "validation_loss"
 NUMBERS = (
-    "loss", VALIDATION, "grad_norm", "param_norm", "update_norm", "learning_rate", "images_per_second",
-    "step_seconds", "data_wait", "device_memory", "skipped",
+    "loss", VALIDATION, "identity_cosine", "grad_norm", "param_norm", "update_norm", "learning_rate",
+    "images_per_second", "step_seconds", "data_wait", "device_memory", "skipped",
 )  # fmt: skip
 LISTS = ("loss_by_sigma", f"{VALIDATION}_by_sigma")
 

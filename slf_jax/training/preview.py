@@ -62,7 +62,7 @@ class Preview:
         batch_index = jax.random.permutation(stream(root, "order"), count)
         matrix, mask = self._system.features(clips)
         faces = to_float(clips["face"])
-        loss, sigma = self._stage.loss(params, faces, matrix, mask, keys, batch_index, count, thumbnail_drop=0.0)
+        loss, sigma, _ = self._stage.loss(params, faces, matrix, mask, keys, batch_index, count, thumbnail_drop=0.0)
         return loss.mean(), bucket_by_sigma(self._stage, loss, sigma)
 
     def _images(self, params: Any, clips: Mapping) -> jax.Array:

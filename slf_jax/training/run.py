@@ -20,6 +20,7 @@ from slf_jax.cascade.system import System, build_system
 from slf_jax.training.checkpoints import Checkpoints, Damaged, Meta, checkpoint_folder
 from slf_jax.training.settings import stages_of
 from tfrecords.reader import Absent, Clips
+from tfrecords.schema import FACE_EMBEDDING
 
 # Settings that determine the meaning of a checkpoint's values: a run cannot resume with others. Some of the model's
 # settings only affect how it is computed.
@@ -58,6 +59,7 @@ def prepare(config: ml_collections.ConfigDict, skip_damaged: bool) -> Run:
     layout = features.make_layout(clips.schema)
     system = build_system(config, layout, clips.statistics)
     features.check_inputs(tuple(config.train.constituent_drop), layout)
+    _check_identity(config.model.identity_width, clips)
     meta = Meta(config, clips.schema, clips.statistics, clips.provenance)
     run = Run(meta, system, clips, held_out, distributed.make_mesh(), skip_damaged)
     changes = check_same_run(config, run.workdir)
@@ -70,6 +72,17 @@ def prepare(config: ml_collections.ConfigDict, skip_damaged: bool) -> Run:
     # No process may create checkpoint folders before all processes have checked whether there are any.
     distributed.wait_for_all("prepared")
     return run
+
+
+def _check_identity(width: int, clips: Clips) -> None:
+    """Raises `UserError` if an identity head is to be trained and the data has no face embeddings of its width."""
+    found = [part.width for part in clips.schema.constituents if part.name == FACE_EMBEDDING]
+    if width and found != [width]:
+        raise UserError(
+            f"config.model.identity_width={width}: {clips.directory} has "
+            f"{f'face embeddings of width {found[0]}' if found else 'no face embeddings (config.extract.embedder)'}; "
+            f"set it to {found[0] if found else 0}"
+        )
 
 
 def _open(settings: ml_collections.ConfigDict, split: str) -> Clips:

@@ -49,6 +49,7 @@ _train = {
     "max_to_keep": COUNT,
     "keep_best": integer(0),
     "skip_spikes": either(constant(0.0), real(1)),
+    "identity_weight": real(0),
 }
 RULES: dict[str, Rule] = {
     **cascade_settings.RULES,
@@ -96,6 +97,7 @@ class TrainSettings:
     max_to_keep: int
     keep_best: int
     skip_spikes: float
+    identity_weight: float
 
 
 def train_settings(config: ml_collections.ConfigDict, name: str) -> TrainSettings:

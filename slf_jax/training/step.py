@@ -38,7 +38,7 @@ def make_step(
 
     def step(state: TrainState, batch: Mapping, key: jax.Array) -> tuple[TrainState, dict]:
         key = stream(key, "step", state.step)
-        grads, (loss, sigma) = _gradients(loss_of, state.params, batch, key, settings.accumulate)
+        grads, (loss, sigma, cosine) = _gradients(loss_of, state.params, batch, key, settings.accumulate)
         mean, grads = jax.lax.pmean((loss.mean(), grads), distributed.AXIS)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -56,6 +56,7 @@ def make_step(
         return state, {
             "loss": mean,
             "loss_by_sigma": jax.lax.psum(bucket_by_sigma(stage, loss, sigma), distributed.AXIS),
+            **({} if cosine is None else {"identity_cosine": _mean_known(cosine)}),
             "grad_norm": norm,
             "param_norm": optax.tree.norm(state.params),
             "update_norm": optax.tree.norm(updates),
@@ -69,11 +70,16 @@ def make_step(
 
 
 def make_loss(system: System, name: str, settings: TrainSettings) -> Callable:
-    """`loss(params, batch, key, dropout, total) -> (mean, (loss [B], sigma [B]))` of B items of a global batch.
+    """`loss(params, batch, key, dropout, total) -> (objective, (loss [B], sigma [B], cosine [B]))` of B items of a
+    global batch.
 
+    The objective is the mean denoising loss. An identity head adds `settings.identity_weight` times the mean of
+    1 - cosine between the predicted embedding of the face and its own (NaN where it or all conditions are unknown;
+    without this head, `cosine` is None).
     `key` is the step's key, `dropout` the key of these items' dropout masks, `total` the size of the global batch.
     """
     stage = system.stages[name]
+    rows = features.rows_of(stage.conditioner.inputs, system.layout)
 
     def loss_of(params: Any, batch: Mapping, key: jax.Array, dropout: jax.Array, total: int) -> tuple[jax.Array, tuple]:
         keys = stream(key, "item", batch["batch_index"])
@@ -85,19 +91,31 @@ def make_loss(system: System, name: str, settings: TrainSettings) -> Callable:
         mask = features.drop(
             stream(keys, "conditions"), mask, system.layout, settings.constituent_drop, settings.cond_drop
         )
-        loss, sigma = stage.loss(
+        loss, sigma, cond = stage.loss(
             params, faces, matrix, mask, keys, batch["batch_index"], total,
             thumbnail_drop=settings.thumbnail_drop, dropout=dropout,
         )  # fmt: skip
-        return loss.mean(), (loss, sigma)
+        if cond.identity is None:
+            return loss.mean(), (loss, sigma, None)
+        identity = features.face_identity(batch, system.statistics)
+        known = jnp.isfinite(identity).all(-1) & mask[:, rows].any(-1)
+        cosine = (features.unit_length(cond.identity) * jnp.where(known[:, None], identity, 0)).sum(-1)
+        distance = jnp.where(known, 1 - cosine, 0).mean()
+        return loss.mean() + settings.identity_weight * distance, (loss, sigma, jnp.where(known, cosine, jnp.nan))
 
     return loss_of
 
 
+def _mean_known(values: jax.Array) -> jax.Array:
+    """Mean over the devices' values that are not NaN."""
+    total, count = jax.lax.psum((jnp.nansum(values), jnp.isfinite(values).sum()), distributed.AXIS)
+    return total / jnp.maximum(count, 1)
+
+
 def _gradients(
     loss_of: Callable, params: Any, batch: Mapping, key: jax.Array, parts: int
-) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-    """Mean gradient over a device's items, and each item's loss and sigma, computed in `parts` microbatches."""
+) -> tuple[Any, tuple[jax.Array, jax.Array, jax.Array | None]]:
+    """Mean gradient over a device's items, and each item's loss, sigma and cosine, computed in `parts` microbatches."""
     gradient = jax.grad(loss_of, has_aux=True)
     total = jax.lax.axis_size(distributed.AXIS) * len(batch["face"])
     # Dropout is all that depends on the number of devices: one key draws the masks of all of a device's items.
