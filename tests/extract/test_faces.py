@@ -240,6 +240,7 @@ def test_any_detector_of_deepface_can_be_selected(deepface_home, people_folder, 
     assert 90 < (box[1] + box[3]) / 2 < 180 and 140 < (box[0] + box[2]) / 2 < 224
     assert re.fullmatch("DeepFace 0.*, opencv.*, weights [0-9a-f]{16}", detector.provenance)
     path.unlink()
+    deepface._LOADED.pop(("face_detector", "centerface"))
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,9 @@ def test_the_record_has_the_face_embedding_and_the_estimates(dataset):
     clips = Clips(dataset, "train")
     one, two = clips.find("one/clip"), clips.find("two/clip")
     assert one["face_embedding"].dtype == np.float16 and one["face_embedding"].shape == (1, 128)
-    assert np.linalg.norm(one["face_embedding"] - two["face_embedding"].astype(float)) < 0.2  # the same face
+    assert (
+        np.linalg.norm(one["face_embedding"] - two["face_embedding"].astype(float)) < 0.5
+    )  # the same face, framed differently
     assert LABELS["gender"][one["gender"]] == "female" and 20 < one["age"] < 50 and one["ethnicity"] == -1
     assert "face_embedding" not in [part.name for part in matrix_constituents(clips.schema)]
 
