@@ -25,7 +25,7 @@ from extract.frameworks import quiet
 from slf_common.errors import UserError
 from slf_common.files import local_path
 from slf_common.packaged_weights import SHIPPED, provide_to_deepface
-from tfrecords.schema import ASIDE, LABELS, Constituent
+from tfrecords.schema import ASIDE, FACE_EMBEDDING, LABELS, Constituent
 
 if TYPE_CHECKING:
     from extract.faces import FaceCrop
@@ -42,7 +42,6 @@ EMBEDDERS = {
     "facenet512": ("Facenet512", 512),
     "arcface": ("ArcFace", 512),
 }
-FACE_EMBEDDING = "face_embedding"  # the constituent
 _MISSING_PACKAGE = 'faces need the package {}: pip install -e ".[extract]"'
 # Prefix of a detector's name -> the module whose version is part of its provenance; OpenCV for all others.
 _MODULES = {name: name for name in ("retinaface", "mtcnn", "mediapipe")} | {"dlib": "_dlib_pybind11"}
