@@ -170,7 +170,6 @@ def get_config() -> ml_collections.ConfigDict:
             cond_drop=0.1,  # share of samples whose conditions are all dropped, for classifier-free guidance
             thumbnail_drop=0.15,  # share of samples whose thumbnail is dropped, in the base stage
             flip=True,  # mirror half of the faces
-            random_crop=0.0,  # cut away up to this share of each face's sides, at random, and resize; 0: never
             log_every=100,  # steps between logged metrics; 0: never
             validate_every=5_000,  # steps between validations; 0, or more than the stage has: never
             preview_every=5_000,  # steps between sample pictures; 0, or more than the stage has: never

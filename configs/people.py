@@ -3,8 +3,8 @@
     python -m extract.run   --config configs/people.py --videos CLIPS
     python -m slf_jax.train --config configs/people.py
 
-About an hour on two CPU cores for a thousand clips. The settings were chosen on the validation people of docs/people.md,
-which has the results.
+About an hour on two CPU cores for a thousand clips. The settings were chosen on the validation people of
+docs/people.md, which has the results.
 """
 
 import ml_collections
@@ -37,12 +37,12 @@ def get_config() -> ml_collections.ConfigDict:
         short, p_mean=0.7, max_weight=2.0, sigma_data=0.12, sigma_data_no_lowres=0.12, lowres_aug_max=0.15
     )
     config.train.update(
-        warmup_steps=100, ema_decay=0.998, thumbnail_drop=0.3, random_crop=0.1,
+        warmup_steps=100, ema_decay=0.998, thumbnail_drop=0.3,
         log_every=50, validate_every=500, preview_every=500, checkpoint_every=500, max_to_keep=2,
     )  # fmt: skip
     # Age and gender are dropped more often, so that the voice alone is trained as well.
     config.train.constituent_drop = {"ge2e": 0.1, "age": 0.5, "gender": 0.5}
-    config.train.base.update(steps=3000, batch_size=16, learning_rate=1e-3)
+    config.train.base.update(steps=3000, batch_size=16, learning_rate=2e-3)
     config.train.upsampler.update(steps=1500, batch_size=8, learning_rate=1e-3)
     config.sample.update(steps=8, sigma_min=0.2, sigma_max=20.0, init_noise_scale=0.3)
     return config

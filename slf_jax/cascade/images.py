@@ -33,19 +33,3 @@ def downscale(faces: np.ndarray, size: int = THUMBNAIL_SIZE) -> np.ndarray:
 def upsample(images: jax.Array, size: int) -> jax.Array:
     """Bicubic up-sampling to [B, size, size, C]."""
     return jax.image.resize(images, (images.shape[0], size, size, images.shape[3]), "cubic")
-
-
-def random_crop(keys: jax.Array, images: jax.Array, share: float) -> jax.Array:
-    """Cuts a random square out of each image [B, H, W, C] and resizes it to H x W; one key per image.
-
-    Its side is uniform between 1 - `share` and 1 times the image's, and its position is uniform inside the image.
-    """
-
-    def crop(key: jax.Array, image: jax.Array) -> jax.Array:
-        side, *position = jax.random.uniform(key, (3,))
-        scale = 1 / (1 - share * side)
-        shift = (1 - scale) * jnp.array(position) * jnp.array(image.shape[:2])
-        scales = jnp.stack([scale, scale])
-        return jax.image.scale_and_translate(image, image.shape, (0, 1), scales, shift, "linear", antialias=False)
-
-    return jax.vmap(crop)(keys, images)

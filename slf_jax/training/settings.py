@@ -42,7 +42,6 @@ _train = {
     "thumbnail_drop": SHARE,
     "constituent_drop.*": SHARE,
     "flip": flag(),
-    "random_crop": real(0, below=1),
     "log_every": EVERY,
     "validate_every": EVERY,
     "preview_every": EVERY,
@@ -91,7 +90,6 @@ class TrainSettings:
     thumbnail_drop: float
     constituent_drop: Mapping[str, float]
     flip: bool
-    random_crop: float
     log_every: int
     validate_every: int
     preview_every: int

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from slf_jax import distributed, features
-from slf_jax.cascade import images
+from slf_jax.cascade.images import to_float
 from slf_jax.cascade.stage import Stage
 from slf_jax.cascade.system import System
 from slf_jax.streams import stream
@@ -83,12 +83,10 @@ def make_loss(system: System, name: str, settings: TrainSettings) -> Callable:
 
     def loss_of(params: Any, batch: Mapping, key: jax.Array, dropout: jax.Array, total: int) -> tuple[jax.Array, tuple]:
         keys = stream(key, "item", batch["batch_index"])
-        faces = images.to_float(batch["face"])
+        faces = to_float(batch["face"])
         if settings.flip:
             mirrored = jax.vmap(jax.random.bernoulli)(stream(keys, "flip"))[:, None, None, None]
             faces = jnp.where(mirrored, faces[:, :, ::-1], faces)
-        if settings.random_crop:
-            faces = images.random_crop(stream(keys, "crop"), faces, settings.random_crop)
         matrix, mask = system.features(batch)
         mask = features.drop(
             stream(keys, "conditions"), mask, system.layout, settings.constituent_drop, settings.cond_drop
