@@ -10,9 +10,9 @@ import pytest
 from recordings import moving_frames, voice, write_clip, write_image, write_video, write_wav
 
 from extract.attributes import hashed_split, read_attributes
-from extract.clips import find_clips
+from extract.clips import add_faces, find_clips
 from slf_common.errors import UserError
-from tfrecords.reader import Clips
+from tfrecords.reader import Absent, Clips
 from tfrecords.schema import LABELS, UNKNOWN
 from tfrecords.writer import SPLITS
 
@@ -32,8 +32,11 @@ def records(dataset: Path) -> dict[str, dict]:
     """Returns all records of a dataset by clip id, with their split."""
     found = {}
     for split in SPLITS:
-        if list(dataset.glob(f"*-{split}.tfrecord-*")):
-            found |= {record["clip_id"]: record | {"split": split} for record in Clips(dataset, split)}
+        try:
+            clips = Clips(dataset, split)
+        except Absent:
+            continue
+        found |= {clips[i]["clip_id"]: clips[i] | {"split": split} for i in range(len(clips))}
     return found
 
 
@@ -138,18 +141,17 @@ def test_voxceleb1_with_its_faces(tmp_path, extract, capsys):
 
 
 def test_a_videos_sounds_get_its_crops_in_order(tmp_path):
-    from extract.clips import add_faces
-
     for i in range(2):
         write_wav(tmp_path / "wav" / "id10001" / "aaaaaaaaaaa" / f"{i + 1:05d}.wav", voice(0.1, pitch=100 + i))
+    write_wav(tmp_path / "wav" / "id10001" / "bbbbbbbbbbb" / "00001.wav", voice(0.1, pitch=200))  # without crops
     folder = tmp_path / "unzippedFaces" / "Ada_Example" / "1.6" / "aaaaaaaaaaa"
     for frame in (0, 25, 50, 75):
         write_image(folder / f"{frame:07d}.jpg")
     (folder / "._0000000.jpg").write_text("of macOS")
     clips = find_clips(tmp_path).clips
     faces = [clip.image for clip in add_faces(tmp_path, clips, {"id10001": "Ada_Example"})]
-    assert faces == [folder / "0000025.jpg", folder / "0000075.jpg"]
-    assert [clip.image for clip in add_faces(tmp_path, clips, {})] == [None, None]
+    assert faces == [folder / "0000025.jpg", folder / "0000075.jpg", None]
+    assert [clip.image for clip in add_faces(tmp_path, clips, {})] == [None] * 3
 
 
 @pytest.mark.parametrize("folder", ["", "train"])
