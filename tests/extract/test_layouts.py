@@ -173,10 +173,11 @@ def test_avspeech(tmp_path, extract, capsys, folder):
 
 
 def test_a_persons_folder_takes_precedence_over_a_file_name(tmp_path):
-    for name in ("ann/kLmNoPqRsT0_0.0_5.16.mp4", "bob/1001_DFA_ANG_XX.mp4"):
+    names = ("ann/kLmNoPqRsT0_0.0_5.16.mp4", "bob/1001_DFA_ANG_XX.mp4", "kLmNoPqRsT0/kLmNoPqRsT0_0.0_5.16_video.mp4")
+    for name in names:
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(name)
-    assert [clip.speaker_id for clip in find_clips(tmp_path).clips] == ["ann", "bob"]
+    assert [clip.speaker_id for clip in find_clips(tmp_path).clips] == ["ann", "bob", "kLmNoPqRsT0"]
 
 
 def test_grid(tmp_path, extract):
