@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
         dict(
             videos="data/vox2/videos",  # folder of recordings, or a CSV that lists them
             out="data/vox2/records",  # dataset folder to write
-            attributes="",  # CSV: speaker_id, age, gender, ethnicity, language, split; "": people.csv in that folder
+            attributes="",  # CSV: speaker_id, age, gender, ..., or vox2_meta.csv; "": people.csv in that folder
             extractors=(  # audio feature extractors to run, each of which makes one constituent
                 "ecapa", "pyannote", "titanet", "speakernet", "pyaudioanalysis", "mel", "language",
             ),

@@ -6,6 +6,9 @@
 Only the column `speaker_id` is required; an empty cell means unknown. A row with a `clip_id` applies to that clip
 only: its values take precedence over the speaker's row, and its `speaker_id` over the name of the clip's folder.
 
+The tables published with VoxCeleb (vox1_meta.csv, vox2_meta.csv) and CREMA-D (VideoDemographics.csv) can be given as
+they are: see `PUBLISHED` and `ALIASES`.
+
 A clip list is such a table with a column `path` and one row for each clip; it is given instead of a folder.
 
 Ids match in any Unicode normal form, with backslashes or slashes, with a leading "./" or a file's suffix. An id that
@@ -35,6 +38,19 @@ from tfrecords.writer import SPLITS
 COLUMNS = ("speaker_id", "clip_id", "split", "age", *LABELS)
 LANGUAGE = "language"  # the label whose classes depend on the dataset
 MAX_AGE = 120
+# Further columns of published tables. VoxCeleb's set is dev or test. CREMA-D's column ethnicity, which stands beside a
+# race, says only who is Hispanic.
+FACES, SET, HISPANIC = "vggface1 id", "set", "hispanic"
+UNUSED = ("vggface2 id", "name", "nationality")
+PUBLISHED = (FACES, SET, HISPANIC, *UNUSED)
+ALIASES = {
+    "voxceleb1 id": "speaker_id", "voxceleb2 id": "speaker_id", "actorid": "speaker_id",
+    "sex": "gender", "race": "ethnicity",
+}  # fmt: skip
+VALUES = {
+    "gender": {"m": "male", "f": "female"},
+    "ethnicity": {"caucasian": "white", "african american": "black", "unknown": ""},
+}
 # Shares of the speakers that the table assigns to no split; the rest is for testing.
 TRAIN_SHARE, VALIDATION_SHARE = 0.90, 0.05
 
@@ -51,6 +67,7 @@ class AttributeTable:
     speakers: dict[str, str] = dataclasses.field(default_factory=dict)  # clip_id -> speaker_id
     splits: dict[str, str] = dataclasses.field(default_factory=dict)  # speaker_id -> split
     languages: list[tuple[Attributes, str, str]] = dataclasses.field(default_factory=list)  # attributes, name, position
+    faces: dict[str, str] = dataclasses.field(default_factory=dict)  # speaker_id -> folder of VoxCeleb1's face crops
 
     def identify(self, clip: Clip) -> Clip:
         """Returns the clip with the speaker_id of its row, if it has one."""
@@ -94,7 +111,7 @@ def read_attributes(path: str | Path, clips: Sequence[Clip]) -> tuple[AttributeT
     """
     path, table = Path(path), AttributeTable()
     rows, folders, ids = [], IdIndex(clip.speaker_id for clip in clips), IdIndex(clip.clip_id for clip in clips)
-    for position, row in _rows(path, COLUMNS, "speaker_id"):
+    for position, row in _rows(path, COLUMNS, "speaker_id", published=True):
         with _report_position(position):
             row["speaker_id"] = folders.find(row["speaker_id"]) or compose(row["speaker_id"])
             if row["clip_id"]:
@@ -114,7 +131,8 @@ def read_attributes(path: str | Path, clips: Sequence[Clip]) -> tuple[AttributeT
             f"{path}: no row matches a speaker or clip on disk; the first on disk are speaker {clips[0].speaker_id!r} "
             f"and clip {clips[0].clip_id!r}"
         )
-    return table, _describe_unmatched(path, table, clips, unmatched) if rows else []
+    notes = _describe_published(path, rows) + _describe_unmatched(path, table, clips, unmatched) if rows else []
+    return table, notes
 
 
 def _check_spellings(speakers: set[str], folders: set[str], rows: Sequence[tuple[str, Row]]) -> None:
@@ -147,6 +165,16 @@ def _check_unmatched(position: str, row: Row, ids: IdIndex, table: AttributeTabl
         )
 
 
+def _describe_published(path: Path, rows: Sequence[tuple[str, Row]]) -> list[str]:
+    """Describes the columns of a published table that are not used, and how it divides the speakers."""
+    filled = [name for name in PUBLISHED if any(row[name] for _, row in rows)]
+    unused = [repr(name) for name in filled if name in UNUSED]
+    lines = [f"{path}: columns that are not used: {', '.join(unused)}"] if unused else []
+    if SET in filled:
+        lines.append(f"{path}: the column {SET!r} gives the splits; a hash puts 5 % of the dev speakers in validation")
+    return lines
+
+
 def _describe_unmatched(
     path: Path, table: AttributeTable, clips: Sequence[Clip], unmatched: Sequence[tuple[str, Row]]
 ) -> list[str]:
@@ -158,8 +186,8 @@ def _describe_unmatched(
     if without_row:
         speakers = sorted({clip.speaker_id for clip in without_row})
         lines.append(
-            f"{path}: {len(without_row)} clips of {len(speakers)} speakers have no row, so a hash chooses their split: "
-            f"{format_examples([repr(name) for name in speakers])}"
+            f"{path}: {len(without_row)} clips of {len(speakers)} speakers have no row, so it gives no attributes for "
+            f"them and a hash chooses their split: {format_examples([repr(name) for name in speakers])}"
         )
     return lines
 
@@ -206,9 +234,14 @@ def _listed_clip(folder: Path, row: Row, directories: DirectoryCache) -> tuple[C
     return make_clip(path, compose(row["clip_id"]) or plain, compose(row["speaker_id"]), directories), file
 
 
-def _rows(path: Path, columns: Sequence[str], *required: str) -> Iterator[tuple[str, Row]]:
-    """Yields the rows of a table with their position, `FILE, line N`; the cells of absent columns are empty."""
-    lines = csv.reader(io.StringIO(_text(path), newline=""))
+def _rows(path: Path, columns: Sequence[str], *required: str, published: bool = False) -> Iterator[tuple[str, Row]]:
+    """Yields the rows of a table with their position, `FILE, line N`; the cells of absent columns are empty.
+
+    Cells are separated by commas or, if there is one in the first line, tabs. `published`: the
+    table may have the columns of published ones.
+    """
+    text = _text(path)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
     header: list[str] = []
     while True:
         with _report_position(f"{path}, line {lines.line_num + 1}"):
@@ -222,7 +255,7 @@ def _rows(path: Path, columns: Sequence[str], *required: str) -> Iterator[tuple[
             if header:
                 row = _row(header, cells, columns, required)
             else:
-                header = _header(cells, columns, required)
+                header = _header(cells, columns, required, published)
                 continue
         yield position, row
     if not header:
@@ -248,10 +281,13 @@ def _report_position(position: str) -> Iterator[None]:
         raise UserError(f"{position}: {error}") from None
 
 
-def _header(cells: list[str], columns: Sequence[str], required: Sequence[str]) -> list[str]:
+def _header(cells: list[str], columns: Sequence[str], required: Sequence[str], published: bool) -> list[str]:
     header = [cell.strip().lower() for cell in cells]
+    if published:
+        beside_race = {"ethnicity": HISPANIC} if "race" in header else {}
+        header = [(ALIASES | beside_race).get(name, name) for name in header]
     for i, name in enumerate(header):
-        if name not in columns:
+        if name not in (*columns, *(PUBLISHED if published else ())):
             raise ValueError(f"column {name!r} must be one of {', '.join(columns)}")
         if name in header[:i]:
             raise ValueError(f"column {name!r} appears twice")
@@ -264,7 +300,9 @@ def _header(cells: list[str], columns: Sequence[str], required: Sequence[str]) -
 def _row(header: list[str], cells: list[str], columns: Sequence[str], required: Sequence[str]) -> Row:
     if len(cells) != len(header):
         raise ValueError(f"{len(cells)} cells, but the header has {len(header)} columns")
-    row = dict.fromkeys(columns, "") | {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+    row = dict.fromkeys((*columns, *PUBLISHED), "") | {
+        name: cell.strip() for name, cell in zip(header, cells, strict=True)
+    }
     for name in required:
         if not row[name]:
             raise ValueError(f"{name} is empty")
@@ -281,16 +319,30 @@ def _add(table: AttributeTable, row: Row, position: str) -> None:
         table.languages.append((rows[key], row[LANGUAGE], position))
     if clip:
         table.speakers[clip] = speaker
-    if split := row["split"].lower():
+    if row[FACES]:
+        table.faces[speaker] = row[FACES]
+    if split := row["split"].lower() or _split_of_set(speaker, row[SET]):
         if split not in SPLITS:
             raise ValueError(f"split {split!r} must be one of {', '.join(SPLITS)}")
         if table.splits.setdefault(speaker, split) != split:
             raise ValueError(f"speaker {speaker!r} is in split {table.splits[speaker]!r} above and can have only one")
 
 
+def _split_of_set(speaker_id: str, value: str) -> str:
+    """Returns the split of a speaker in VoxCeleb's part dev (for training and validation) or test; "" for no part."""
+    if value.lower() == "dev":
+        return "validation" if hashed_split(speaker_id) == "validation" else "train"
+    if value.lower() not in ("", "test"):
+        raise ValueError(f"set {value!r} must be dev or test")
+    return value.lower()
+
+
 def _attributes(row: Row) -> Attributes:
     """Returns the values of a row without empty cells and without the language."""
-    labels = {name: label_index(LABELS, name, row[name]) for name in LABELS if name != LANGUAGE}
+    cells = {name: VALUES.get(name, {}).get(row[name].lower(), row[name]) for name in LABELS if name != LANGUAGE}
+    if row[HISPANIC].lower() == "hispanic":
+        cells["ethnicity"] = "latino hispanic"
+    labels = {name: label_index(LABELS, name, cell) for name, cell in cells.items()}
     known: Attributes = {name: index for name, index in labels.items() if index != UNKNOWN}
     age = _age(row["age"])
     return known if math.isnan(age) else known | {"age": age}

@@ -12,13 +12,13 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from slf_common.errors import UserError
 
 # In order of preference for files that share a stem.
-VIDEO = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+VIDEO = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".flv")
 SOUND = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus")
 IMAGE = (".png", ".jpg", ".jpeg")
 
@@ -30,14 +30,24 @@ NAMED, ABOVE, FIRST, FILE = (
     "the file name, since there is no folder",
 )
 _VOXCELEB = re.compile(r"id[0-9]{5}")
+# File names that start with the speaker, in a dataset without folders for speakers. AVSpeech names no speakers: all
+# clips of a video count as one.
+FILE_NAMES = {
+    "the file name, as in CREMA-D (1001_DFA_ANG_XX)": re.compile(r"([0-9]{4})_[A-Z]{3}_[A-Z]{3}_[A-Z]{1,2}"),
+    "the video in the file name, as in AVSpeech (ID_START_END)": re.compile(
+        r"([A-Za-z0-9_-]{11})_[0-9]+(?:\.[0-9]+)?_[0-9]+(?:\.[0-9]+)?"
+    ),
+}
 # Names of folders that hold part of a dataset or one kind of file, not one speaker; _PART: if they have subfolders.
 _CONTAINER = re.compile(
     r"(pre)?train(val|ing|ed)?|dev|val|valid|validation|test(ing)?|eval(uation)?|all|data|raw|clips?|"
-    r"mp4|m4a|aac|wavs?|flac|mp3|audios?|videos?|sounds?|unzippedfaces",
+    r"mp4|m4a|aac|wavs?|flac|mp3|audios?|videos?|sounds?|unzippedfaces|audio(wav|mp3|_25k)|videoflash",
     re.IGNORECASE,
 )
 _PART = re.compile(r"(pre)?(train|dev|val|valid|test|eval)[-_. ].*", re.IGNORECASE)
 MAX_CLIPS_OF_ONE_FOLDER = 100  # a single folder with more clips is not assumed to be one speaker
+
+FACES_FOLDER, FACES_SCALE = "unzippedFaces", "1.6"  # of VoxCeleb1: unzippedFaces/NAME/1.6/VIDEO/0000375.jpg
 
 _IGNORED = (".", "lost+found")  # prefixes of names
 
@@ -57,7 +67,7 @@ class Clip:
 @dataclasses.dataclass(frozen=True)
 class FoundClips:
     """Clips sorted by id, the files and folders skipped as duplicates, (name, name of the original), and the number
-    of clips whose speaker was derived by each of the rules `NAMED`, `ABOVE`, `FIRST`, `FILE`.
+    of clips whose speaker was derived by each of the rules `NAMED`, `ABOVE`, `FIRST`, `FILE` and `FILE_NAMES`.
     """
 
     clips: list[Clip]
@@ -70,8 +80,9 @@ def find_clips(root: str | Path) -> FoundClips:
 
     `clip_id` is the relative path without suffix (`id00012/abc/00001`), in Unicode's composed form (NFC).
     `speaker_id` is the folder in the path that is named like VoxCeleb's speakers, at any level, or `root` or its parent
-    if one of them has such a name; otherwise the first folder, or the stem of a file directly in `root`. Of files that
-    share a stem, the clip is the first kind in `VIDEO`, then `SOUND`. Hidden files and folders are ignored.
+    if one of them has such a name; otherwise the first folder, or the stem of a file directly in `root`. If no folder
+    of the path can be a speaker, a file name like CREMA-D's or AVSpeech's (`FILE_NAMES`) gives it. Of files that share
+    a stem, the clip is the first kind in `VIDEO`, then `SOUND`. Hidden files and folders are ignored.
 
     Links are followed. A file gives one clip and a folder is read once, however many links point to it: the first name
     in sorted order is kept, for a sound the first with an image next to it. Files are compared by device and inode.
@@ -101,6 +112,31 @@ def find_clips(root: str | Path) -> FoundClips:
     speakers = [_speaker(clip.clip_id.split("/"), above) for clip in clips]
     clips = [Clip(clip.clip_id, name, clip.path, clip.image) for clip, (name, _) in zip(clips, speakers, strict=True)]
     return FoundClips(clips, sorted(aliases), Counter(rule for _, rule in speakers))
+
+
+def add_faces(root: Path, clips: Sequence[Clip], names: Mapping[str, str]) -> list[Clip]:
+    """Returns the clips with VoxCeleb1's face crops for sounds without an image: those of the same person and video.
+
+    They are `unzippedFaces/NAME/1.6/VIDEO/*.jpg` below `root`, named by frame; a video's n sounds get n crops, evenly
+    spaced and in the same order. `names`: NAME of each speaker, from the table's column VGGFace1 ID. Sounds are
+    `.../VIDEO/00001.wav`.
+    """
+    directories, sounds = DirectoryCache(), [clip for clip in clips if clip.path.suffix.lower() in SOUND]
+    by_video: dict[Path, list[Clip]] = {}
+    for clip in sounds:
+        if not clip.image and clip.speaker_id in names:
+            folder = root / FACES_FOLDER / names[clip.speaker_id] / FACES_SCALE / clip.path.parent.name
+            by_video.setdefault(folder, []).append(clip)
+    images: dict[str, Path] = {}
+    for folder, members in by_video.items():
+        crops = [written[0] for name, written in directories(folder).items() if _is_crop(name)]
+        for i, clip in enumerate(members if crops else ()):
+            images[clip.clip_id] = folder / crops[(2 * i + 1) * len(crops) // (2 * len(members))]
+    return [dataclasses.replace(clip, image=images.get(clip.clip_id, clip.image)) for clip in clips]
+
+
+def _is_crop(name: str) -> bool:
+    return name.lower().endswith(IMAGE) and not name.startswith(_IGNORED)
 
 
 def make_clip(path: Path, clip_id: str, speaker_id: str, directories: DirectoryCache) -> Clip:
@@ -267,6 +303,10 @@ def _speaker(parts: Sequence[str], above: tuple[str, int]) -> tuple[str, str]:
             return name, NAMED
     if len(folders) <= above[1]:
         return above[0], ABOVE
+    if all(_CONTAINER.fullmatch(name) for name in folders):
+        for rule, pattern in FILE_NAMES.items():
+            if match := pattern.fullmatch(parts[-1]):
+                return match[1], rule
     return parts[0], FIRST if folders else FILE
 
 

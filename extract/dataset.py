@@ -17,7 +17,7 @@ from tqdm import tqdm
 from extract import plan, report
 from extract.attributes import LANGUAGE, AttributeTable, read_attributes, read_clip_list
 from extract.chunk import ChunkResult, RunSpec
-from extract.clips import SOUND, VIDEO, Clip, check_speakers, find_clips, format_suffixes
+from extract.clips import SOUND, VIDEO, Clip, add_faces, check_speakers, find_clips, format_suffixes
 from extract.plan import Chunk
 from extract.runners import Runner, open_runner
 from extract.settings import check_config, planned_schema
@@ -105,7 +105,7 @@ def _read_folder(videos: Path, attributes: str) -> tuple[list[Clip], AttributeTa
     path = local_path(attributes or videos / ATTRIBUTES_FILE)
     if attributes or os.path.lexists(path):  # a broken link is an error
         table, notes = read_attributes(path, found.clips)
-    clips = [table.identify(clip) for clip in found.clips]
+    clips = add_faces(videos, [table.identify(clip) for clip in found.clips], table.faces)
     if not clips:
         return clips, table, notes
     check_speakers(videos, clips, {*table.by_speaker, *table.speakers.values()})

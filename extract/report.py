@@ -8,7 +8,7 @@ from pathlib import Path
 
 from extract import plan
 from extract.attributes import AttributeTable
-from extract.clips import NAMED, Clip, FoundClips
+from extract.clips import FACES_FOLDER, FILE_NAMES, NAMED, SOUND, Clip, FoundClips
 from extract.matching import format_examples
 from extract.plan import Chunk
 from tfrecords.schema import MATRIX_ROWS, Schema, format_rows, matrix_constituents
@@ -27,10 +27,24 @@ def describe_folder(found: FoundClips, clips: Sequence[Clip], table: AttributeTa
     if found.aliases:
         pairs = [f"{name!r} is {original!r}" for name, original in found.aliases]
         lines.append(f"{len(pairs)} files or folders skipped as duplicates: {format_examples(pairs)}")
+    lines += _describe_sounds(clips)
     parts = {name for clip in clips for name in clip.clip_id.split("/")[:-1]} & {"train", "dev", "test"}
-    if found.rules[NAMED] and parts and not table.splits:
+    if {NAMED, *FILE_NAMES} & rules.keys() and parts and not table.splits:
         names = ", ".join(sorted(parts))
         lines.append(f"the folders {names} do not set the split; the column split in {path.name} does")
+    return lines
+
+
+def _describe_sounds(clips: Sequence[Clip]) -> list[str]:
+    """Describes how many sounds have a face from VoxCeleb1's crops, and how many have none."""
+    lines = []
+    if named := sum(clip.image is not None and FACES_FOLDER in clip.image.parts for clip in clips):
+        lines.append(f"{named} sounds have a face from {FACES_FOLDER}, of the same person and video")
+    bare = [repr(clip.clip_id) for clip in clips if clip.path.suffix.lower() in SOUND and clip.image is None]
+    if bare:
+        lines.append(
+            f"{len(bare)} of {len(clips)} clips are sounds without an image and will fail: {format_examples(bare)}"
+        )
     return lines
 
 

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         __doc__,
         [
             "python -m extract.run --config configs/demo.py --dry-run",
-            "python -m extract.run --config configs/base.py --videos ~/vox2/dev/mp4 --out data/vox2",
+            "python -m extract.run --config configs/base.py --videos vox2 --attributes vox2_meta.csv --out data/vox2",
             "python -m extract.run --config configs/base.py --videos ~/faces --out data/mine "
             "--config.extract.detector=dlib,centerface,opencv",
             "python -m extract.run --config configs/base.py --videos list.csv --out data/mine --runner ray",
@@ -33,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument(
         "--videos", metavar="PATH", help="folder of videos, or CSV that lists them; overrides config.extract.videos"
     )
+    arguments.add_argument(
+        "--attributes",
+        metavar="CSV",
+        help="people.csv, or VoxCeleb's or CREMA-D's own table; overrides config.extract.attributes",
+    )
     arguments.add_argument("--out", metavar="DIR", help="dataset folder; overrides config.extract.out")
     arguments.add_argument("--runner", choices=runners.RUNNERS, help="overrides config.extract.runner")
     arguments.add_argument(
@@ -40,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments.add_argument("--dry-run", action="store_true", help="only report what would be done")
     args, config = cli.parse_with_config(arguments, argv)
-    for name in ("videos", "out", "runner"):
+    for name in ("videos", "attributes", "out", "runner"):
         if (value := getattr(args, name)) is not None:
             config.extract[name] = value
     try:

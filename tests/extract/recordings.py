@@ -33,7 +33,7 @@ def moving_frames(seconds: float, height: int = 48, width: int = 64) -> np.ndarr
 
 
 def write_video(
-    path: Path, sound=None, frames=None, rate: int = 16_000, codecs=("aac", "mpeg4"), pixel=Fraction(1)
+    path: Path, sound=None, frames=None, rate: int = 16_000, codecs=("aac", "mpeg4"), pixel=Fraction(1), fps: int = FPS
 ) -> Path:
     """Writes a video with sound float32 [channels, samples] and frames uint8 [n, H, W, 3], both optional.
 
@@ -41,7 +41,7 @@ def write_video(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        video = container.add_stream(codecs[1], rate=FPS) if frames is not None else None
+        video = container.add_stream(codecs[1], rate=fps) if frames is not None else None
         layout = {2: "stereo", 6: "5.1"}.get(len(sound) if sound is not None else 1, "mono")
         audio = container.add_stream(codecs[0], rate=rate, layout=layout) if sound is not None else None
         if video:

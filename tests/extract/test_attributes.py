@@ -19,7 +19,9 @@ from tfrecords.schema import LABELS, UNKNOWN
     [
         ("", "table is empty"),
         ("age,gender\n3,male\n", "line 1: the column speaker_id is missing"),
-        ("speaker_id,sex\n", "line 1: column 'sex' must be one of speaker_id"),
+        ("speaker_id,gendre\n", "line 1: column 'gendre' must be one of speaker_id"),
+        ("speaker_id,gender,sex\n", "line 1: column 'gender' appears twice"),
+        ("VoxCeleb2 ID,Set\na,train\n", "line 2: set 'train' must be dev or test"),
         ("speaker_id,Age,AGE\n", "line 1: column 'age' appears twice"),
         ("speaker_id,age\na,old\n", "line 2: age 'old' is not a number"),
         ("speaker_id,age\na,200\n", "line 2: age '200' is not between"),
@@ -153,7 +155,8 @@ def test_unmatched_rows_and_clips_are_counted_and_reported(tmp_path, extract, ca
     table = "speaker_id,clip_id,age\nann,,30\n" + "".join(f"other{i},,40\n" for i in range(5)) + "ann,ann/9,31\n"
     printed = plan(tmp_path, extract, capsys, table, "ann/1.mp4", "bob/1.mp4", "bob/2.mp4", "eve/1.mp4")
     assert "people.csv: 6 rows match no clip: 'other0' (line 3), 'other1' (line 4), 'other2' (line 5), ..." in printed
-    assert "people.csv: 3 clips of 2 speakers have no row, so a hash chooses their split: 'bob', 'eve'" in printed
+    assert "people.csv: 3 clips of 2 speakers have no row, so it gives no attributes for them" in printed
+    assert "and a hash chooses their split: 'bob', 'eve'" in printed
 
 
 def test_a_matched_table_causes_no_notes_and_reaches_the_records(tmp_path, extract, capsys):
