@@ -13,7 +13,7 @@ from pathlib import Path
 
 from slf_common import cli
 from slf_common.errors import UserError
-from slf_jax.evaluation import embedders, protocol, report, scorers, tables
+from slf_jax.evaluation import embedders, field, protocol, report, scorers, tables
 from slf_jax.evaluation.protocol import FaceScorer
 from slf_jax.evaluation.systems import EvaluatedSystem, evaluate_system
 from slf_jax.inference import arguments
@@ -26,6 +26,8 @@ from tfrecords.reader import Absent, Clips
 def evaluate(trained: Trained, args: argparse.Namespace) -> str:
     """Samples and scores the people of a split and writes the report to `args.out`; returns a summary as text."""
     scales, without = parse_scales(args.scales), arguments.parse_names(args.without)
+    if args.protocol:
+        field.apply(args)
     if args.people < 0:
         raise UserError(f"--people {args.people}: give at least 1, or leave it out for all")
     clips = arguments.open_clips(trained, args, without)
@@ -64,7 +66,7 @@ def _receipt(args: argparse.Namespace, subject: EvaluatedSystem, scorer: FaceSco
         "embedder": embedder.name, "metric": embedder.metric, "fingerprint": embedder.fingerprint,
         "thumbnail": subject.use_thumbnail, "without": list(subject.without), "inputs": list(subject.inputs),
         "seed": subject.seed, "samples": subject.samples, "checkpoints": subject.trained.digests,
-        "sampler": subject.sampler.settings.to_json(),
+        "sampler": subject.sampler.settings.to_json(), "protocol": args.protocol,
     }  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         [
             "python -m slf_jax.evaluate --workdir runs/demo --scales 0,1,2,4",
             "python -m slf_jax.evaluate --workdir runs/vox2 --data data/slf118 --scales 0,2,4,8 --embedder arcface",
-            "python -m slf_jax.evaluate --workdir runs/vox2 --embedder vgg-face --same-clip   # the paper's protocol",
+            "python -m slf_jax.evaluate --workdir runs/vox2 --protocol slf                    # as in the paper",
             "python -m slf_jax.evaluate --workdir runs/demo --no-thumbnail --samples 4        # generation from voice",
         ],
     )
@@ -107,6 +109,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--gallery", default="", metavar="DIR",
         help="dataset folder whose speakers in that split form the gallery (default: the people themselves)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--protocol", default="", choices=("", *field.PROTOCOLS),
+        help="compare faces and report as this paper does: SLF, SF2F (hq-voxceleb) or Vox2Face (default: our own)",
     )  # fmt: skip
     args, trained = arguments.parse(parser, argv, "evaluation", *report.FILES)
     print(evaluate(trained, args))

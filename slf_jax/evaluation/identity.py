@@ -6,10 +6,10 @@ embedding of a generated face, or one that was predicted without drawing a face.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from slf_common.errors import UserError
 from slf_jax.evaluation.metrics import mean_with_interval, rate_interval
@@ -32,7 +32,7 @@ def similarities(queries: np.ndarray, gallery: np.ndarray, metric: str) -> np.nd
     return cosines(queries, gallery) if metric == "cosine" else -distances(queries, gallery)
 
 
-def same_person(query_ids: Sequence[str], gallery_ids: Sequence[str]) -> np.ndarray:
+def same_person(query_ids: ArrayLike, gallery_ids: ArrayLike) -> np.ndarray:
     """Whether query and gallery face are of the same person, bool [n, g]."""
     return np.asarray(query_ids)[:, None] == np.asarray(gallery_ids)
 
@@ -46,7 +46,7 @@ def own_ranks(similarity: np.ndarray, own: np.ndarray) -> np.ndarray:
     return np.where(own.any(1), 1 + ((similarity >= best) & ~own).sum(1), 0)
 
 
-def verification(similarity: np.ndarray, own: np.ndarray, people: Sequence[str]) -> dict[str, Any] | None:
+def verification(similarity: np.ndarray, own: np.ndarray, people: ArrayLike) -> dict[str, Any] | None:
     """Area under the ROC curve and equal error rate of telling genuine pairs (own: bool [n, g]) from all others.
 
     The EER is where false acceptance and false rejection are equal, linearly between points of the ROC curve. The 95 %
@@ -103,7 +103,7 @@ def _equal_error(genuine: np.ndarray, impostor: np.ndarray) -> tuple[float, floa
 
 
 def identity(
-    queries: np.ndarray, query_ids: Sequence[str], gallery: np.ndarray, gallery_ids: Sequence[str], *, metric: str,
+    queries: np.ndarray, query_ids: ArrayLike, gallery: np.ndarray, gallery_ids: ArrayLike, *, metric: str,
     found: np.ndarray | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Identity between queries [n, D] and the faces of the gallery [g, D], of the people with these ids.

@@ -65,6 +65,11 @@ def recall(ranks: np.ndarray, k: int) -> float:
     return float(((ranks >= 1) & (ranks <= k)).mean())
 
 
+def reported_ks(gallery: int) -> tuple[int, ...]:
+    """The k of each R@k to report of a gallery: the paper's, and those others that are below its size."""
+    return tuple(k for k in REPORTED_KS if k in KS or k < gallery)
+
+
 def random_recall(k: int, gallery: int) -> float:
     """Expected R@k of a random order of a gallery that contains one face of the person."""
     return min(k, gallery) / gallery
@@ -128,6 +133,14 @@ def rate_interval(shares: np.ndarray, samples: float = np.inf) -> tuple[float, f
     design = float(extended.var() / (centre * (1 - centre)))  # relative to independent trials, one for each person
     effective = count / max(design, 1 / samples)
     return wilson(float(np.clip(shares.mean(), 0, 1)) * effective, effective)
+
+
+def rate(shares: np.ndarray, samples: float = np.inf) -> dict[str, Any] | None:
+    """A rate over people, its `rate_interval` and their number, from each person's share of hits [n]; None of none."""
+    if not len(shares):
+        return None
+    low, high = rate_interval(shares, samples)
+    return {"rate": float(shares.mean()), "low": low, "high": high, "n": len(shares)}
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float] | tuple[None, None]:
