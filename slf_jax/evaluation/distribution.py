@@ -9,16 +9,18 @@ import numpy as np
 from slf_jax.evaluation.metrics import mean_with_interval
 
 
-def kid(generated: np.ndarray, real: np.ndarray) -> float:
+def kid(generated: np.ndarray, real: np.ndarray, same: np.ndarray) -> float:
     """Kernel inception distance (Binkowski et al. 2018) between features [n, D] and [m, D], each of at least two.
 
     The unbiased estimate of the squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, over whole sets. For
-    two samples of one distribution, of any size, it is 0 in expectation and may be negative.
+    two samples of one distribution, of any size, it is 0 in expectation and may be negative. Pairs of a generated and a
+    real face of the `same` person (bool [n, m]) are left out, as in Gretton et al. (2012, Lemma 6): both sets may show
+    the same people, whose faces are more alike than independent ones.
     """
     n, m, size = len(generated), len(real), generated.shape[1]
     within = ((x @ x.T / size + 1) ** 3 for x in (generated, real))
     own = sum((k.sum() - np.trace(k)) / (count * (count - 1)) for k, count in zip(within, (n, m), strict=True))
-    return float(own - 2 * ((generated @ real.T / size + 1) ** 3).mean())
+    return float(own - 2 * ((generated @ real.T / size + 1) ** 3)[~same].mean())
 
 
 def frechet(generated: np.ndarray, real: np.ndarray) -> float:
@@ -34,19 +36,20 @@ def frechet(generated: np.ndarray, real: np.ndarray) -> float:
     return float(means @ means + (a**2).sum() + (b**2).sum() - 2 * cross)
 
 
-def compare(generated: np.ndarray, real: np.ndarray) -> dict[str, Any] | None:
+def compare(generated: np.ndarray, real: np.ndarray, same: np.ndarray) -> dict[str, Any] | None:
     """`kid` and `frechet` of features [n, D] against [m, D], both divided by the root mean square of the real ones.
 
     Networks differ in the length of their embeddings; divided by it, the kernel sees all of them alike. None for fewer
-    than two faces.
+    than two faces, or if all pairs are of the same person (`same`, as for `kid`).
     """
-    if min(len(generated), len(real)) < 2:
+    if min(len(generated), len(real)) < 2 or same.all():
         return None
     real = np.asarray(real, np.float64)
     scale = np.sqrt((real**2).mean())
     generated, real = np.asarray(generated, np.float64) / scale, real / scale
     return {
-        "kid": kid(generated, real), "frechet": frechet(generated, real), "generated": len(generated), "real": len(real)
+        "kid": kid(generated, real, same), "frechet": frechet(generated, real),
+        "generated": len(generated), "real": len(real),
     }  # fmt: skip
 
 

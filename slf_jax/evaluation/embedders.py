@@ -60,7 +60,8 @@ def choose_embedder(name: str, metric: str, detector: str, train: Clips | None, 
             continue
         if not isinstance(embedder, DlibEmbedder) or not (reason := _unsuitable(embedder, faces)):
             return embedder
-        reasons.append(f"dlib {reason}")
+        reasons = [f"dlib {reason}"]
+        break  # no other face network would do better
     print(f"note: faces are compared by eigenfaces, that is by their pixels: {'; '.join(reasons)}", file=sys.stderr)
     return make_embedder("eigenfaces", metric, detector, train)
 

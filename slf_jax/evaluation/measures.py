@@ -9,7 +9,7 @@ import numpy as np
 
 from slf_jax.evaluation import distribution, metrics
 from slf_jax.evaluation.features import ATTRIBUTES, FaceFeatures
-from slf_jax.evaluation.identity import identity
+from slf_jax.evaluation.identity import identity, same_person
 
 
 def measure(
@@ -30,7 +30,9 @@ def measure(
     return {
         "identity": identity(features.vectors, queries, vectors, names, metric=metric, found=features.found),
         # One sample of each person: several would be more alike than independent faces.
-        "distribution": distribution.compare(own[:, 0][found[:, 0]], vectors),
+        "distribution": distribution.compare(
+            own[:, 0][found[:, 0]], vectors, same_person(np.asarray(speakers)[found[:, 0]], names)
+        ),
         "diversity": distribution.diversity(own, found, metric),
         "pixel_deviation": distribution.pixel_deviation(images),
         "clipped": metrics.mean_with_interval(

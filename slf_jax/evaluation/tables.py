@@ -152,7 +152,7 @@ def _sections(results: Mapping) -> list[str]:
     rows = {**results["systems"], **results["masked"], **results["controls"]}
     parts = []
     for heading, columns in SECTIONS.items():
-        real = heading not in ("Retrieval", "Identity") and "real" in results
+        real = heading not in ("Retrieval", "Identity") and results["real"] not in results["controls"].values()
         shown = {**rows, "real faces": results["real"]} if real else rows
         notes = [_random(results)] if heading == "Retrieval" else []
         if heading == "Attributes":

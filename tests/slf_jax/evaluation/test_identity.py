@@ -100,9 +100,14 @@ def test_kid_is_unbiased_and_equals_its_definition():
 
     within = [np.mean([kernel(a, b) for i, a in enumerate(z) for j, b in enumerate(z) if i != j]) for z in (x, y)]
     across = np.mean([kernel(a, b) for a in x for b in y])
-    assert distribution.kid(x, y) == pytest.approx(sum(within) - 2 * across)
-    same = [distribution.kid(*rng.normal(size=(2, 10, 3))) for _ in range(500)]
-    assert abs(np.mean(same)) < 3 * np.std(same) / 500**0.5 and min(same) < 0
+    assert distribution.kid(x, y, np.zeros((7, 5), bool)) == pytest.approx(sum(within) - 2 * across)
+
+    def paired():  # two faces of each of ten people
+        x = rng.normal(size=(10, 3))
+        return distribution.kid(x, 0.8 * x + 0.6 * rng.normal(size=(10, 3)), np.eye(10, dtype=bool))
+
+    drawn = [paired() for _ in range(500)]
+    assert abs(np.mean(drawn)) < 3 * np.std(drawn) / 500**0.5 and min(drawn) < 0
 
 
 @pytest.mark.parametrize("count", [4, 50])  # fewer faces than components, and more
@@ -121,9 +126,10 @@ def test_frechet_distance_equals_its_definition(count):
 def test_distribution_does_not_depend_on_the_length_of_embeddings():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(20, 5)), rng.normal(size=(30, 5))
-    found, scaled = distribution.compare(x, y), distribution.compare(7 * x, 7 * y)
+    others = np.zeros((20, 30), bool)
+    found, scaled = distribution.compare(x, y, others), distribution.compare(7 * x, 7 * y, others)
     assert found == pytest.approx(scaled) and found["generated"] == 20 and found["real"] == 30
-    assert distribution.compare(x[:1], y) is None
+    assert distribution.compare(x[:1], y, others[:1]) is None and distribution.compare(x, y, ~others) is None
 
 
 def test_diversity_over_samples():
