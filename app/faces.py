@@ -21,24 +21,25 @@ DEFAULT = "opencv"  # needs no download; for systems whose training data were cr
 def crop(path: Path, provenance: Mapping[str, Any]) -> np.ndarray:
     """Returns the largest face of a picture, uint8 RGB [128, 128, 3], with the margins of the training data.
 
-    `provenance`: of the training data; its detector is used, if it has one. Raises `UserError`.
+    `provenance`: of the training data; its detectors are used, if it has any. Raises `UserError`.
     """
-    from extract.faces import SKIP, find_face
+    from extract.faces import SKIP, find_face, split_chain
     from extract.media import MediaError, read_image
 
-    name = provenance.get("faces", {}).get("detector", SKIP)
+    names = split_chain(provenance.get("faces", {}).get("detector", SKIP))
+    chain = ",".join(name for name in names if name != SKIP) or DEFAULT
     try:
-        return find_face([read_image(path)], _detector(DEFAULT if name == SKIP else name)).image
+        return find_face([read_image(path)], _detectors(chain)).image
     except MediaError as error:
         reason = str(error).partition(";")[0]
         raise UserError(f"{path}: {reason}; give a picture of one face, or use its centre square") from None
 
 
 @functools.cache
-def _detector(name: str) -> Detector:
+def _detectors(chain: str) -> dict[str, Detector]:
     from extract import deepface
-    from extract.faces import load_detector
+    from extract.faces import load_detectors
 
     # DeepFace has one engine per process; this variable is its own.
     deepface.start({"home": "", "engine": os.environ.get("DEEPFACE_BACKEND_ENGINE", "pytorch")})
-    return load_detector(name)
+    return load_detectors(chain)

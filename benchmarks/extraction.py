@@ -6,7 +6,7 @@
 The plain calls take one clip at a time. Prints the seconds per clip of both and their ratio (medians of alternating
 repeats). Then runs the pipeline with all extractors, and with those that need no weights on about 100 and 1,000 clips;
 for each run it prints clips per second, the share of time outside the extractors, bytes per clip and peak memory. Clips
-are synthetic; speed does not depend on content.
+are synthetic; speed does not depend on content. `benchmarks/faces.py` times the other detectors on real pictures.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from configs import base
 from extract import dataset, deepface
 from extract.clips import find_clips
 from extract.extractors.registry import load
+from extract.faces import find_face, whole_frame
 from extract.frameworks import keep_memory, quiet
 from extract.media import CLIP_SAMPLES, SAMPLE_RATE
 from extract.talkers.population import generate
 
 Calls = dict[str, Callable[[np.ndarray], object]]  # each takes the waveforms of all clips
 FRAME = (224, 224, 3)
+WHOLE = {"skip": whole_frame}
 
 
 def settings(weights: Path) -> ml_collections.ConfigDict:
@@ -62,7 +64,7 @@ def our_calls(weights: Path) -> Calls:
     return {
         **dict(zip(config.extractors, loaded, strict=True)),
         config.detector: lambda waves: _for_each(detector, frames(len(waves))),
-        "attributes": lambda waves: estimator([face / np.float32(255) for face in frames(len(waves))]),
+        "attributes": lambda waves: estimator([find_face([frame], WHOLE) for frame in frames(len(waves))]),
     }
 
 

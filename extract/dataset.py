@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,11 +151,13 @@ def _progress(
 def _finish(chunks: Sequence[Chunk], out: Path, schema: Schema, provenance: dict) -> str:
     """Writes the metadata and the failures of all shards; returns the summary to print."""
     written = dict.fromkeys(SPLITS, 0)
+    detectors: Counter[str] = Counter()
     failures: list[dict] = []
     losses: list[dict] = []
     for chunk in chunks:
         summary = plan.read_summary(out, chunk)
         written[chunk.split] += len(summary["clips"])
+        detectors.update(summary["detectors"])
         failures += summary["failures"]
         losses += summary["losses"]
     write_atomically(out / plan.FAILURES_FILE, _csv(failures))
@@ -164,8 +167,9 @@ def _finish(chunks: Sequence[Chunk], out: Path, schema: Schema, provenance: dict
         split = " of the training split" if shards["train"] else ""
         raise UserError(f"no clip{split} is usable; see {out / plan.FAILURES_FILE}")
     _remove_temporary_files(out)
-    finalise(out, schema, shards, provenance)
-    return report.describe_result(out, written, failures, losses)
+    found = report.count_faces(detectors)
+    finalise(out, schema, shards, provenance | {"faces": provenance["faces"] | {"found by": found}})
+    return report.describe_result(out, written, found, failures, losses)
 
 
 def _csv(rows: Sequence[dict]) -> bytes:

@@ -1,4 +1,6 @@
-"""DeepFace's face detectors and its models of age, gender and ethnicity, on the engine given in the config.
+"""DeepFace's face detectors, recognition networks, and models of age, gender and ethnicity.
+
+They run on the engine given in the config.
 
 DeepFace looks for weights in `$DEEPFACE_HOME/.deepface/weights`, then in the packages that ship them
 (`slf_common.packaged_weights`), and downloads the others.
@@ -6,6 +8,7 @@ DeepFace looks for weights in `$DEEPFACE_HOME/.deepface/weights`, then in the pa
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import os
@@ -13,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,16 +25,27 @@ from extract.frameworks import quiet
 from slf_common.errors import UserError
 from slf_common.files import local_path
 from slf_common.packaged_weights import SHIPPED, provide_to_deepface
-from tfrecords.schema import LABELS
+from tfrecords.schema import ASIDE, LABELS, Constituent
+
+if TYPE_CHECKING:
+    from extract.faces import FaceCrop
 
 COMMON_DETECTORS = ("retinaface", "opencv", "mtcnn")  # DeepFace has more
 ENGINES = ("pytorch", "onnx", "tensorflow")
 # Our names -> DeepFace's models; then DeepFace's order of classes, under our names.
 MODELS = {"age": "Age", "gender": "Gender", "ethnicity": "Race"}
 CLASSES = {"gender": ("female", "male"), "ethnicity": LABELS["ethnicity"]}
+# Our names of recognition networks, as in slf_jax.evaluate -> DeepFace's name, and the width of the embedding.
+EMBEDDERS = {
+    "dlib": ("Dlib", 128),
+    "vgg-face": ("VGG-Face", 4096),
+    "facenet512": ("Facenet512", 512),
+    "arcface": ("ArcFace", 512),
+}
+FACE_EMBEDDING = "face_embedding"  # the constituent
 _MISSING_PACKAGE = 'faces need the package {}: pip install -e ".[extract]"'
 # Prefix of a detector's name -> the module whose version is part of its provenance; OpenCV for all others.
-_MODULES = {name: name for name in ("retinaface", "mtcnn", "dlib", "mediapipe")}
+_MODULES = {name: name for name in ("retinaface", "mtcnn", "mediapipe")} | {"dlib": "_dlib_pybind11"}
 _MODULES |= {"yolo": "ultralytics", "fastmtcnn": "facenet_pytorch"}
 BATCH_SIZE = 32  # faces in one forward pass
 INPUT_SIZE = (224, 224)
@@ -60,9 +74,14 @@ def check_detector(name: str) -> None:
         raise UserError(f"config.extract.detector={name}: no such detector; must be one of {options}")
 
 
+def is_needed(settings: Mapping) -> bool:
+    """Whether `config.extract` selects one of DeepFace's networks."""
+    return settings["detector"] != "skip" or bool(settings["deepface"]["estimate"] or settings["embedder"])
+
+
 def check_installed(settings: Mapping) -> None:
     """Raises `UserError` if `config.extract` needs DeepFace and it is not installed."""
-    if (settings["detector"] != "skip" or settings["deepface"]["estimate"]) and not is_installed():
+    if is_needed(settings) and not is_installed():
         raise UserError(_MISSING_PACKAGE.format("deepface"))
 
 
@@ -114,15 +133,13 @@ class DeepFaceDetector:
         return (left, top, float(area["x"] + area["w"]), float(area["y"] + area["h"])), found["face"]
 
     @property
-    def provenance(self) -> dict[str, str]:
+    def provenance(self) -> str:
         """Versions and digests of the weights, for the dataset's metadata."""
         known = (module for prefix, module in _MODULES.items() if self.name.startswith(prefix))
         packages = packages_distributions().get(next(known, "cv2"), [])
         about = [f"{package} {version(package)}" for package in sorted(set(packages))]
-        found = {"detector": ", ".join([self.name, f"DeepFace {version('deepface')}", *about])}
-        if self._files:
-            found["weights"] = " ".join(digest_file(path) for path in self._files)
-        return found
+        weights = ["weights " + " ".join(map(digest_file, self._files))] if self._files else []
+        return ", ".join([f"DeepFace {version('deepface')}", *about, *weights])
 
 
 class AttributeEstimator:
@@ -139,15 +156,15 @@ class AttributeEstimator:
                 self._models[name] = modeling.build_model("facial_attribute", MODELS[name])
             self._files[name] = files
 
-    def __call__(self, faces: Sequence[np.ndarray]) -> list[dict[str, float | int]]:
-        """Maps faces, float RGB [h, w, 3] in [0, 1] of any size, to age in years and class indices of the labels."""
+    def __call__(self, faces: Sequence[FaceCrop]) -> list[dict[str, float | int]]:
+        """Maps faces to age in years and class indices of the labels."""
         parts = [self._batch(faces[i : i + BATCH_SIZE]) for i in range(0, len(faces), BATCH_SIZE)]
         return [estimate for part in parts for estimate in part]
 
-    def _batch(self, faces: Sequence[np.ndarray]) -> list[dict[str, float | int]]:
+    def _batch(self, faces: Sequence[FaceCrop]) -> list[dict[str, float | int]]:
         from deepface.modules.preprocessing import resize_image
 
-        inputs = np.concatenate([resize_image(face[..., ::-1], INPUT_SIZE) for face in faces])
+        inputs = np.concatenate([resize_image(face.tight[..., ::-1], INPUT_SIZE) for face in faces])
         # DeepFace drops the batch axis if there is one face.
         scores = {name: np.reshape(model.predict(inputs), (len(faces), -1)) for name, model in self._models.items()}
         return [{name: _value(name, scores[name][i]) for name in self.names} for i in range(len(faces))]
@@ -158,6 +175,40 @@ class AttributeEstimator:
         engine = os.environ["DEEPFACE_BACKEND_ENGINE"]
         digests = {name: " ".join(digest_file(path) for path in self._files[name]) for name in self.names}
         return {"estimator": f"DeepFace {version('deepface')}, {engine}", **digests}
+
+
+class FaceEmbedder:
+    """Embeds faces in batches, as `DeepFace.represent` does. Call `start` first."""
+
+    def __init__(self, name: str) -> None:
+        network, _ = EMBEDDERS[name]
+        with _record_weights("facial_recognition", network) as files:
+            from deepface.modules import modeling
+
+            self._model = modeling.build_model("facial_recognition", network)
+        weights = " ".join(digest_file(path) for path in files)
+        about = f"DeepFace {version('deepface')}, {network}"
+        self.constituent = dataclasses.replace(
+            plan_embedding(name), width=self._model.output_shape, extractor=about, weights=weights
+        )
+
+    def __call__(self, faces: Sequence[FaceCrop]) -> np.ndarray:
+        """Maps faces to embeddings, float32 [faces, 1, D], not normalised."""
+        parts = [self._batch(faces[i : i + BATCH_SIZE]) for i in range(0, len(faces), BATCH_SIZE)]
+        return np.concatenate(parts)[:, None]
+
+    def _batch(self, faces: Sequence[FaceCrop]) -> np.ndarray:
+        from deepface.modules.preprocessing import resize_image
+
+        height, width = self._model.input_shape
+        inputs = np.concatenate([resize_image(face.tight[..., ::-1], (width, height)) for face in faces])
+        # DeepFace drops the batch axis if there is one face.
+        return np.reshape(np.asarray(self._model.forward(inputs), np.float32), (len(faces), -1))
+
+
+def plan_embedding(name: str) -> Constituent:
+    """The constituent of an embedder, without loading it."""
+    return Constituent(FACE_EMBEDDING, 1, EMBEDDERS[name][1], ASIDE)
 
 
 def _value(name: str, scores: np.ndarray) -> float | int:

@@ -1,15 +1,20 @@
-"""From frames to a face: find its box, widen it, crop a square and resize it, with a single resampling."""
+"""From frames to a face: find its box, widen it, crop a square and resize it, with a single resampling.
+
+Several detectors can form a chain, as in `dlib,centerface,opencv`: the first of them that finds a face in any of a
+clip's frames is used, and noted.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from PIL import Image
 
 from extract import deepface
 from extract.media import MediaError
+from slf_common.errors import UserError
 from tfrecords.schema import FACE_SIZE
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -28,23 +33,55 @@ MIN_RETRY_FACE = 0.4  # of the image's shorter side: a face that fills the image
 
 @dataclasses.dataclass(frozen=True)
 class FaceCrop:
-    """A face found in a clip: `image`, uint8 RGB [128, 128, 3], is stored in the record; `tight`, float RGB [h, w, 3]
-    in [0, 1], is the detector's own crop, from which age, gender and ethnicity are estimated.
+    """A face found in a clip.
+
+    Attributes:
+      image: uint8 RGB [128, 128, 3], with margins; it is stored in the record.
+      tight: float RGB [h, w, 3] in [0, 1], aligned, as DeepFace's networks need it.
+      near: uint8 RGB [h, w, 3], the frame around the face, neither scaled nor turned.
+      box: of the face within `near`.
+      detector: which one of the chain found it.
     """
 
     image: np.ndarray
     tight: np.ndarray
+    near: np.ndarray
+    box: Box
+    detector: str
+
+
+def split_chain(text: str) -> tuple[str, ...]:
+    """Splits `dlib, opencv` into the names of the detectors."""
+    return tuple(name.strip() for name in text.split(","))
 
 
 def check_detector(settings: Mapping) -> None:
-    """Raises `UserError` for an unknown detector; loads nothing."""
-    if settings["detector"] != SKIP:
-        deepface.check_detector(settings["detector"])
+    """Raises `UserError` for an unknown or repeated detector, or one after `skip`; loads nothing."""
+    names = split_chain(settings["detector"])
+    for name in names:
+        if name != SKIP:
+            deepface.check_detector(name)
+    if len(set(names)) < len(names) or SKIP in names[:-1]:
+        wrong = f"{SKIP} uses any frame, so it must be the last" if SKIP in names[:-1] else "a detector is repeated"
+        raise UserError(f"config.extract.detector={settings['detector']}: {wrong}")
 
 
-def load_detector(name: str) -> Detector:
-    """Loads a detector by name; `skip` uses the whole frame as the face. Raises `UserError`."""
-    return whole_frame if name == SKIP else deepface.DeepFaceDetector(name)
+def load_detectors(chain: str) -> dict[str, Detector]:
+    """Loads the detectors of a chain by name; `skip` uses the whole frame as the face. Raises `UserError`."""
+    return {name: whole_frame if name == SKIP else deepface.DeepFaceDetector(name) for name in split_chain(chain)}
+
+
+def describe_detectors(detectors: Mapping[str, Detector]) -> dict[str, str]:
+    """Describes a chain for the dataset's metadata: `detector` as in the config, then each one's versions and weights.
+
+    The detector that found the face of a clip is in its shard's summary, and the counts in the metadata.
+    """
+    found = {"detector": ",".join(detectors)}
+    for name, detector in detectors.items():
+        if isinstance(detector, deepface.DeepFaceDetector):
+            retry = f"second looks at {', '.join(map(str, RETRY_SIDES))} pixels" if name in RETRY_DETECTORS else ""
+            found[name] = ", ".join(filter(None, [detector.provenance, retry]))
+    return found
 
 
 def whole_frame(frame: np.ndarray) -> tuple[Box, np.ndarray]:
@@ -53,24 +90,49 @@ def whole_frame(frame: np.ndarray) -> tuple[Box, np.ndarray]:
     return (0.0, 0.0, float(width), float(height)), frame / np.float32(255)
 
 
-def find_face(frames: Iterable[np.ndarray], detector: Detector) -> FaceCrop:
-    """Returns the face in the first frame, uint8 RGB [H, W, 3], that has one. Raises `MediaError` if none has."""
-    tried, missed = 0, []
-    retry = isinstance(detector, deepface.DeepFaceDetector) and detector.name in RETRY_DETECTORS
-    for frame in frames:
-        tried += 1
-        if found := detector(frame):
-            box, tight = found
-            return FaceCrop(crop_face(frame, box), tight)
-        missed += [frame] if retry else []
-    for frame in missed:
-        if retry_box := retry_detection(frame, detector):
-            left, top, right, bottom = map(round, retry_box)
-            return FaceCrop(crop_face(frame, retry_box), frame[top:bottom, left:right] / np.float32(255))
+def find_face(frames: Iterable[np.ndarray], detectors: Mapping[str, Detector]) -> FaceCrop:
+    """Returns the face in the first frame, uint8 RGB [H, W, 3], that has one, by the first detector that finds any.
+
+    Raises `MediaError` if none does.
+    """
+    seen: list[np.ndarray] = []
+    remaining = _remember(frames, seen)  # decoded only as far as the first detector searches
+    for name, detector in detectors.items():
+        retry = isinstance(detector, deepface.DeepFaceDetector) and name in RETRY_DETECTORS
+        if found := _search(remaining, detector, retry):
+            return _crop(*found, name)
+        remaining = iter(seen)
     raise MediaError(
-        f"no face in {tried} frame{'s' if tried > 1 else ''}; if the images are face crops already, use "
-        f"--config.extract.detector={SKIP}"
+        f"no face in {len(seen)} frame{'s' if len(seen) > 1 else ''}; if the images are face crops already, add "
+        f"{SKIP}, as in --config.extract.detector={','.join([*detectors, SKIP])}"
     )
+
+
+def _remember(frames: Iterable[np.ndarray], seen: list[np.ndarray]) -> Iterator[np.ndarray]:
+    for frame in frames:
+        seen.append(frame)
+        yield frame
+
+
+def _search(frames: Iterable[np.ndarray], detector: Detector, retry: bool) -> tuple[np.ndarray, Box, np.ndarray] | None:
+    """Returns the first frame with a face, the face's box, and the face in [0, 1]."""
+    missed = []
+    for frame in frames:
+        if found := detector(frame):
+            return (frame, *found)
+        missed.append(frame)
+    for frame in missed if retry else []:
+        if box := retry_detection(frame, detector):
+            left, top, right, bottom = map(round, box)
+            return frame, box, frame[top:bottom, left:right] / np.float32(255)
+    return None
+
+
+def _crop(frame: np.ndarray, box: Box, tight: np.ndarray, detector: str) -> FaceCrop:
+    limit = (0.0, 0.0, float(frame.shape[1]), float(frame.shape[0]))
+    left, top, right, bottom = map(round, _widen(box, (1.0, 1.0), limit))
+    within = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    return FaceCrop(crop_face(frame, box), tight, frame[top:bottom, left:right].copy(), within, detector)
 
 
 def retry_detection(frame: np.ndarray, detector: Detector) -> Box | None:

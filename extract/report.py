@@ -82,11 +82,17 @@ def describe_stages(total: Mapping[str, float]) -> str:
     return "\n".join([f"\ntime per clip and worker, {outside:.1%} of it outside the models:", *lines])
 
 
+def count_faces(detectors: Mapping[str, int]) -> str:
+    """Formats the number of faces that each detector found: `dlib 870, opencv 98`."""
+    return ", ".join(f"{name} {count}" for name, count in detectors.items())
+
+
 def describe_result(
-    out: Path, written: Mapping[str, int], failures: Sequence[Mapping], losses: Sequence[Mapping]
+    out: Path, written: Mapping[str, int], found: str, failures: Sequence[Mapping], losses: Sequence[Mapping]
 ) -> str:
-    """Describes a finished dataset: clips by split, damaged clips, failed clips by reason."""
+    """Describes a finished dataset: clips by split, faces by detector, damaged clips, failed clips by reason."""
     lines = [f"{out}: " + ", ".join(f"{count} {split}" for split, count in written.items()) + " clips"]
+    lines.append(f"faces found by: {found}")
     if losses:
         lines.append(
             f"{len(losses)} of them are partly damaged and used without the damaged parts, see {out / plan.LOSSES_FILE}"

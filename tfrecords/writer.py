@@ -41,21 +41,24 @@ def write_shard(
     """Writes the clips of one shard and its summary; returns the number of clips.
 
     `failures` are clips that were not used, `losses` clips that were used without their damaged parts; each is
-    `{"clip": id, "reason": text}`. The shard is renamed into place last, so a shard that exists is complete.
+    `{"clip": id, "reason": text}`. The summary also lists each clip's "detector", the one that found its face, if the
+    clip has one. The shard is renamed into place last, so a shard that exists is complete.
     """
     sums = {part.name: _empty_sums(part) for part in schema.constituents}
     people: dict[str, Counter[int]] = {name: Counter() for name in ("age", *schema.labels)}
-    ids, frames, speakers = [], [], set()
+    ids, frames, speakers, detectors = [], [], set(), []
     for clip in clips:
         frames.append(frame(encode_clip(clip, schema)))
         ids.append(clip["clip_id"])
         speakers.add(clip["speaker_id"])
+        detectors.append(clip.get("detector", ""))
         _count(people, clip)
         for part in schema.constituents:
             if part.name in clip:
                 _add(sums[part.name], clip[part.name])
     summary = {
         "clips": ids,
+        "detectors": detectors,
         "bytes": sum(map(len, frames)),
         "failures": list(failures),
         "losses": list(losses),

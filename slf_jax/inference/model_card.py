@@ -51,7 +51,7 @@ def render(
         dtype=dtype,
         constituents=[part for part in trained.meta.schema.constituents if part.name in trained.system.inputs],
         detector=provenance.get("faces", {}).get("detector", "unknown"),
-        estimated="attributes" in provenance,
+        estimator=provenance.get("attributes", {}).get("estimator", ""),
         sweep=sweep,
         controls=CONTROLS,
         evaluation=evaluation,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.faces import crop
 from slf_common.errors import UserError
 
 pytest.importorskip("deepface", reason="needs the extra `extract`")
@@ -30,3 +31,11 @@ def test_the_face_is_found_and_cropped(system, photograph):
 def test_a_picture_without_a_face_is_one_line(system, picture):
     with pytest.raises(UserError, match=f"{picture}: no face in 1 frame; give a picture of one face"):
         system.read_thumbnail(picture, face=True)
+
+
+def test_the_detectors_of_the_training_data_are_used_without_skip(photograph, picture):
+    """The detectors that a dataset's metadata names could not be loaded."""
+    about = {"faces": {"detector": "opencv,skip", "opencv": "DeepFace 0.0.103"}}
+    np.testing.assert_array_equal(crop(photograph, about), crop(photograph, {}))
+    with pytest.raises(UserError, match="no face in 1 frame; give a picture of one face"):
+        crop(picture, about)

@@ -92,14 +92,14 @@ def test_the_records_have_language_attributes_and_provenance(dataset):
     digests = {part.name: part.weights for part in clips.schema.constituents}
     assert {name for name, digest in digests.items() if not digest} == {"mel", "pyaudioanalysis"}
     metadata = (dataset / "metadata.json").read_text()
-    assert "opencv, DeepFace" in metadata and "estimator" in metadata
+    assert '"opencv": "DeepFace' in metadata and "estimator" in metadata
 
 
 def test_failures_are_listed_with_reasons(dataset):
     assert (dataset / "failures.csv").read_text().splitlines() == [
         "clip,reason",
-        'id0/abc/faceless,"no face in 5 frames; if the images are face crops already, use '
-        '--config.extract.detector=skip"',
+        'id0/abc/faceless,"no face in 5 frames; if the images are face crops already, add skip, '
+        'as in --config.extract.detector=opencv,skip"',
         'id0/abc/torn,"damaged, or not a media file (Invalid data found when processing input)"',
     ]
 

