@@ -14,6 +14,7 @@ from pathlib import Path
 from slf_common import cli
 from slf_common.errors import UserError
 from slf_jax.evaluation import embedders, field, protocol, report, scorers, tables
+from slf_jax.evaluation.features import NoNetwork
 from slf_jax.evaluation.protocol import FaceScorer
 from slf_jax.evaluation.systems import EvaluatedSystem, evaluate_system
 from slf_jax.inference import arguments
@@ -34,7 +35,13 @@ def evaluate(trained: Trained, args: argparse.Namespace) -> str:
     train = _optional(clips.directory, "train") or _optional(trained.meta.config.data.dir, "train")
     others = Clips(args.gallery, args.split) if args.gallery else None
     people = protocol.choose(clips, args.people, same_clip=args.same_clip, gallery=others)
-    embedder = embedders.choose_embedder(args.embedder, args.metric, args.detector, train, people.faces)
+    try:
+        embedder = embedders.choose_embedder(args.embedder, args.metric, args.detector, train, people.faces)
+    except NoNetwork as error:
+        if not args.protocol:
+            raise
+        reason = f"compares faces by {args.embedder}, which is not available here ({error})"
+        raise UserError(f"--protocol {args.protocol} {reason}") from None
     folder = scorers.gallery_folder(args.workdir, args.out)
     scorer = FaceScorer(people, embedder, folder)
     several = len(scales) > 1 and args.split != "validation"

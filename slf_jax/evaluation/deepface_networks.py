@@ -150,5 +150,5 @@ class DeepFaceEmbedder:
             available = all((self._folder / f"{WEIGHTS[name]}{extension}").exists() for name in networks)
             raise (UserError if available else NoNetwork)(
                 f"--embedder {self.name} --detector {self._detector}, DeepFace: {line}; put weights into "
-                "$DEEPFACE_HOME/.deepface/weights, or use --embedder eigenfaces, which needs none"
+                "$DEEPFACE_HOME/.deepface/weights, or use --embedder dlib or --embedder eigenfaces, which need none"
             ) from error

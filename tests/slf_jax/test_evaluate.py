@@ -198,6 +198,9 @@ def test_missing_weights_are_a_one_line_error(run, tmp_path, weights):
     assert done.returncode != 0 and "Traceback" not in done.stderr and not (tmp_path / "out").exists()
     assert "--embedder facenet512 --detector opencv, DeepFace:" in done.stderr
     assert "--embedder eigenfaces" in done.stderr
+    done = start(run, tmp_path / "out", tmp_path, "--protocol", "vox2face")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 2 and "--protocol vox2face compares faces by arcface, which is not available" in line
 
 
 def test_damaged_weights_are_an_error(run, tmp_path, weights):
