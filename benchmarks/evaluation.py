@@ -33,7 +33,7 @@ def main() -> None:
     )
     arguments.add_argument("--data", required=True, help="dataset folder")
     arguments.add_argument("--embedder", default="eigenfaces", choices=list(EMBEDDERS), help="default: eigenfaces")
-    arguments.add_argument("--detector", default="opencv", help="DeepFace's face detector (default: opencv)")
+    arguments.add_argument("--detector", default="", help="face detector (default: the embedder's)")
     arguments.add_argument("--faces", type=int, default=1000, help="number of faces (default: 1000)")
     args = arguments.parse_args()
     train, count = Clips(args.data, "train"), args.faces

@@ -59,9 +59,9 @@ def _add(config: ml_collections.ConfigDict, speaker: tuple, audio: tuple, attrib
             people=0,  # number of people of the test split; 0: all
             samples=1,  # faces per person
             chunk=16,  # maximum number of faces at once at each scale
-            embedder="auto",  # "vgg-face", "facenet512", "arcface", "eigenfaces"; "auto": vgg-face if available
+            embedder="auto",  # "dlib", "vgg-face", "facenet512", "arcface", "eigenfaces"; "auto": the first available
             metric="",  # distance: "l2" or "cosine"; "": the embedder's own
-            detector="opencv",  # face detector of DeepFace; "skip": the whole image is the face
+            detector="",  # of faces; "": dlib's own, for DeepFace's networks "opencv"; "skip": the image is the face
             same_clip=False,  # as in the paper, the gallery holds the clip that the thumbnail is from
         )
     )

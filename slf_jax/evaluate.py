@@ -13,7 +13,8 @@ from pathlib import Path
 
 from slf_common import cli
 from slf_common.errors import UserError
-from slf_jax.evaluation import embedders, protocol, report, scorers, tables
+from slf_jax.evaluation import embedders, field, protocol, report, scorers, tables
+from slf_jax.evaluation.features import NoNetwork
 from slf_jax.evaluation.protocol import FaceScorer
 from slf_jax.evaluation.systems import EvaluatedSystem, evaluate_system
 from slf_jax.inference import arguments
@@ -26,14 +27,22 @@ from tfrecords.reader import Absent, Clips
 def evaluate(trained: Trained, args: argparse.Namespace) -> str:
     """Samples and scores the people of a split and writes the report to `args.out`; returns a summary as text."""
     scales, without = parse_scales(args.scales), arguments.parse_names(args.without)
+    if args.protocol:
+        field.apply(args)
     if args.people < 0:
         raise UserError(f"--people {args.people}: give at least 1, or leave it out for all")
     clips = arguments.open_clips(trained, args, without)
     train = _optional(clips.directory, "train") or _optional(trained.meta.config.data.dir, "train")
-    embedder = scorers.choose_embedder(args.embedder, args.metric, args.detector, train)
-    folder = scorers.gallery_folder(args.workdir, args.out)
     others = Clips(args.gallery, args.split) if args.gallery else None
     people = protocol.choose(clips, args.people, same_clip=args.same_clip, gallery=others)
+    try:
+        embedder = embedders.choose_embedder(args.embedder, args.metric, args.detector, train, people.faces)
+    except NoNetwork as error:
+        if not args.protocol:
+            raise
+        reason = f"compares faces by {args.embedder}, which is not available here ({error})"
+        raise UserError(f"--protocol {args.protocol} {reason}") from None
+    folder = scorers.gallery_folder(args.workdir, args.out)
     scorer = FaceScorer(people, embedder, folder)
     several = len(scales) > 1 and args.split != "validation"
     # A dataset without validation people uses those held out in training to choose a scale.
@@ -64,7 +73,7 @@ def _receipt(args: argparse.Namespace, subject: EvaluatedSystem, scorer: FaceSco
         "embedder": embedder.name, "metric": embedder.metric, "fingerprint": embedder.fingerprint,
         "thumbnail": subject.use_thumbnail, "without": list(subject.without), "inputs": list(subject.inputs),
         "seed": subject.seed, "samples": subject.samples, "checkpoints": subject.trained.digests,
-        "sampler": subject.sampler.settings.to_json(),
+        "sampler": subject.sampler.settings.to_json(), "protocol": args.protocol,
     }  # fmt: skip
 
 
@@ -75,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         [
             "python -m slf_jax.evaluate --workdir runs/demo --scales 0,1,2,4",
             "python -m slf_jax.evaluate --workdir runs/vox2 --data data/slf118 --scales 0,2,4,8 --embedder arcface",
-            "python -m slf_jax.evaluate --workdir runs/vox2 --embedder vgg-face --same-clip   # the paper's protocol",
+            "python -m slf_jax.evaluate --workdir runs/vox2 --protocol slf                    # as in the paper",
             "python -m slf_jax.evaluate --workdir runs/demo --no-thumbnail --samples 4        # generation from voice",
         ],
     )
@@ -87,17 +96,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-thumbnail", action="store_true", help="start from noise, without a thumbnail")
     parser.add_argument(
         "--embedder", default="auto", choices=("auto", *embedders.EMBEDDERS),
-        help="network that compares faces; auto: vgg-face, or eigenfaces without its weights (default: auto)",
+        help="network that compares faces; auto: dlib, else vgg-face, else eigenfaces (default: auto)",
     )  # fmt: skip
     parser.add_argument(
         "--metric",
         default="",
         choices=("", "l2", "cosine"),
-        help="distance between embeddings (default: l2 for vgg-face, cosine for the others)",
+        help="distance between embeddings (default: l2 for dlib and vgg-face, cosine for the others)",
     )
     parser.add_argument(
-        "--detector", default="opencv",
-        help="face detector: one of DeepFace's (retinaface, mtcnn, ...), or skip (default: opencv, as in the paper)",
+        "--detector", default="",
+        help="face detector: of DeepFace (default: opencv, as in the paper), for its networks; dlib uses its own; "
+        "skip: the whole picture is the face",
     )  # fmt: skip
     parser.add_argument(
         "--same-clip", action="store_true",
@@ -106,6 +116,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--gallery", default="", metavar="DIR",
         help="dataset folder whose speakers in that split form the gallery (default: the people themselves)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--protocol", default="", choices=("", *field.PROTOCOLS),
+        help="compare faces and report as this paper does: SLF, SF2F (hq-voxceleb) or Vox2Face (default: our own)",
     )  # fmt: skip
     args, trained = arguments.parse(parser, argv, "evaluation", *report.FILES)
     print(evaluate(trained, args))

@@ -15,6 +15,7 @@ from slf_common.files import check_writable, local_path, write_atomically
 from slf_jax.cascade.images import downscale
 from slf_jax.cascade.sizes import STAGES
 from slf_jax.evaluation import ablation_tables, metrics, paper, protocol, scorers
+from slf_jax.evaluation.embedders import choose_embedder
 from slf_jax.evaluation.protocol import FaceScorer
 from slf_jax.evaluation.settings import check_config
 from slf_jax.evaluation.systems import EvaluatedSystem, choose_scale
@@ -82,9 +83,10 @@ def _prepare(config: ml_collections.ConfigDict) -> Ablation:
         flag="--config.workdir",
     )  # fmt: skip
     clips, train_clips = Clips(config.data.dir, "test"), Clips(config.data.dir, "train")
-    embedder = scorers.choose_embedder(settings.embedder, settings.metric, settings.detector, train_clips)
+    people = protocol.choose(clips, settings.people, same_clip=settings.same_clip)
+    embedder = choose_embedder(settings.embedder, settings.metric, settings.detector, train_clips, people.faces)
     folder = local_path(config.workdir) / "gallery"
-    scorer = FaceScorer(protocol.choose(clips, settings.people, same_clip=settings.same_clip), embedder, folder)
+    scorer = FaceScorer(people, embedder, folder)
     return Ablation(config, scorer, scorers.validation_scorer(config.data.dir, settings.same_clip, embedder, folder))
 
 

@@ -84,6 +84,13 @@ class Gallery:
     def __len__(self) -> int:
         return self._table.count_rows()
 
+    def read(self) -> tuple[list[str], np.ndarray]:
+        """The speakers [G] and embeddings [G, D] of all faces."""
+        with self._as_user_error():
+            found = self._table.to_arrow()
+        vectors = found["vector"].combine_chunks().flatten().to_numpy()
+        return found["speaker_id"].to_pylist(), vectors.reshape(len(found), -1)
+
     def search(self, vectors: np.ndarray, k: int, *, exact: bool | None = None) -> list[list[str]]:
         """The speakers of the k faces nearest to each of vectors [n, D], nearest first; all faces if there are fewer.
 

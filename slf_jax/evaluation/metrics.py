@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 
 from slf_common.errors import UserError
 
-KS = (1, 3, 5, 10)  # the k of each R@k
+KS = (1, 3, 5, 10)  # the k of each R@k in the paper
+REPORTED_KS = (1, 2, 3, 5, 10, 50)  # with those of SF2F (Bai et al. 2022); those below the gallery's size are reported
 WEIGHTS = {1: 10, 3: 5, 5: 3, 10: 1}  # of R@k in the significance S (Eq. 4)
 # Upper limits of S and the paper's terms for them.
 BANDS = ((0, "negligible"), (20, "minor"), (40, "moderate"), (60, "considerable"), (80, "significant"))
@@ -54,9 +55,19 @@ def fidelity(images: np.ndarray, real: np.ndarray) -> dict[str, float]:
     return found
 
 
+def clipped(images: np.ndarray) -> np.ndarray:
+    """Share [B] of saturated values, 0 or 255, in uint8 images [B, H, W, 3]: strong guidance drives them up."""
+    return ((images == 0) | (images == 255)).mean((1, 2, 3))
+
+
 def recall(ranks: np.ndarray, k: int) -> float:
     """R@k (Eq. 2): the share of ranks [n] from 1 to k. Rank 0 means not found, a miss for any reason."""
     return float(((ranks >= 1) & (ranks <= k)).mean())
+
+
+def reported_ks(gallery: int) -> tuple[int, ...]:
+    """The k of each R@k to report of a gallery: the paper's, and those others that are below its size."""
+    return tuple(k for k in REPORTED_KS if k in KS or k < gallery)
 
 
 def random_recall(k: int, gallery: int) -> float:
@@ -105,19 +116,31 @@ def wilson(hits: float, count: float, z: float = 1.959964) -> tuple[float, float
     return float(max(0.0, middle - half)), float(min(1.0, middle + half))
 
 
-def rate_interval(shares: np.ndarray, samples: int) -> tuple[float, float]:
+def rate_interval(shares: np.ndarray, samples: float = np.inf) -> tuple[float, float]:
     """95 % interval of a rate, from each person's share [n] of `samples` that are hits.
 
     Wilson's interval for the effective sample size with people as clusters (Korn & Graubard 1998): the number of
-    independent trials that would have the same variance. This is the number of people if there is one sample of each,
-    or if the variance is zero (at 0 and 100 %, where a bootstrap would give an interval of no width).
+    independent trials that would have the same variance, at most one for each sample. The variance is estimated with
+    two people added, one of hits only and one of misses only (as in `difference_interval`), so that it is not zero if
+    all shares are equal. With one sample this is exactly Wilson's interval, and at 0 and 100 % it is the same for any
+    number of samples: 0 of 118 people gives [0, 3.2 %].
     """
     count = len(shares)
     if not count:
         return float("nan"), float("nan")
-    rate, variance = float(shares.mean()), float(shares.var())
-    effective = min(count * rate * (1 - rate) / variance, count * samples) if variance > 1e-12 else count
-    return wilson(rate * effective, effective)
+    extended = np.append(shares, (0.0, 1.0))
+    centre = extended.mean()
+    design = float(extended.var() / (centre * (1 - centre)))  # relative to independent trials, one for each person
+    effective = count / max(design, 1 / samples)
+    return wilson(float(np.clip(shares.mean(), 0, 1)) * effective, effective)
+
+
+def rate(shares: np.ndarray, samples: float = np.inf) -> dict[str, Any] | None:
+    """A rate over people, its `rate_interval` and their number, from each person's share of hits [n]; None of none."""
+    if not len(shares):
+        return None
+    low, high = rate_interval(shares, samples)
+    return {"rate": float(shares.mean()), "low": low, "high": high, "n": len(shares)}
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float] | tuple[None, None]:
@@ -131,6 +154,16 @@ def mean_interval(values: np.ndarray) -> tuple[float, float] | tuple[None, None]
         return None, None
     low, high = ttest_1samp(values, 0.0).confidence_interval(0.95)
     return float(low), float(high)
+
+
+def mean_with_interval(values: np.ndarray) -> dict[str, Any] | None:
+    """Mean and 95 % interval of the finite ones of values [n], one for each person, and their number; None of none."""
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    low, high = mean_interval(values)
+    return {"mean": float(values.mean()), "low": low, "high": high, "n": len(values)}
 
 
 def difference_interval(differences: np.ndarray, z: float = 1.959964) -> tuple[float, float]:

@@ -6,16 +6,19 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from slf_common.errors import UserError
 from slf_jax.evaluation import metrics
-from slf_jax.evaluation.embedders import ATTRIBUTES, FaceEmbedder, FaceFeatures
+from slf_jax.evaluation.features import ATTRIBUTES, FaceEmbedder, FaceFeatures
 from slf_jax.evaluation.gallery import Gallery, ranks
+from slf_jax.evaluation.measures import measure
 from tfrecords.reader import Clips, stack
 
 MAX_RANK = 100  # nearest faces that a query returns: ranks beyond are not known
+MAX_OTHERS = 2000  # faces of a larger gallery with which embeddings are compared, beside the people's own
 MIN_GROUP = 5  # minimum number of people in a group to be compared with others
 
 
@@ -111,6 +114,7 @@ class Scores:
       labels: estimates of those attributes that the embedder can estimate, -1 if no face was found.
       psnr, ssim: against the real face.
       nearest: speakers of the nearest gallery faces to each person's first sample.
+      measures: what `measures.measure` returns.
     """
 
     rank: np.ndarray
@@ -120,6 +124,7 @@ class Scores:
     psnr: np.ndarray
     ssim: np.ndarray
     nearest: list[list[str]]
+    measures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class FaceScorer:
@@ -128,7 +133,9 @@ class FaceScorer:
     def __init__(self, people: EvaluationSet, embedder: FaceEmbedder, folder: Path) -> None:
         self.people, self.embedder = people, embedder
         self.gallery = Gallery(folder, embedder.metric)
+        self._real: FaceFeatures | None = None
         self._open_gallery()
+        self._compared = self._read_gallery()
 
     def _open_gallery(self) -> None:
         people = self.people
@@ -142,13 +149,35 @@ class FaceScorer:
                 f"{self.embedder.name}: no face was found in any of the {len(people.gallery)} real faces; "
                 "try another --detector, as in --detector skip"
             )
+        if np.array_equal(people.faces, people.probe["face"]):
+            self._real = real
         speakers = [name for name, found in zip(people.gallery, real.found, strict=True) if found]
         self.gallery.build(self.embedder.name, built_from, speakers, real.vectors[real.found])
 
+    def _read_gallery(self) -> tuple[list[str], np.ndarray]:
+        """Speakers and embeddings of the gallery: the people's own, and up to `MAX_OTHERS` of others."""
+        names, vectors = self.gallery.read()
+        others = np.flatnonzero(~np.isin(names, self.people.speakers))
+        dropped = np.setdiff1d(others, others[:: max(1, -(-len(others) // MAX_OTHERS))])
+        return np.delete(np.asarray(names), dropped).tolist(), np.delete(vectors, dropped, 0)
+
+    @property
+    def real(self) -> FaceFeatures:
+        """Features of the real face of each person's own clip."""
+        if self._real is None:
+            self._real = self.embedder(self.people.probe["face"], progress="real faces")
+        return self._real
+
     def score(self, images: np.ndarray, progress: str = "") -> Scores:
         """Scores of images uint8 [P, samples, 128, 128, 3]."""
+        return self._scores(images, self.embedder(images.reshape(-1, *images.shape[2:]), progress=progress))
+
+    def score_real(self) -> Scores:
+        """Scores of the real faces of the people's own clips: how well the networks read and recognise them at best."""
+        return self._scores(self.people.probe["face"][:, None], self.real)
+
+    def _scores(self, images: np.ndarray, features: FaceFeatures) -> Scores:
         count, samples = images.shape[:2]
-        features = self.embedder(images.reshape(-1, *images.shape[2:]), progress=progress)
         neighbours = self._search(features)
         rank = ranks(neighbours, np.repeat(self.people.speakers, samples).tolist())
         real = self.people.probe["face"]
@@ -167,6 +196,7 @@ class FaceScorer:
             psnr=by_sample(metrics.psnr),
             ssim=by_sample(metrics.ssim),
             nearest=[names[:3] for names in neighbours[::samples]],
+            measures=measure(images, features, self.people.speakers, self.real, self._compared, self.embedder.metric),
         )
 
     def _search(self, features: FaceFeatures) -> list[list[str]]:
@@ -182,13 +212,14 @@ def hits(scores: Scores, k: int) -> np.ndarray:
 
 def summary(scores: Scores, people: EvaluationSet) -> dict:
     """All results of one system: rates with N and 95 % interval, means, and with several samples their deviation."""
-    out: dict = {f"r@{k}": _rate(hits(scores, k), scores.rank.shape[1]) for k in metrics.KS}
     samples = scores.rank.shape[1]
+    ks = metrics.reported_ks(len(people.gallery))
+    out: dict = {f"r@{k}": metrics.rate(hits(scores, k), samples) for k in ks}
     for name in ATTRIBUTES:
         truth, out[name] = people.probe[name], None
         known = truth >= 0
         if name in scores.labels:
-            out[name] = _rate((scores.labels[name] == truth[:, None])[known].mean(1), samples)
+            out[name] = metrics.rate((scores.labels[name] == truth[:, None])[known].mean(1), samples)
     out["age_group"], out["age_rmse"] = _ages(scores, people)
     for name, values in (("psnr", scores.psnr), ("ssim", scores.ssim)):
         out[name] = None  # for the real face itself PSNR is infinite
@@ -200,7 +231,7 @@ def summary(scores: Scores, people: EvaluationSet) -> dict:
         each = {f"r@{k}": [metrics.recall(scores.rank[:, i], k) for i in range(samples)] for k in metrics.KS}
         each |= {"psnr": scores.psnr.mean(0), "ssim": scores.ssim.mean(0)}
         out["sd_over_samples"] = {name: float(np.std(values, ddof=1)) for name, values in each.items()}
-    return out
+    return out | dict(scores.measures)
 
 
 def _ages(scores: Scores, people: EvaluationSet) -> tuple[dict | None, float | None]:
@@ -212,15 +243,7 @@ def _ages(scores: Scores, people: EvaluationSet) -> tuple[dict | None, float | N
     group = metrics.age_group(np.nan_to_num(guess, nan=-1000)) == metrics.age_group(age)
     square = (guess - age) ** 2
     rmse = float(np.sqrt(np.nanmean(square))) if np.isfinite(square).any() else None
-    return _rate(group.mean(1), scores.rank.shape[1]), rmse
-
-
-def _rate(shares: np.ndarray, samples: int) -> dict | None:
-    """A rate over people with its interval, from each person's share of hits."""
-    if not len(shares):
-        return None
-    low, high = metrics.rate_interval(shares, samples)
-    return {"rate": float(shares.mean()), "low": low, "high": high, "n": len(shares)}
+    return metrics.rate(group.mean(1), scores.rank.shape[1]), rmse
 
 
 def recalls(row: Mapping) -> dict[int, float]:
@@ -241,7 +264,7 @@ def by_group(scores: Scores, people: EvaluationSet) -> dict:
     samples = scores.rank.shape[1]
     tables = {
         kind: {
-            text: {f"r@{k}": _rate(hits(scores, k)[member], samples) for k in metrics.KS}
+            text: {f"r@{k}": metrics.rate(hits(scores, k)[member], samples) for k in metrics.KS}
             for text, member in groups.items()
             if member.any()
         }

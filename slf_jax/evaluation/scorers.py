@@ -1,4 +1,4 @@
-"""Makes scorers of faces: chooses the embedder, the gallery's folder and the validation people."""
+"""Makes scorers of faces: chooses the gallery's folder and the validation people."""
 
 from __future__ import annotations
 
@@ -7,23 +7,11 @@ from pathlib import Path
 
 from slf_common.errors import UserError
 from slf_common.files import check_writable
-from slf_jax.evaluation import embedders, protocol
-from slf_jax.evaluation.embedders import FaceEmbedder
+from slf_jax.evaluation import protocol
+from slf_jax.evaluation.features import FaceEmbedder
 from slf_jax.evaluation.protocol import FaceScorer
 from slf_jax.inference.arguments import default_out
 from tfrecords.reader import Absent, Clips
-
-
-def choose_embedder(name: str, metric: str, detector: str, train: Clips | None) -> FaceEmbedder:
-    """The embedder with this name; "auto" is the paper's if its weights are available, else eigenfaces."""
-    if name != "auto":
-        return embedders.make_embedder(name, metric, detector, train)
-    embedders.check_detector(detector)
-    try:
-        return embedders.make_embedder("vgg-face", metric, detector, train)
-    except embedders.NoNetwork as error:
-        print(f"note: faces are compared by eigenfaces, since no face network is available ({error})", file=sys.stderr)
-        return embedders.make_embedder("eigenfaces", metric, detector, train)
 
 
 def validation_scorer(

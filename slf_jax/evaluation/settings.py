@@ -24,7 +24,7 @@ ABLATIONS = group(
         "chunk": integer(1),
         "embedder": choice(("auto", *embedders.EMBEDDERS)),
         "metric": choice(("", *sorted(set(embedders.METRICS.values())))),
-        "detector": text(empty=False),
+        "detector": text(),
         "same_clip": flag(),
         "systems.*.thumbnail": flag(),
         "systems.*.inputs": NAMES,

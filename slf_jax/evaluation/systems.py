@@ -111,6 +111,7 @@ def evaluate_system(
             each: protocol.compare(everything[name], scores) for each, scores in everything.items() if each != name
         },
         "groups": protocol.by_group(everything[name], people),
+        "real": protocol.summary(scorer.score_real(), people),
     }
     return results, everything, images[chosen]
 
@@ -148,7 +149,10 @@ def _controls(subject: EvaluatedSystem, scorer: FaceScorer, train: Clips | None)
     second = dict(zip(scorer.people.speakers, scorer.people.second, strict=True))
     if any(name in gallery and (face != gallery[name]).any() for name, face in second.items()):
         faces["real face of another clip"] = scorer.people.second
-    return {name: scorer.score(images[:, None]) for name, images in faces.items()}
+    own = {name for name, images in faces.items() if np.array_equal(images, real)}
+    return {
+        name: scorer.score_real() if name in own else scorer.score(images[:, None]) for name, images in faces.items()
+    }
 
 
 def _random(scorer: FaceScorer, seed: int) -> dict:
@@ -159,7 +163,7 @@ def _random(scorer: FaceScorer, seed: int) -> dict:
     ranks = np.where(scorer.people.known, ranks, 0)
     rates = {
         f"r@{k}": {"rate": share * metrics.random_recall(k, size), "simulated": metrics.recall(ranks, k)}
-        for k in metrics.KS
+        for k in metrics.reported_ks(size)
     }
     return {"orders": RANDOM_ORDERS, **rates}
 

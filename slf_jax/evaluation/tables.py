@@ -4,16 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from slf_jax.evaluation import metrics, paper
+from slf_jax.evaluation import field, metrics, paper
 from slf_jax.evaluation.metrics import format_rate
 
 RATES = tuple(f"r@{k}" for k in metrics.KS)
+REPORTED = tuple(f"r@{k}" for k in metrics.REPORTED_KS)
 # The columns of the paper's Tables 5, 6 and 7.
 RECALL = ("R@1", "R@3", "R@5", "R@10")
 ATTRIBUTES = ("gender", "ethnicity", "age group", "RMSE age")
 FIDELITY = ("PSNR", "SSIM")
 COLUMNS = (*RECALL, *ATTRIBUTES, *FIDELITY)
+# Headings of the report and their columns.
+SECTIONS = {
+    "Retrieval": ("found", *(rate.upper() for rate in REPORTED)),
+    "Identity": ("cosine own", "cosine others", "L2 own", "L2 others", "angle", "AUC", "EER"),
+    "Attributes": (*ATTRIBUTES, "gender as real", "ethnicity as real"),
+    "Fidelity": (*FIDELITY, "clipped"),
+    "Distribution and diversity": ("KID", "Frechet", "diversity", "pixel SD"),
+}
+NOTES = {
+    "Retrieval": (
+        "found: images with a detected face, in percent; the others count as misses. R@k: the person's own face is "
+        "among the k nearest."
+    ),
+    "Identity": (
+        "Similarity to the person's own face in the gallery and to those of others, where a face was found: mean "
+        "cosine, Euclidean distance (L2), angle in degrees. AUC and equal error rate (EER) of telling own from "
+        "others by that similarity: 50 by chance; a face that was not found is rejected."
+    ),
+    "Attributes": (
+        'Recall of the labels and root-mean-square error of the age in years, read from the faces; "as real": the '
+        "same is read as from the real face. What is read from the real faces themselves is the ceiling."
+    ),
+    "Fidelity": ("clipped: saturated values (0 or 255), in percent."),
+    "Distribution and diversity": (
+        "From one sample of each person to the gallery's faces, in the embedder's space: KID (x 1000, unbiased) and "
+        "Frechet distance (biased: only compare equally many faces). Diversity: mean distance between samples of a "
+        "person in that space; pixel SD: standard deviation over samples of a person (of 255)."
+    ),
+}
 EMBEDDER_NOTES = {
+    "dlib": "**dlib**'s face network (128 values): two faces of one person are mostly less than 0.6 apart. Age, gender "
+    "and ethnicity are read from its embeddings by linear models fitted to the labels of the training split.",
     "eigenfaces": "**Eigenfaces** (principal components of the training faces inside an oval) replace a face network "
     "here: they compare pixels. Ages and labels are linear estimates from the same components.",
 }
@@ -24,11 +56,9 @@ def markdown(results: Mapping) -> str:
     parts = [
         f"# {results['subject']}: {results['people']} people of split {results['split']!r}",
         _how(results),
-        "## Systems",
-        _table({**results["systems"], **results["masked"]}, results["chosen"]),
+        _protocol(results),
+        *_sections(results),
         _choice(results),
-        "## Controls, on the same people",
-        _table(results["controls"]) + _random(results),
         "## What each input contributes",
         _significance(results),
         f"## {results['chosen']} against the others",
@@ -82,12 +112,29 @@ def begin(head: Sequence[str]) -> list[str]:
 
 
 def cells(row: Mapping, columns: Sequence[str] = COLUMNS) -> list[str]:
-    """The values of a `protocol.summary` for these columns, as text; recalls with their intervals."""
-    texts = {name: _rate(row[rate], interval=True) for name, rate in zip(RECALL, RATES, strict=True)}
+    """The values of a `protocol.summary` for these columns, as text; recalls, AUC and EER with their intervals."""
+    texts = {rate.upper(): _rate(row.get(rate), interval=True) for rate in REPORTED}
     texts |= {name: _rate(row[name.replace(" ", "_")]) for name in ATTRIBUTES[:3]}
     texts["RMSE age"] = "-" if row["age_rmse"] is None else f"{row['age_rmse']:.2f}"
     texts |= {"PSNR": _mean(row["psnr"], ".2f"), "SSIM": _mean(row["ssim"], ".3f")}
-    return [texts[column] for column in columns]
+    texts["found"] = f"{100 * row['faces_found']:.1f}"
+    if "identity" in row:
+        texts |= _measures(row)
+    return [texts.get(column, "-") for column in columns]
+
+
+def _measures(row: Mapping) -> dict[str, str]:
+    """Those of `measures.measure`, as text by column."""
+    found, pairs = row["identity"], row["identity"]["verification"] or {"auc": None, "eer": None}
+    texts = {f"cosine {whose}": _mean(found[f"cosine_{whose}"], ".3f", whose == "own") for whose in ("own", "others")}
+    texts |= {f"L2 {whose}": _mean(found[f"l2_{whose}"], ".3f", whose == "own") for whose in ("own", "others")}
+    texts |= {"angle": _mean(found["angle"], ".1f")}
+    texts |= {"AUC": _rate(pairs["auc"], interval=True), "EER": _rate(pairs["eer"], interval=True)}
+    texts |= {f"{name} as real": _rate(value, interval=True) for name, value in row["agreement"].items()}
+    texts["clipped"] = "-" if row["clipped"] is None else f"{100 * row['clipped']['mean']:.2f}"
+    if row["distribution"]:
+        texts |= {"KID": f"{1000 * row['distribution']['kid']:.1f}", "Frechet": f"{row['distribution']['frechet']:.1f}"}
+    return texts | {"diversity": _mean(row["diversity"], ".3f"), "pixel SD": _mean(row["pixel_deviation"], ".1f")}
 
 
 def points(found: Mapping) -> str:
@@ -100,32 +147,68 @@ def p_value(found: Mapping) -> str:
     return "-" if found["p_mcnemar"] is None else f"{found['p_mcnemar']:.2g}"
 
 
-def _table(rows: Mapping[str, Mapping], chosen: str = "") -> str:
-    """Tables 5 to 7 in one, with notes below it."""
-    lines = begin(("system", *COLUMNS))
-    for name, row in rows.items():
+def _sections(results: Mapping) -> list[str]:
+    """One table for each kind of measure, of all systems and controls on the same people."""
+    rows = {**results["systems"], **results["masked"], **results["controls"]}
+    parts = []
+    for heading, columns in SECTIONS.items():
+        real = heading not in ("Retrieval", "Identity") and results["real"] not in results["controls"].values()
+        shown = {**rows, "real faces": results["real"]} if real else rows
+        notes = [_random(results)] if heading == "Retrieval" else []
+        if heading == "Attributes":
+            notes += _unmeasured(rows)
+        if table := _table(shown, columns, results["chosen"]):
+            parts += [f"## {heading}", table, NOTES[heading]]
+        parts += notes
+    return [*parts, _deviations(rows)]
+
+
+def _table(rows: Mapping[str, Mapping], columns: Sequence[str], chosen: str = "") -> str:
+    """A table of these columns, without those that are empty; empty if all are."""
+    texts = {name: dict(zip(columns, cells(row, columns), strict=True)) for name, row in rows.items()}
+    used = [column for column in columns if any(row[column] != "-" for row in texts.values())]
+    lines = begin(("system", *used))
+    for name, row in texts.items():
         label = f"**{name}**" if name == chosen else name
-        lines.append("| " + " | ".join([label, *cells(row)]) + " |")
-    deviations = [
+        lines.append("| " + " | ".join([label, *(row[column] for column in used)]) + " |")
+    return "\n".join(lines) if used else ""
+
+
+def _unmeasured(rows: Mapping[str, Mapping]) -> list[str]:
+    return [
+        f"The {what} was not measured: it is unknown for all people, or no model is available to estimate it."
+        for rate, what in (("gender", "gender"), ("ethnicity", "ethnicity"), ("age_group", "age"))
+        if all(row[rate] is None for row in rows.values())
+    ]
+
+
+def _deviations(rows: Mapping[str, Mapping]) -> str:
+    lines = [
         f"- {name}: " + ", ".join(f"{what} {value:.3g}" for what, value in row["sd_over_samples"].items())
         for name, row in rows.items()
         if "sd_over_samples" in row
     ]
-    notes = [
-        f"The {what} was not measured: it is unknown for all people, or no model is available to estimate it."
-        for rate, what in (("gender", "gender"), ("ethnicity", "ethnicity"), ("age_group", "age"))
-        if rows and all(row[rate] is None for row in rows.values())
-    ]
-    undetected = [f"{name} {100 * (1 - r['faces_found']):.1f} %" for name, r in rows.items() if r["faces_found"] < 1]
-    if undetected:
-        notes.append(f"Images without a detected face, which count as misses: {', '.join(undetected)}.")
-    if deviations:
-        notes.append("Standard deviation over samples (recalls as shares of 1):\n\n" + "\n".join(deviations))
-    return "\n\n".join(["\n".join(lines), *notes])
+    return "\n".join(["Standard deviation over samples (recalls as shares of 1):\n", *lines]) if lines else ""
 
 
-def _mean(value: Mapping | None, form: str) -> str:
-    return "-" if value is None else format(value["mean"], form)
+def _protocol(results: Mapping) -> str:
+    """The measures of a published protocol beside its published results."""
+    if not (name := results.get("protocol")):
+        return ""
+    protocol = field.PROTOCOLS[name]
+    lines = [_table(results["systems"], protocol.columns, results["chosen"])]
+    used = lines[0].splitlines()[0].strip("| ").split(" | ")[1:]
+    for system, figures in protocol.published.items():
+        texts = dict(zip(protocol.columns, figures, strict=True))
+        lines.append("| " + " | ".join([f"{system} (published)", *(texts[column] for column in used)]) + " |")
+    return f"## Protocol `{name}`\n\n" + "\n".join(lines) + f"\n\n{protocol.note}"
+
+
+def _mean(value: Mapping | None, form: str, interval: bool = False) -> str:
+    if value is None:
+        return "-"
+    text = format(value["mean"], form)
+    return f"{text} [{value['low']:{form}}, {value['high']:{form}}]" if interval and value["low"] is not None else text
 
 
 def _rate(value: Mapping | None, interval: bool = False) -> str:
@@ -152,10 +235,11 @@ def _choice(results: Mapping) -> str:
 
 
 def _random(results: Mapping) -> str:
-    rates = " / ".join(f"{100 * results['random'][rate]['rate']:.2f}" for rate in RATES)
-    drawn = " / ".join(f"{100 * results['random'][rate]['simulated']:.2f}" for rate in RATES)
+    reported = [rate for rate in REPORTED if rate in results["random"]]
+    rates = " / ".join(f"{100 * results['random'][rate]['rate']:.2f}" for rate in reported)
+    drawn = " / ".join(f"{100 * results['random'][rate]['simulated']:.2f}" for rate in reported)
     orders = results["random"]["orders"]
-    return f"\n\nA random order of the gallery: {rates} in expectation, {drawn} over {orders} simulated orders."
+    return f"A random order of the gallery: {rates} in expectation, {drawn} over {orders} simulated orders."
 
 
 def _significance(results: Mapping) -> str:

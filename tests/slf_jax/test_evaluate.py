@@ -42,6 +42,12 @@ def test_results_record_provenance_and_intervals(evaluated):
         for row in rows.values():
             assert row["r@1"]["n"] == 6 and row["r@10"]["rate"] == 1  # there are only six people
             assert row["r@1"]["low"] <= row["r@1"]["rate"] <= row["r@1"]["high"]
+            assert row["r@2"]["rate"] >= row["r@1"]["rate"] and "r@50" not in row
+            assert row["identity"]["verification"]["eer"]["low"] >= 0 and row["identity"]["cosine_own"]["n"] == 6
+            assert row["agreement"]["gender"]["n"] == 6 and row["distribution"]["generated"] == 6
+    real = results["real"]  # also the gallery's, since each person has a single clip
+    assert real["r@1"]["rate"] == real["identity"]["verification"]["auc"]["rate"] == 1
+    assert real["agreement"]["gender"]["rate"] == 1 and real["psnr"] is None
     assert results["random"]["r@1"]["rate"] == pytest.approx(1 / 6)
     assert results["random"]["r@1"]["simulated"] == pytest.approx(1 / 6, abs=0.02)
 
@@ -61,7 +67,11 @@ def test_dataset_without_training_split_is_sampled_and_evaluated(run, evaluated,
 
 def test_evaluation_writes_a_report_and_figures(evaluated):
     text = (evaluated / "report.md").read_text()
-    assert "| system | R@1 | R@3 | R@5 | R@10 |" in text and "Eigenfaces" in text and "Wilson" in text
+    assert "| system | found | R@1 | R@2 | R@3 | R@5 | R@10 |" in text and "Eigenfaces" in text and "Wilson" in text
+    assert "| system | cosine own | cosine others | L2 own | L2 others | angle | AUC | EER |" in text
+    assert (
+        "| real faces | " in text and "KID" in text and "gender as real" in text and "diversity |" not in text
+    )  # a single sample
     assert (
         "from the thumbnail's own for 6 (which is easier)" in text
         and "chosen on the test people as in the paper" in text
@@ -90,7 +100,9 @@ def test_evaluation_without_thumbnail_and_with_several_samples(run, tmp_path, ca
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["masked"]) == {"without audio", "without attributes"} and not results["thumbnail"]
     assert "thumbnail, bicubic" not in results["controls"] and results["best_on_test"] is None
-    assert results["systems"]["scale 1"]["sd_over_samples"]["psnr"] > 0
+    row = results["systems"]["scale 1"]
+    assert row["sd_over_samples"]["psnr"] > 0 and row["diversity"]["mean"] > 0 and row["pixel_deviation"]["mean"] > 0
+    assert "diversity | pixel SD |" in (tmp_path / "report.md").read_text()
     assert results["inputs"] == ["mel", "age"] and "scales.png" not in (tmp_path / "report.md").read_text()
     assert "3 people, gallery of 3, eigenfaces" in capsys.readouterr().out
 
@@ -186,13 +198,17 @@ def test_missing_weights_are_a_one_line_error(run, tmp_path, weights):
     assert done.returncode != 0 and "Traceback" not in done.stderr and not (tmp_path / "out").exists()
     assert "--embedder facenet512 --detector opencv, DeepFace:" in done.stderr
     assert "--embedder eigenfaces" in done.stderr
+    done = start(run, tmp_path / "out", tmp_path, "--protocol", "vox2face")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 2 and "--protocol vox2face compares faces by arcface, which is not available" in line
 
 
 def test_damaged_weights_are_an_error(run, tmp_path, weights):
     """Damaged weights were treated like missing ones (fault 7)."""
-    for name, flags in (("age_model_weights", ("--embedder", "vgg-face")), ("vgg_face_weights", ())):
+    for name in ("age_model_weights", "vgg_face_weights"):
         home = tmp_path / name
         shutil.copytree(weights, home)
         (home / ".deepface" / "weights" / f"{name}.onnx").write_bytes(b"no model")
-        done = start(run, tmp_path / "out", home, *flags, "--detector", "skip", "--people", "4")
+        flags = ("--embedder", "vgg-face", "--detector", "skip", "--people", "4")
+        done = start(run, tmp_path / "out", home, *flags)
         assert done.returncode == 2 and "DeepFace: " in done.stderr and not (tmp_path / "out").exists()
