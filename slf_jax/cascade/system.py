@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,14 @@ class System:
     def features(self, clips: Mapping[str, features.Array]) -> tuple[jax.Array, jax.Array]:
         """Matrix [B, 256, 768] and row mask [B, 256] of a batch of records from `mask_unused_inputs`."""
         return features.assemble(clips, self.layout, self.statistics)
+
+    def predict_identity(self, params: Mapping, clips: Mapping[str, np.ndarray]) -> jax.Array:
+        """The embeddings of the faces [B, E] that the base stage's identity head predicts, as `features.face_identity`.
+
+        `params`: of the base stage; `clips`: records from `mask_unused_inputs`. Needs `config.model.identity_width`.
+        """
+        cond = self.stages["base"].condition(params, *self.features(clips))
+        return features.unit_length(cast(jax.Array, cond.identity))
 
     def sample(
         self, params: Mapping[str, Mapping], clips: Mapping[str, jax.Array], low: jax.Array, has_thumbnail: jax.Array,

@@ -60,14 +60,17 @@ def verification(similarity: np.ndarray, own: np.ndarray, people: ArrayLike) -> 
     genuine, impostor = scores[own], scores[~own]
     if not len(genuine) or not len(impostor):
         return None
-    clusters = np.broadcast_to(np.unique(np.asarray(people), return_inverse=True)[1][:, None], own.shape)
+    numbers = np.unique(np.asarray(people), return_inverse=True)[1]
+    clusters, count = np.broadcast_to(numbers[:, None], own.shape), int(numbers.max()) + 1
     sides = clusters[own], clusters[~own]
     beaten, lost = _placements(genuine, impostor), 1 - _placements(impostor, genuine)
     auc = float(beaten.mean())
     eer, threshold = _equal_error(genuine, impostor)
     errors = (genuine < threshold).astype(np.float64), (impostor >= threshold).astype(np.float64)
-    auc_low, auc_high = rate_interval(auc + _influence(beaten, sides[0]) + _influence(lost, sides[1]))
-    eer_low, eer_high = rate_interval(eer + (_influence(errors[0], sides[0]) + _influence(errors[1], sides[1])) / 2)
+    auc_low, auc_high = rate_interval(auc + _influence(beaten, sides[0], count) + _influence(lost, sides[1], count))
+    eer_low, eer_high = rate_interval(
+        eer + (_influence(errors[0], sides[0], count) + _influence(errors[1], sides[1], count)) / 2
+    )
     return {
         "auc": {"rate": auc, "low": auc_low, "high": auc_high},
         "eer": {"rate": eer, "low": eer_low, "high": eer_high},
@@ -82,9 +85,8 @@ def _placements(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     return (below + up_to) / (2 * len(ordered))
 
 
-def _influence(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """What each cluster adds to the mean of values, times the number of clusters: its mean is zero."""
-    count = clusters.max() + 1
+def _influence(values: np.ndarray, clusters: np.ndarray, count: int) -> np.ndarray:
+    """What each of `count` clusters adds to the mean of values, times `count`: its mean is zero."""
     return np.bincount(clusters, values - values.mean(), minlength=count) * count / len(values)
 
 

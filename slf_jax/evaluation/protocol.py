@@ -16,6 +16,7 @@ from slf_jax.evaluation.features import ATTRIBUTES, FaceEmbedder, FaceFeatures
 from slf_jax.evaluation.gallery import Gallery, ranks
 from slf_jax.evaluation.measures import measure
 from tfrecords.reader import Clips, stack
+from tfrecords.schema import FACE_EMBEDDING
 
 MAX_RANK = 100  # nearest faces that a query returns: ranks beyond are not known
 MAX_OTHERS = 2000  # faces of a larger gallery with which embeddings are compared, beside the people's own
@@ -34,6 +35,7 @@ class EvaluationSet:
       ids, speakers, probe: clip ids and speaker ids of the probes, and their records as a batch.
       gallery, faces: speaker ids and faces of the gallery, uint8 [G, 128, 128, 3].
       known, another: bool [P], whether the gallery has a face of the person, and whether it is from another clip.
+      embeddings: face embeddings in the gallery's records [G, 1, E], NaN where unknown; None if they have none.
       second: uint8 [P, 128, 128, 3], a real face from a clip that is not in the gallery, if the person has one.
       labels: class names of each attribute.
     """
@@ -43,6 +45,7 @@ class EvaluationSet:
     probe: dict[str, np.ndarray]
     gallery: list[str]
     faces: np.ndarray
+    embeddings: np.ndarray | None
     known: np.ndarray
     another: np.ndarray
     second: np.ndarray
@@ -79,11 +82,16 @@ def choose(clips: Clips, count: int = 0, *, same_clip: bool = False, gallery: Cl
         probe=stack([both[0] for both in probes.values()]),
         gallery=list(real),
         faces=np.stack([clip["face"] for clip in real.values()]),
+        embeddings=_embeddings(list(real.values())),
         known=np.array([clip_id is not None for clip_id in gallery_ids.values()]),
         another=np.array([gallery_ids[speaker] not in (None, clip_id) for speaker, clip_id in ids.items()]),
         second=np.stack(second),
         labels=clips.schema.labels,
     )
+
+
+def _embeddings(clips: list[dict]) -> np.ndarray | None:
+    return np.stack([clip[FACE_EMBEDDING] for clip in clips]) if FACE_EMBEDDING in clips[0] else None
 
 
 def _pick(clips: list[dict], clip_id: str | None, same: bool) -> dict:

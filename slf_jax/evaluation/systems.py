@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from slf_jax.evaluation import controls, metrics, protocol
+from slf_jax.evaluation import controls, identity_head, metrics, protocol
 from slf_jax.evaluation.protocol import EvaluationSet, FaceScorer, Scores
 from slf_jax.inference.people import person_number
 from slf_jax.inference.sampler import Sampler
@@ -112,6 +112,7 @@ def evaluate_system(
         },
         "groups": protocol.by_group(everything[name], people),
         "real": protocol.summary(scorer.score_real(), people),
+        "identity_head": identity_head.evaluate_head(subject.trained, people, _head_inputs(subject)),
     }
     return results, everything, images[chosen]
 
@@ -123,6 +124,14 @@ def _masked(subject: EvaluatedSystem) -> dict[str, EvaluatedSystem]:
         changes = {"use_thumbnail": False} if group == "thumbnail" else {"without": (*subject.without, *parts)}
         changed[group] = dataclasses.replace(subject, **changes)
     return changed
+
+
+def _head_inputs(subject: EvaluatedSystem) -> dict[str, tuple[str, ...]]:
+    """What the identity head predicts from, and the inputs masked for it: all inputs, and the voice alone."""
+    audio = input_groups(subject).get("audio", ())
+    others = tuple(name for name in subject.inputs if name not in audio)
+    systems = {"all inputs": subject.without}
+    return systems | ({"voice alone": (*subject.without, *others)} if audio and others else {})
 
 
 def _swapped(subject: EvaluatedSystem, scale: Scale, scorer: FaceScorer) -> dict[str, Scores]:

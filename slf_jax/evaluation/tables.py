@@ -43,6 +43,11 @@ NOTES = {
         "person in that space; pixel SD: standard deviation over samples of a person (of 255)."
     ),
 }
+HEAD = (*(rate.upper() for rate in REPORTED), "cosine own", "cosine others", "angle", "AUC", "EER")
+HEAD_NOTE = (
+    "No face is drawn: the gallery's faces are ranked by the cosine between their stored embeddings and the one that "
+    "is predicted from the conditions, both relative to the mean training face. The thumbnail is not used."
+)
 EMBEDDER_NOTES = {
     "dlib": "**dlib**'s face network (128 values): two faces of one person are mostly less than 0.6 apart. Age, gender "
     "and ethnicity are read from its embeddings by linear models fitted to the labels of the training split.",
@@ -113,7 +118,7 @@ def begin(head: Sequence[str]) -> list[str]:
 
 def cells(row: Mapping, columns: Sequence[str] = COLUMNS) -> list[str]:
     """The values of a `protocol.summary` for these columns, as text; recalls, AUC and EER with their intervals."""
-    texts = {rate.upper(): _rate(row.get(rate), interval=True) for rate in REPORTED}
+    texts = _recalls(row)
     texts |= {name: _rate(row[name.replace(" ", "_")]) for name in ATTRIBUTES[:3]}
     texts["RMSE age"] = "-" if row["age_rmse"] is None else f"{row['age_rmse']:.2f}"
     texts |= {"PSNR": _mean(row["psnr"], ".2f"), "SSIM": _mean(row["ssim"], ".3f")}
@@ -123,13 +128,22 @@ def cells(row: Mapping, columns: Sequence[str] = COLUMNS) -> list[str]:
     return [texts.get(column, "-") for column in columns]
 
 
-def _measures(row: Mapping) -> dict[str, str]:
-    """Those of `measures.measure`, as text by column."""
-    found, pairs = row["identity"], row["identity"]["verification"] or {"auc": None, "eer": None}
+def _recalls(row: Mapping) -> dict[str, str]:
+    return {rate.upper(): _rate(row.get(rate), interval=True) for rate in REPORTED}
+
+
+def _similarities(found: Mapping) -> dict[str, str]:
+    """Those of `identity.identity`, as text by column."""
+    pairs = found["verification"] or {"auc": None, "eer": None}
     texts = {f"cosine {whose}": _mean(found[f"cosine_{whose}"], ".3f", whose == "own") for whose in ("own", "others")}
     texts |= {f"L2 {whose}": _mean(found[f"l2_{whose}"], ".3f", whose == "own") for whose in ("own", "others")}
     texts |= {"angle": _mean(found["angle"], ".1f")}
-    texts |= {"AUC": _rate(pairs["auc"], interval=True), "EER": _rate(pairs["eer"], interval=True)}
+    return texts | {"AUC": _rate(pairs["auc"], interval=True), "EER": _rate(pairs["eer"], interval=True)}
+
+
+def _measures(row: Mapping) -> dict[str, str]:
+    """Those of `measures.measure`, as text by column."""
+    texts = _similarities(row["identity"])
     texts |= {f"{name} as real": _rate(value, interval=True) for name, value in row["agreement"].items()}
     texts["clipped"] = "-" if row["clipped"] is None else f"{100 * row['clipped']['mean']:.2f}"
     if row["distribution"]:
@@ -160,7 +174,20 @@ def _sections(results: Mapping) -> list[str]:
         if table := _table(shown, columns, results["chosen"]):
             parts += [f"## {heading}", table, NOTES[heading]]
         parts += notes
-    return [*parts, _deviations(rows)]
+    return [*parts, *_identity_head(results), _deviations(rows)]
+
+
+def _identity_head(results: Mapping) -> list[str]:
+    """Faces ranked by the embeddings that the identity head predicts."""
+    if not results.get("identity_head"):
+        return []
+    texts = {name: _recalls(row) | _similarities(row["identity"]) for name, row in results["identity_head"].items()}
+    columns = [column for column in HEAD if any(column in row for row in texts.values())]
+    lines = begin(("predicted from", *columns))
+    lines += [
+        "| " + " | ".join([name, *(row.get(column, "-") for column in columns)]) + " |" for name, row in texts.items()
+    ]
+    return ["## Identity head", "\n".join(lines), HEAD_NOTE]
 
 
 def _table(rows: Mapping[str, Mapping], columns: Sequence[str], chosen: str = "") -> str:

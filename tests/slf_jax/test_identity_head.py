@@ -9,6 +9,10 @@ import pytest
 from slf_common.errors import UserError
 from slf_jax import features
 from slf_jax.cascade.system import build_system
+from slf_jax.evaluation import identity_head
+from slf_jax.evaluation.protocol import EvaluationSet
+from slf_jax.inference.trained import Trained
+from slf_jax.training.checkpoints import Meta
 from slf_jax.training.run import prepare
 from slf_jax.training.settings import train_settings
 from slf_jax.training.step import make_loss
@@ -102,6 +106,36 @@ def test_training_raises_the_cosine_and_gradients_are_finite(with_head, head_con
         assert np.isfinite(norm)
         cosines.append(float(cosine))
     assert cosines[-1] > 0.95 > cosines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(head_config, schema, with_head, head_params):
+    meta = Meta(head_config, schema, with_head.statistics, {})
+    return Trained(meta, with_head, {"base": head_params}, {}, {})
+
+
+def people_of(batch, embeddings):
+    names, everyone = [f"person {i}" for i in range(6)], np.ones(6, bool)
+    faces = batch["face"]
+    return EvaluationSet(names, names, batch, names, faces, embeddings, everyone, ~everyone, faces, {})
+
+
+def test_faces_are_ranked_by_the_predicted_embedding(trained, with_head, batch_of_faces):
+    predicted = identity_head.predict(trained, batch_of_faces)
+    np.testing.assert_allclose(np.linalg.norm(predicted, axis=1), 1, rtol=1e-5)
+    mean = with_head.statistics[FACE_EMBEDDING]["mean"]
+    people = people_of(batch_of_faces, (predicted + mean)[:, None].astype(np.float16))
+    found = identity_head.evaluate_head(trained, people, {"all inputs": (), "without mel": ("mel",)})
+    assert found["all inputs"]["r@1"]["rate"] == 1 > found["without mel"]["r@1"]["rate"]
+    assert found["all inputs"]["identity"]["cosine_own"]["mean"] > 0.999
+    assert found["all inputs"]["identity"]["verification"]["auc"]["rate"] == 1
+
+
+def test_faces_without_embeddings_are_not_ranked(trained, batch_of_faces):
+    embeddings = np.array(batch_of_faces[FACE_EMBEDDING])  # the last two are unknown
+    found = identity_head.evaluate_head(trained, people_of(batch_of_faces, embeddings), {"all inputs": ()})
+    assert found["all inputs"]["r@1"]["n"] == 6 and found["all inputs"]["r@10"]["rate"] == pytest.approx(4 / 6)
+    assert identity_head.evaluate_head(trained, people_of(batch_of_faces, None), {"all inputs": ()}) is None
 
 
 def test_a_dataset_without_embeddings_is_rejected(fresh_config):
