@@ -200,6 +200,27 @@ def paired(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def paired_means(a: np.ndarray, b: np.ndarray) -> dict[str, Any] | None:
+    """Mean difference between systems a and b in a measure of each person [n], its 95 % interval and two-sided p.
+
+    By Student's paired t-test. None if a value is not finite, or if the differences do not vary.
+    """
+    from scipy.stats import ttest_rel
+
+    differences = np.asarray(a, np.float64) - b
+    low, high = mean_interval(differences)
+    if low is None:
+        return None
+    return {"difference": float(differences.mean()), "low": low, "high": high, "p": float(ttest_rel(a, b).pvalue)}
+
+
+def p_above_chance(hits: np.ndarray, chance: float) -> float:
+    """Exact one-sided p of the hits [n], bool, if each had this chance (binomial test)."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(int(hits.sum()), len(hits), chance, alternative="greater").pvalue)
+
+
 def format_rate(rate: float) -> str:
     """A rate in percent as the paper prints it: rounded to tenths, then a zero (8 of 118: `6.80`)."""
     return f"{100 * rate:.1f}0"

@@ -260,8 +260,13 @@ def recalls(row: Mapping) -> dict[int, float]:
 
 
 def compare(a: Scores, b: Scores) -> dict:
-    """Difference in recall between systems a and b on the same people, at each k: `metrics.paired`."""
-    return {f"r@{k}": metrics.paired(hits(a, k), hits(b, k)) for k in metrics.KS}
+    """Differences between systems a and b on the same people.
+
+    In recall at each k (`metrics.paired`), and in PSNR and SSIM (`metrics.paired_means`).
+    """
+    recall = {f"r@{k}": metrics.paired(hits(a, k), hits(b, k)) for k in metrics.KS}
+    fidelity = {"psnr": (a.psnr, b.psnr), "ssim": (a.ssim, b.ssim)}
+    return recall | {name: metrics.paired_means(x.mean(1), y.mean(1)) for name, (x, y) in fidelity.items()}
 
 
 def by_group(scores: Scores, people: EvaluationSet) -> dict:

@@ -95,6 +95,9 @@ def evaluate_system(
         for group, changed in _masked(subject).items()
     }
     compared = _swapped(subject, scale, scorer) | _controls(subject, scorer, train)
+    if subject.samples > 1:
+        mean = np.round(images[chosen].mean(1, keepdims=True)).astype(np.uint8)
+        compared[f"mean of {subject.samples} samples"] = scorer.score(mean)
     everything = {**systems, **masked, **compared}
     summaries = {each: protocol.summary(scores, people) for each, scores in everything.items()}
     results = {
@@ -105,7 +108,7 @@ def evaluate_system(
         "best_on_test": max(systems, key=lambda each: summaries[each]["r@1"]["rate"]) if len(scales) > 1 else None,
         "masked": {each: summaries[each] for each in masked},
         "controls": {each: summaries[each] for each in compared},
-        "random": _random(scorer, subject.seed),
+        "random": _random(scorer, subject.seed, everything),
         "significance": _significance(summaries[name], {each: summaries[each] for each in masked}),
         "differences": {
             each: protocol.compare(everything[name], scores) for each, scores in everything.items() if each != name
@@ -164,8 +167,8 @@ def _controls(subject: EvaluatedSystem, scorer: FaceScorer, train: Clips | None)
     }
 
 
-def _random(scorer: FaceScorer, seed: int) -> dict:
-    """Recall of a random order of the gallery: expected, and simulated."""
+def _random(scorer: FaceScorer, seed: int, systems: Mapping[str, Scores]) -> dict:
+    """Recall of a random order of the gallery: expected, and simulated; p of each system's R@10 if it were random."""
     size = len(scorer.gallery)
     share = scorer.people.known.mean()
     ranks = generator(seed, "random order").integers(1, size + 1, (RANDOM_ORDERS, len(scorer.people)))
@@ -174,7 +177,13 @@ def _random(scorer: FaceScorer, seed: int) -> dict:
         f"r@{k}": {"rate": share * metrics.random_recall(k, size), "simulated": metrics.recall(ranks, k)}
         for k in metrics.reported_ks(size)
     }
-    return {"orders": RANDOM_ORDERS, **rates}
+    chance = metrics.random_recall(10, size)
+    above = {
+        name: metrics.p_above_chance(protocol.hits(scores, 10)[scorer.people.known] > 0.5, chance)
+        for name, scores in systems.items()
+        if scores.rank.shape[1] == 1  # with several samples, a person's hits are not one trial
+    }
+    return {"orders": RANDOM_ORDERS, **rates, "p_of_r@10": above}
 
 
 def _significance(full: Mapping, masked: Mapping[str, Mapping]) -> dict:

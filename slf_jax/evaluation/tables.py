@@ -266,7 +266,10 @@ def _random(results: Mapping) -> str:
     rates = " / ".join(f"{100 * results['random'][rate]['rate']:.2f}" for rate in reported)
     drawn = " / ".join(f"{100 * results['random'][rate]['simulated']:.2f}" for rate in reported)
     orders = results["random"]["orders"]
-    return f"A random order of the gallery: {rates} in expectation, {drawn} over {orders} simulated orders."
+    text = f"A random order of the gallery: {rates} in expectation, {drawn} over {orders} simulated orders."
+    if (p := results["random"]["p_of_r@10"].get(results["chosen"])) is not None:
+        text += f" Exact binomial test that {results['chosen']} is above chance at R@10: p = {p:.2g}."
+    return text
 
 
 def _significance(results: Mapping) -> str:
@@ -284,13 +287,22 @@ def _significance(results: Mapping) -> str:
 
 
 def _differences(results: Mapping) -> str:
-    lines = begin(("against", "R@1", "R@10", "p of R@1"))
+    lines = begin(("against", "R@1", "p", "R@10", "p", "PSNR", "p", "SSIM", "p"))
     for name, found in results["differences"].items():
-        lines.append(f"| {name} | {points(found['r@1'])} | {points(found['r@10'])} | {p_value(found['r@1'])} |")
+        parts = [part for rate in ("r@1", "r@10") for part in (points(found[rate]), p_value(found[rate]))]
+        parts += [part for key, form in (("psnr", "+.2f"), ("ssim", "+.3f")) for part in _difference(found[key], form)]
+        lines.append("| " + " | ".join([name, *parts]) + " |")
     return "\n".join(lines) + (
-        "\n\nDifferences in percentage points over the same people, with 95 % intervals (Bonett & Price 2012); p by "
-        "McNemar's exact test, not corrected for multiple comparisons."
+        "\n\nDifferences over the same people with 95 % intervals: recall in percentage points (Bonett & Price 2012), "
+        "p by McNemar's exact test; PSNR in dB and SSIM by Student's paired t. Not corrected for multiple comparisons."
     )
+
+
+def _difference(found: Mapping | None, form: str) -> tuple[str, str]:
+    """The difference of a `metrics.paired_means` with its interval, and its p."""
+    if found is None:
+        return "-", "-"
+    return f"{found['difference']:{form}} [{found['low']:{form}}, {found['high']:{form}}]", f"{found['p']:.2g}"
 
 
 def _groups(results: Mapping) -> str:

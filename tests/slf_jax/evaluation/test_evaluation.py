@@ -304,6 +304,20 @@ def test_paired_difference_and_p_value(people):
     assert metrics.paired(np.array([0.5, 1.0]), np.array([0.5, 0.0]))["p_mcnemar"] is None  # several samples
 
 
+def test_paired_means_match_the_closed_form():
+    found = metrics.paired_means(np.array([1.0, 2.0, 4.0]), np.array([0.0, 0.0, 1.0]))  # differences 1, 2, 3
+    assert found["difference"] == 2
+    assert found["low"] == pytest.approx(2 - 4.302653 / np.sqrt(3), rel=1e-6)  # Student's t of 2 degrees of freedom
+    # With 2 degrees of freedom, the two-sided p of t is 1 - t / sqrt(2 + t^2), here t = 2 sqrt(3).
+    assert found["p"] == pytest.approx(1 - np.sqrt(12 / 14), rel=1e-6)
+    assert metrics.paired_means(np.array([np.inf, 1.0]), np.array([1.0, 1.0])) is None
+
+
+def test_p_above_chance_is_exact():
+    assert metrics.p_above_chance(np.array([True, True, False]), 0.1) == pytest.approx(3 * 0.01 * 0.9 + 0.001)
+    assert metrics.p_above_chance(np.zeros(5, bool), 0.1) == 1
+
+
 def test_largest_gap_between_groups_is_reported(people, monkeypatch):
     monkeypatch.setattr(protocol, "MIN_GROUP", 1)
     gender = people.probe["gender"]
