@@ -290,7 +290,7 @@ def _largest_gap(tables: Mapping[str, Mapping[str, Mapping]]) -> dict | None:
     gaps = []
     for kind, groups in tables.items():
         rates = {text: group["r@10"]["rate"] for text, group in groups.items() if group["r@10"]["n"] >= MIN_GROUP}
-        if len(rates) > 1:
+        if len(set(rates.values())) > 1:
             most, least = max(rates, key=rates.__getitem__), min(rates, key=rates.__getitem__)
             gaps.append({"kind": kind, "most": most, "least": least, "gap": rates[most] - rates[least]})
     return max(gaps, key=lambda each: each["gap"], default=None)
