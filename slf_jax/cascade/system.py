@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,19 @@ class System:
     def features(self, clips: Mapping[str, features.Array]) -> tuple[jax.Array, jax.Array]:
         """Matrix [B, 256, 768] and row mask [B, 256] of a batch of records from `mask_unused_inputs`."""
         return features.assemble(clips, self.layout, self.statistics)
+
+    def identity_cosine(self, cond: Cond, clips: Mapping[str, Any], mask: jax.Array) -> jax.Array | None:
+        """Cosine [B] of predicted and own embeddings of the faces; NaN where they, or all inputs, are unknown.
+
+        `mask`: [B, 256], the rows from which `cond` was encoded. None without an identity head.
+        """
+        if cond.identity is None:
+            return None
+        identity = features.face_identity(clips, self.statistics)
+        rows = features.rows_of(self.stages[STAGES[0]].conditioner.inputs, self.layout)
+        known = jnp.isfinite(identity).all(-1) & mask[:, rows].any(-1)
+        cosine = (features.unit_length(cond.identity) * jnp.where(known[:, None], identity, 0)).sum(-1)
+        return jnp.where(known, cosine, jnp.nan)
 
     def predict_identity(self, params: Mapping, clips: Mapping[str, np.ndarray]) -> jax.Array:
         """The embeddings of the faces [B, E] that the base stage's identity head predicts, as `features.face_identity`.

@@ -14,9 +14,9 @@ from slf_common.errors import UserError
 from slf_common.files import write_atomically
 from slf_jax.cascade.sizes import STAGES
 
-VALIDATION = "validation_loss"
+VALIDATION, IDENTITY = "validation_loss", "validation_identity_cosine"
 NUMBERS = (
-    "loss", VALIDATION, "identity_cosine", "grad_norm", "param_norm", "update_norm", "learning_rate",
+    "loss", VALIDATION, "identity_cosine", IDENTITY, "grad_norm", "param_norm", "update_norm", "learning_rate",
     "images_per_second", "step_seconds", "data_wait", "device_memory", "skipped",
 )  # fmt: skip
 LISTS = ("loss_by_sigma", f"{VALIDATION}_by_sigma")

@@ -16,7 +16,7 @@ from slf_jax.cascade.settings import sample_settings
 from slf_jax.cascade.system import System, person_noise
 from slf_jax.diffusion.guidance import area_average
 from slf_jax.streams import stream
-from slf_jax.training.metrics import VALIDATION
+from slf_jax.training.metrics import IDENTITY, VALIDATION
 from slf_jax.training.step import bucket_by_sigma
 from tfrecords.reader import Clips, stack
 
@@ -42,8 +42,10 @@ class Preview:
     def loss(self, params: Any) -> dict[str, Any]:
         """Mean training loss, overall and by noise level, always with the same noise so that steps are comparable."""
         with jax.transfer_guard("allow"):
-            mean, (sums, items) = jax.device_get(self._loss(params, self._clips))
-        return {VALIDATION: mean.item(), f"{VALIDATION}_by_sigma": (sums / np.maximum(items, 1)).tolist()}
+            mean, (sums, items), cosine = jax.device_get(self._loss(params, self._clips))
+        by_sigma = (sums / np.maximum(items, 1)).tolist()
+        identity = {} if cosine is None else {IDENTITY: cosine.item()}
+        return {VALIDATION: mean.item(), f"{VALIDATION}_by_sigma": by_sigma, **identity}
 
     def columns(self, params: Any) -> dict[str, np.ndarray]:
         """Images uint8 [people, side, side, 3] by column: the stage's input, samples at each scale, the real face."""
@@ -54,7 +56,7 @@ class Preview:
         by_scale = {f"scale {scale:g}": images for scale, images in zip(PREVIEW_SCALES, samples, strict=True)}
         return {f"{low}x{low}": inputs, **by_scale, "real": real}
 
-    def _losses(self, params: Any, clips: Mapping) -> tuple[jax.Array, jax.Array]:
+    def _losses(self, params: Any, clips: Mapping) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         count = len(clips["face"])
         root = stream(stream(jax.random.key(0), "validation"), self._stage.name)
         keys = stream(root, "item", jnp.arange(count))
@@ -62,8 +64,10 @@ class Preview:
         batch_index = jax.random.permutation(stream(root, "order"), count)
         matrix, mask = self._system.features(clips)
         faces = to_float(clips["face"])
-        loss, sigma, _ = self._stage.loss(params, faces, matrix, mask, keys, batch_index, count, thumbnail_drop=0.0)
-        return loss.mean(), bucket_by_sigma(self._stage, loss, sigma)
+        loss, sigma, cond = self._stage.loss(params, faces, matrix, mask, keys, batch_index, count, thumbnail_drop=0.0)
+        cosine = self._system.identity_cosine(cond, clips, mask)
+        identity = None if cosine is None else jnp.nanmean(cosine)
+        return loss.mean(), bucket_by_sigma(self._stage, loss, sigma), identity
 
     def _images(self, params: Any, clips: Mapping) -> jax.Array:
         stage, count = self._stage, len(clips["face"])

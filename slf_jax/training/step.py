@@ -79,7 +79,6 @@ def make_loss(system: System, name: str, settings: TrainSettings) -> Callable:
     `key` is the step's key, `dropout` the key of these items' dropout masks, `total` the size of the global batch.
     """
     stage = system.stages[name]
-    rows = features.rows_of(stage.conditioner.inputs, system.layout)
 
     def loss_of(params: Any, batch: Mapping, key: jax.Array, dropout: jax.Array, total: int) -> tuple[jax.Array, tuple]:
         keys = stream(key, "item", batch["batch_index"])
@@ -95,13 +94,9 @@ def make_loss(system: System, name: str, settings: TrainSettings) -> Callable:
             params, faces, matrix, mask, keys, batch["batch_index"], total,
             thumbnail_drop=settings.thumbnail_drop, dropout=dropout,
         )  # fmt: skip
-        if cond.identity is None:
-            return loss.mean(), (loss, sigma, None)
-        identity = features.face_identity(batch, system.statistics)
-        known = jnp.isfinite(identity).all(-1) & mask[:, rows].any(-1)
-        cosine = (features.unit_length(cond.identity) * jnp.where(known[:, None], identity, 0)).sum(-1)
-        distance = jnp.where(known, 1 - cosine, 0).mean()
-        return loss.mean() + settings.identity_weight * distance, (loss, sigma, jnp.where(known, cosine, jnp.nan))
+        cosine = system.identity_cosine(cond, batch, mask)
+        distance = 0.0 if cosine is None else jnp.where(jnp.isnan(cosine), 0, 1 - cosine).mean()
+        return loss.mean() + settings.identity_weight * distance, (loss, sigma, cosine)
 
     return loss_of
 
