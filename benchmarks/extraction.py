@@ -57,6 +57,7 @@ def our_calls(weights: Path) -> Calls:
     """Returns calls of this package's extractors, face detector and attribute estimator."""
     keep_memory()
     config = settings(weights)
+    config.extractors = (*config.extractors, "ge2e")
     deepface.start(config.deepface)
     estimator = deepface.AttributeEstimator(config.deepface.estimate)
     detector = deepface.DeepFaceDetector(config.detector)
@@ -93,7 +94,9 @@ def plain_calls(weights: Path) -> Calls:
         titanet, speakernet = nemo("titanet"), nemo("speakernet")
         model = Model.from_pretrained(weights / "pyannote")
     slides = [Inference(model, window="sliding", duration=d, step=s) for d, s in settings(weights).pyannote.windows]
-    mel, pyaudioanalysis = load({"extractors": ("mel", "pyaudioanalysis")})
+    mel, pyaudioanalysis, ge2e = load(
+        {"extractors": ("mel", "pyaudioanalysis", "ge2e"), "ge2e": settings(weights).ge2e.to_dict()}
+    )
 
     def pyannote(wave: np.ndarray) -> None:
         for slide in slides:
@@ -113,6 +116,7 @@ def plain_calls(weights: Path) -> Calls:
         "pyaudioanalysis": lambda wave: pyaudioanalysis(wave[None]),
         "mel": lambda wave: mel(wave[None]),
         "language": lambda wave: language.classify_batch(torch.from_numpy(wave)),
+        "ge2e": lambda wave: ge2e(wave[None]),
     }
     audio_calls = {name: functools.partial(_for_each, call) for name, call in calls.items()}
     frame_calls = {"retinaface": detect, "attributes": analyze}
@@ -152,7 +156,7 @@ def time_extractors(weights: Path, clips: int, repeats: int) -> None:
 
         print(f"{'seconds per clip':<18}{'ours':>9}{'plain':>9}{'ratio':>8}")
         config = settings(weights)
-        for name in (*config.extractors, config.detector, "attributes"):
+        for name in (*config.extractors, "ge2e", config.detector, "attributes"):
             once(name, 1)
             times = [once(name, clips) for _ in range(repeats)]
             ours_median, plain_median = (statistics.median(side) / clips for side in zip(*times, strict=True))

@@ -42,6 +42,18 @@ def config_keys(path):
     return {key for key, _ in find_leaves(load_config(str(ROOT / path)))}
 
 
+def quotes(page):
+    """(file, line) of each line of the code blocks whose first line is a comment with a file's path."""
+    for path, block in re.findall(r"^```python\n# ([\w/]+\.py)\n(.*?)^```", text_of(page), re.DOTALL | re.MULTILINE):
+        yield from ((path, line) for line in block.splitlines())
+
+
+def test_quoted_code_is_that_of_the_file():
+    quoted = [quote for page in PAGES for quote in quotes(page)]
+    assert quoted
+    assert [(path, line) for path, line in quoted if line not in text_of(ROOT / path).splitlines()] == []
+
+
 def test_readme_is_short():
     lines = text_of(ROOT / "README.md").splitlines()
     assert len(lines) <= README_LINES

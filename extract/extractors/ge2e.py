@@ -30,8 +30,9 @@ WIDTH, BANDS, LAYERS = 256, 40, 3
 FRAME, HOP = SAMPLE_RATE * 25 // 1000, SAMPLE_RATE // 100  # samples of a mel frame, and between two
 PARTIAL, STEP = 160, 77  # frames of a partial utterance, and between two: 1.3 in a second
 MIN_COVERAGE = 0.75  # share of the last partial utterance, or of a window, that must be speech
-LOUDNESS = -30.0  # dBFS
-PROBE = 64  # samples that are searched for to find a repetition
+LOUDNESS = 10 ** (-30 / 20)  # root mean square at -30 dBFS
+MIN_REPETITION = 64  # samples; a shorter match at the end of a sound may be chance
+MEL = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=FRAME, n_mels=BANDS)
 
 
 class SpeechEncoder(torch.nn.Module):
@@ -56,7 +57,8 @@ class GE2E:
     """Maps waves float32 [clips, 384000] to one embedding for each window: float32 [clips, windows, 256].
 
     A sound that was repeated to fill the clip counts once: windows end where the repetition begins. Rows are NaN for
-    windows that then hold less than three quarters of their length (but never the first), and for silence.
+    windows that then hold less than three quarters of their length (except the first of each length), for digital
+    silence, and for samples that are not finite.
     """
 
     network: SpeechEncoder
@@ -92,37 +94,36 @@ class GE2E:
     def _utterances(self, wave: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """The row and the sound of each window that holds enough speech."""
         speech = raise_volume(wave[: period(wave)])
-        if not speech.any():
-            return
         row = 0
         for length, hop in self.windows:
             samples = round(length * SAMPLE_RATE)
             for number in range(count_windows("ge2e", length, hop)):
                 start = round(number * hop * SAMPLE_RATE)
                 sound = speech[start : start + samples]
-                if number == 0 or len(sound) >= MIN_COVERAGE * samples:
+                enough = number == 0 or len(sound) >= MIN_COVERAGE * samples
+                if enough and 0 < np.abs(sound).max() < np.inf:  # False for NaN
                     yield row, sound
                 row += 1
 
 
 def period(wave: np.ndarray) -> int:
-    """The number of samples after which a sound repeats itself exactly; its length if it does not."""
-    lead = int(np.argmax(wave != wave[0]))  # digital silence at the beginning would match everywhere
-    data, probe = wave.tobytes(), wave[: lead + PROBE].tobytes()
-    at = data.find(probe, 1)
-    while at >= 0:
-        start, inside_a_sample = divmod(at, wave.itemsize)
-        if not inside_a_sample and np.array_equal(wave[start:], wave[:-start]):
-            return start
-        at = data.find(probe, at + 1)
-    return len(wave)
+    """The number of samples after which a sound repeats itself exactly, until its end; its length if it does not.
+
+    Finds all positions p with wave[p:] == wave[:-p] at once, by comparing polynomial hashes modulo 2^64.
+    """
+    bits = wave.view(np.uint32)  # two NaN can be equal
+    powers = np.cumprod(np.full(len(bits), 0x9E3779B97F4A7C15, np.uint64))  # of any large odd number
+    prefixes = np.cumsum(bits * powers)
+    lead = int(np.argmax(bits != bits[0]))  # a repetition must be longer: silence at both ends is none
+    starts = np.arange(1, len(bits) - lead - MIN_REPETITION)
+    equal = prefixes[-1] - prefixes[starts - 1] == prefixes[-1 - starts] * powers[starts - 1]
+    return next((int(p) for p in starts[equal] if np.array_equal(bits[p:], bits[:-p])), len(bits))
 
 
 def raise_volume(wave: np.ndarray) -> np.ndarray:
-    """Scales a sound that is quieter than -30 dBFS to that level, as the package does."""
-    with np.errstate(divide="ignore"):
-        missing = LOUDNESS - 20 * np.log10(np.sqrt(np.mean(np.square(wave))))
-    return wave * 10 ** (missing / 20) if 0 < missing < np.inf else wave
+    """Scales a sound that is quieter than -30 dBFS to that level, as the package does. Silence becomes NaN."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return wave * np.maximum(1, LOUDNESS / np.sqrt(np.mean(np.square(wave))))
 
 
 def partial_utterances(sound: np.ndarray) -> np.ndarray:
@@ -135,8 +136,9 @@ def partial_utterances(sound: np.ndarray) -> np.ndarray:
     if len(starts) > 1 and (len(sound) - starts[-1] * HOP) / (PARTIAL * HOP) < MIN_COVERAGE:
         starts = starts[:-1]
     padded = np.pad(sound, (0, max(0, (starts[-1] + PARTIAL) * HOP - len(sound))))
-    mel = librosa.feature.melspectrogram(y=padded, sr=SAMPLE_RATE, n_fft=FRAME, hop_length=HOP, n_mels=BANDS)
-    return np.stack([mel.T[start : start + PARTIAL] for start in starts]).astype(np.float32)
+    # Not librosa.feature.melspectrogram, whose import compiles for some seconds in each process.
+    mel = MEL @ np.square(np.abs(librosa.stft(padded, n_fft=FRAME, hop_length=HOP)))
+    return np.stack([mel.T[start : start + PARTIAL] for start in starts])
 
 
 def load(settings: Mapping) -> GE2E:
