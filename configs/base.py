@@ -170,6 +170,7 @@ def get_config() -> ml_collections.ConfigDict:
             cond_drop=0.1,  # share of samples whose conditions are all dropped, for classifier-free guidance
             thumbnail_drop=0.15,  # share of samples whose thumbnail is dropped, in the base stage
             flip=True,  # mirror half of the faces
+            embedding_noise=0.0,  # std of noise added to embeddings (mean square 1), against overfitting to few people
             log_every=100,  # steps between logged metrics; 0: never
             validate_every=5_000,  # steps between validations; 0, or more than the stage has: never
             preview_every=5_000,  # steps between sample pictures; 0, or more than the stage has: never

@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
         short, p_mean=0.7, max_weight=2.0, sigma_data=0.12, sigma_data_no_lowres=0.12, lowres_aug_max=0.15
     )
     config.train.update(
-        warmup_steps=100, ema_decay=0.998, thumbnail_drop=0.3,
+        warmup_steps=100, ema_decay=0.998, thumbnail_drop=0.4, embedding_noise=1.0,
         log_every=50, validate_every=500, preview_every=500, checkpoint_every=500, max_to_keep=2,
     )  # fmt: skip
     # Age and gender are dropped more often, so that the voice alone is trained as well.

@@ -16,6 +16,7 @@ import numpy as np
 from slf_common import cli
 from slf_common.errors import UserError
 from slf_common.files import check_writable_file, local_path
+from slf_jax.streams import stream
 from tfrecords.schema import (
     CONTINUOUS,
     EMBEDDING,
@@ -199,6 +200,16 @@ def mask_constituents(clips: Mapping[str, np.ndarray], names: Sequence[str]) -> 
         key: np.full_like(value, np.nan if value.dtype.kind == "f" else -1) if key in names else value
         for key, value in clips.items()
     }
+
+
+def add_noise(keys: jax.Array, matrix: jax.Array, layout: Layout, std: float) -> jax.Array:
+    """Adds noise to the embeddings in the matrix [B, 256, 768], whose values have a mean square of 1; keys [B]."""
+    for block in layout.blocks:
+        if block.kind == EMBEDDING:
+            shape, named = (block.rows, block.width), stream(keys, block.name)
+            noise = jax.vmap(lambda key, shape=shape: jax.random.normal(key, shape))(named)
+            matrix = matrix.at[:, block.start : block.stop, : block.width].add(std * noise)
+    return matrix
 
 
 def drop(keys: jax.Array, mask: jax.Array, layout: Layout, rates: Mapping[str, float], rate_all: float) -> jax.Array:

@@ -42,6 +42,7 @@ _train = {
     "thumbnail_drop": SHARE,
     "constituent_drop.*": SHARE,
     "flip": flag(),
+    "embedding_noise": real(0),
     "log_every": EVERY,
     "validate_every": EVERY,
     "preview_every": EVERY,
@@ -90,6 +91,7 @@ class TrainSettings:
     thumbnail_drop: float
     constituent_drop: Mapping[str, float]
     flip: bool
+    embedding_noise: float
     log_every: int
     validate_every: int
     preview_every: int

@@ -87,6 +87,10 @@ def make_loss(system: System, name: str, settings: TrainSettings) -> Callable:
             mirrored = jax.vmap(jax.random.bernoulli)(stream(keys, "flip"))[:, None, None, None]
             faces = jnp.where(mirrored, faces[:, :, ::-1], faces)
         matrix, mask = system.features(batch)
+        if settings.embedding_noise:
+            matrix = features.add_noise(
+                stream(keys, "embedding noise"), matrix, system.layout, settings.embedding_noise
+            )
         mask = features.drop(
             stream(keys, "conditions"), mask, system.layout, settings.constituent_drop, settings.cond_drop
         )

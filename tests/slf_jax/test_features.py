@@ -7,7 +7,7 @@ from records import make_clip
 from slf_common.errors import UserError
 from slf_jax import features
 from tfrecords.reader import Clips, stack
-from tfrecords.schema import AUDIO_CONSTITUENTS, CONTINUOUS, Constituent, Schema
+from tfrecords.schema import AUDIO_CONSTITUENTS, CONTINUOUS, EMBEDDING, Constituent, Schema
 
 FULL = Schema(AUDIO_CONSTITUENTS)
 LAYOUT = features.make_layout(FULL)
@@ -154,3 +154,15 @@ def test_figure_of_a_dataset_without_statistics(eval_only_dataset, tmp_path, cap
     printed = capsys.readouterr().out
     assert "193 of 256 rows known" in printed and "the clip's own mean and standard deviation" in printed
     assert Image.open(tmp_path / "features.png").size[0] > 800
+
+
+def test_noise_is_added_to_embeddings_only():
+    layout = LAYOUT
+    keys = jax.random.split(jax.random.key(0), 200)
+    noisy = np.asarray(features.add_noise(keys, jax.numpy.ones((200, 256, 768)), layout, 0.5)) - 1
+    for block in layout.blocks:
+        added = noisy[:, block.start : block.stop, : block.width]
+        expected = 0.5 if block.kind == EMBEDDING else 0.0
+        np.testing.assert_allclose(added.std(), expected, rtol=0.02)
+        noisy[:, block.start : block.stop, : block.width] = 0
+    assert not noisy.any()
