@@ -16,7 +16,7 @@ pytest.importorskip("librosa", reason="needs the extra `extract`")
 from extract import frameworks
 from extract.chunk import Models, RunSpec, process_chunk
 from extract.clips import Clip
-from extract.extractors import registry
+from extract.extractors import ge2e, registry  # before the package imports librosa
 from extract.extractors.values import storable
 from extract.media import CLIP_SAMPLES, decode_audio, fit_audio
 from extract.plan import Chunk
@@ -32,8 +32,6 @@ except ImportError:  # webrtcvad needs pkg_resources, which current setuptools l
     # The package imports it, but calls it only to cut out pauses (trim_long_silences), which is not tested here.
     sys.modules["webrtcvad"] = types.ModuleType("webrtcvad")
 resemblyzer = pytest.importorskip("resemblyzer", reason="needs the extra `extract`")
-
-from extract.extractors import ge2e  # noqa: E402  # librosa's compilation cache works in either order
 
 LIBRISPEECH = os.environ.get("LIBRISPEECH")  # a folder of speakers' folders with FLAC files, optional
 RATE = 16_000
