@@ -3,7 +3,7 @@
     python -m extract.run   --config configs/people.py --videos CLIPS
     python -m slf_jax.train --config configs/people.py
 
-About an hour on two CPU cores for a thousand clips. The settings were chosen on the validation people of
+About 40 minutes on two CPU cores for a thousand clips. The settings were chosen on the validation people of
 docs/people.md, which has the results.
 """
 
