@@ -37,13 +37,17 @@ class Models:
     """The extractors, the face detectors and, if they are chosen, the models of attributes and of the face embedding.
 
     The constructor loads all weights and raises `UserError` if some are missing. `settings`: `config.extract`.
+
+    Attributes:
+      left_out: name of each detector of the chain that cannot be loaded -> the reason.
     """
 
     def __init__(self, settings: Mapping) -> None:
         keep_memory()
         if deepface.is_needed(settings):
             deepface.start(settings["deepface"])
-        self.detectors = faces.load_detectors(settings["detector"])
+        self.left_out: dict[str, str] = {}
+        self.detectors = faces.load_detectors(settings["detector"], self.left_out)
         self.estimators = _load_estimators(settings)
         self.embedder = deepface.FaceEmbedder(settings["embedder"]) if settings["embedder"] else None
         self.frames: int = settings["frames"]
@@ -84,11 +88,12 @@ def _load_estimators(settings: Mapping) -> list[AttributeEstimator | AgeGenderEs
 
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
-    """What all chunks of a run share. `settings`: `config.extract` as JSON."""
+    """What all chunks of a run share. `settings`: `config.extract` as JSON; `detectors`: those of the chain in use."""
 
     out: Path
     schema: Schema
     settings: str
+    detectors: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +141,9 @@ def process_chunk(chunk: Chunk, spec: RunSpec, models: Models) -> ChunkResult:
     A clip whose media are damaged is listed in the shard's failures, or in its losses if enough of it decodes. Any
     other error is raised and no shard is written; the next run tries again.
     """
+    if ",".join(models.detectors) != spec.detectors:
+        reasons = "; ".join(models.left_out.values()) or "a detector that could not be loaded before is there now"
+        raise UserError(f"this run finds faces with {spec.detectors}, but not every worker has the same: {reasons}")
     log = _Log()
     with log.timed("total"):
         # All records before the shard: only then are the failures and losses complete.

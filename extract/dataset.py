@@ -56,7 +56,8 @@ def extract(settings: ml_collections.ConfigDict, *, dry_run: bool = False, part:
         if stored and all(plan.is_done(out, chunk) for chunk in chunks):
             schema, provenance = plan.stored_models(stored)  # no need to load the models
         else:
-            schema, provenance = runner.describe()
+            schema, provenance, missing = runner.describe()
+            notes += missing
         matrix_constituents(schema)
         table.index_languages(schema.labels[LANGUAGE])
         chunks = plan.with_attributes(chunks, table)
@@ -66,9 +67,10 @@ def extract(settings: ml_collections.ConfigDict, *, dry_run: bool = False, part:
         else:
             plan.write_plan(out, whole_plan)
         print(report.describe_plan(chunks, out, schema, notes), flush=True)
-        seconds = run_chunks(chunks[part[0] :: part[1]], RunSpec(out, schema, json.dumps(plain_settings)), runner)
-    if missing := sum(not plan.is_done(out, chunk) for chunk in chunks):
-        print(f"{out}: {missing} shards are left to other jobs; the last job to finish writes the metadata")
+        spec = RunSpec(out, schema, json.dumps(plain_settings), provenance["faces"]["detector"])
+        seconds = run_chunks(chunks[part[0] :: part[1]], spec, runner)
+    if remaining := sum(not plan.is_done(out, chunk) for chunk in chunks):
+        print(f"{out}: {remaining} shards are left to other jobs; the last job to finish writes the metadata")
         return
     print(_finish(chunks, out, schema, provenance), report.describe_stages(seconds), sep="")
 

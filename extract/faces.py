@@ -66,13 +66,32 @@ def check_detector(settings: Mapping) -> None:
         raise UserError(f"config.extract.detector={settings['detector']}: {wrong}")
 
 
-def load_detectors(chain: str) -> dict[str, Detector]:
-    """Loads the detectors of a chain by name; `skip` uses the whole frame as the face. Raises `UserError`."""
-    return {name: whole_frame if name == SKIP else deepface.DeepFaceDetector(name) for name in split_chain(chain)}
+def load_detectors(chain: str, left_out: dict[str, str] | None = None) -> dict[str, Detector]:
+    """Loads the detectors of a chain by name; `skip` uses the whole frame as the face.
+
+    A detector that cannot be loaded is left out, and `left_out` receives the reason. Raises `UserError` if no detector
+    can be loaded, or if `left_out` is not given.
+    """
+    found: dict[str, Detector] = {}
+    for name in split_chain(chain):
+        if name == SKIP:
+            if left_out and not found:
+                break
+            found[name] = whole_frame
+            continue
+        try:
+            found[name] = deepface.DeepFaceDetector(name)
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out[name] = str(error)
+    if not found:
+        raise UserError("; ".join((left_out or {}).values()))
+    return found
 
 
 def describe_detectors(detectors: Mapping[str, Detector]) -> dict[str, str]:
-    """Describes a chain for the dataset's metadata: `detector` as in the config, then each one's versions and weights.
+    """Describes a chain for the dataset's metadata: `detector` as in a config, then each one's versions and weights.
 
     The detector that found the face of a clip is in its shard's summary, and the counts in the metadata.
     """

@@ -39,8 +39,8 @@ VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 class Runner(Protocol):
     """Loads the models and processes chunks, in one or several processes."""
 
-    def describe(self) -> tuple[Schema, dict]:
-        """Returns the schema of the models, and the provenance of faces and attributes."""
+    def describe(self) -> tuple[Schema, dict, list[str]]:
+        """Returns the schema of the models, the provenance of faces and attributes, and lines about missing models."""
         ...
 
     def run(self, chunks: Sequence[Chunk], spec: RunSpec) -> Iterator[tuple[Chunk, ChunkResult]]:
@@ -95,7 +95,7 @@ class _LocalProcess:
     def __init__(self, settings: str) -> None:
         self._settings = settings
 
-    def describe(self) -> tuple[Schema, dict]:
+    def describe(self) -> tuple[Schema, dict, list[str]]:
         return _describe(self._settings)
 
     def run(self, chunks: Sequence[Chunk], spec: RunSpec) -> Iterator[tuple[Chunk, ChunkResult]]:
@@ -109,7 +109,7 @@ class _ProcessPool:
     def __init__(self, settings: str, executor: ProcessPoolExecutor) -> None:
         self._settings, self._executor = settings, executor
 
-    def describe(self) -> tuple[Schema, dict]:
+    def describe(self) -> tuple[Schema, dict, list[str]]:
         with cli.block_sigint_in_children():
             described = self._executor.submit(_describe, self._settings)
         return described.result()
@@ -169,7 +169,7 @@ class _RayTasks:
         self._describe = ray.remote(**options)(_describe)
         self._work = ray.remote(**options)(_work)
 
-    def describe(self) -> tuple[Schema, dict]:
+    def describe(self) -> tuple[Schema, dict, list[str]]:
         return self._get(self._describe.remote(self._settings))
 
     def run(self, chunks: Sequence[Chunk], spec: RunSpec) -> Iterator[tuple[Chunk, ChunkResult]]:
@@ -207,9 +207,10 @@ def _ray(settings: Mapping, text: str) -> Iterator[_RayTasks]:
         ray.shutdown()
 
 
-def _describe(settings: str) -> tuple[Schema, dict]:
+def _describe(settings: str) -> tuple[Schema, dict, list[str]]:
     models = _load_models(settings)
-    return models.schema(), models.provenance()
+    missing = [f"left out, as it cannot be loaded: {reason}" for reason in models.left_out.values()]
+    return models.schema(), models.provenance(), missing
 
 
 def _work(chunk: Chunk, spec: RunSpec) -> ChunkResult:

@@ -51,20 +51,19 @@ class Gallery:
         return True
 
     def build(self, kind: str, built_from: Mapping, speakers: Sequence[str], vectors: np.ndarray) -> None:
-        """Writes the table from vectors [n, D]; older tables of the same kind are dropped."""
+        """Writes the table from vectors [n, D], unless another evaluation did so meanwhile.
+
+        Other tables are kept: another evaluation may be using them.
+        """
         import pyarrow as pa
 
         if len(speakers) < 2:
             raise UserError(f"a gallery of {len(speakers)}: recall needs at least 2 faces of different speakers")
-        with self._as_user_error():
-            for name in self._names():
-                if name.startswith(f"{kind}-"):
-                    self._database.drop_table(name)
         vectors = np.ascontiguousarray(vectors, np.float32)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         data = pa.table({"speaker_id": pa.array(list(speakers)), "vector": column})
         with self._as_user_error():
-            self._opened = self._database.create_table(_name(kind, built_from), data)
+            self._opened = self._database.create_table(_name(kind, built_from), data, exist_ok=True)
         if len(speakers) > INDEX_ABOVE:
             from lancedb.index import IvfPq
 
@@ -103,7 +102,8 @@ class Gallery:
             query: Any = self._table.search(part)  # its declared type lacks the methods of vector queries
             query = query.distance_type(self._metric).select(["speaker_id", "_distance"])
             query = query.bypass_vector_index() if exact else query.refine_factor(10)
-            answer = query.limit(k).to_arrow()
+            with self._as_user_error():
+                answer = query.limit(k).to_arrow()
             # The results of several queries are concatenated and numbered; those of a single one have no number.
             numbers = answer["query_index"].to_pylist() if len(part) > 1 else [0] * len(answer)
             for number, speaker in zip(numbers, answer["speaker_id"].to_pylist(), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,9 +30,9 @@ def evaluate_head(
     known = np.isfinite(gallery).all(1)
     names = np.asarray(people.gallery)[known]
     own = same_person(people.speakers, names)
-    found = {}
+    predict, found = predictor(trained), {}
     for system, without in masked.items():
-        predicted = predict(trained, people.probe, without)
+        predicted = predict(people.probe, without)
         ranks = own_ranks(cosines(predicted, gallery[known]), own)
         rates = {
             f"r@{k}": metrics.rate(((ranks > 0) & (ranks <= k)).astype(float)) for k in metrics.reported_ks(len(names))
@@ -44,8 +44,16 @@ def evaluate_head(
     return found
 
 
-def predict(trained: Trained, clips: Mapping[str, np.ndarray], without: Sequence[str] = ()) -> np.ndarray:
-    """The predicted embeddings [B, E] of the faces of these records, at unit length, relative to the mean face."""
-    masked = trained.system.without(without).mask_unused_inputs(clips)
-    conditions = {key: value for key, value in masked.items() if key in trained.system.layout.names}
-    return np.asarray(jax.jit(trained.system.predict_identity)(trained.params["base"], conditions))
+def predictor(trained: Trained) -> Callable[[Mapping[str, np.ndarray], Sequence[str]], np.ndarray]:
+    """Returns the function that maps records, and inputs to mask, to predicted embeddings of their faces [B, E].
+
+    They have unit length and are relative to the mean face. It is compiled once for any choice of inputs.
+    """
+    compiled = jax.jit(trained.system.predict_identity)
+
+    def predict(clips: Mapping[str, np.ndarray], without: Sequence[str]) -> np.ndarray:
+        masked = trained.system.without(without).mask_unused_inputs(clips)
+        conditions = {key: value for key, value in masked.items() if key in trained.system.layout.names}
+        return np.asarray(compiled(trained.params["base"], conditions))
+
+    return predict

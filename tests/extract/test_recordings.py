@@ -39,7 +39,7 @@ def clips(video, tmp_path_factory):
     """A dataset of one clip, extracted from the video."""
     out, models = tmp_path_factory.mktemp("records"), Models(SETTINGS)
     chunk = Chunk("train", shard_name("train", 0, 1), (Clip("me", "me", video),), ({},))
-    assert process_chunk(chunk, RunSpec(out, models.schema(), ""), models).failed == 0
+    assert process_chunk(chunk, RunSpec(out, models.schema(), "", "skip"), models).failed == 0
     finalise(out, models.schema(), {"train": 1}, models.provenance())
     return Clips(out)
 

@@ -121,7 +121,7 @@ def people_of(batch, embeddings):
 
 
 def test_faces_are_ranked_by_the_predicted_embedding(trained, with_head, batch_of_faces):
-    predicted = identity_head.predict(trained, batch_of_faces)
+    predicted = identity_head.predictor(trained)(batch_of_faces, ())
     np.testing.assert_allclose(np.linalg.norm(predicted, axis=1), 1, rtol=1e-5)
     mean = with_head.statistics[FACE_EMBEDDING]["mean"]
     people = people_of(batch_of_faces, (predicted + mean)[:, None].astype(np.float16))

@@ -174,7 +174,22 @@ def test_gallery_is_reused_until_its_sources_change(tmp_path):
     assert again.open("eigenfaces", {"weights": "x"}) and not again.open("eigenfaces", {"weights": "y"})
     assert again.search(vectors[:1], 99)[0][0] == "a" and len(again.search(vectors[:1], 99)[0]) == 3
     again.build("eigenfaces", {"weights": "y"}, ["a", "b"], vectors[:2])
-    assert len(again) == 2 and not again.open("eigenfaces", {"weights": "x"})
+    assert len(again) == 2
+
+
+def test_evaluations_of_one_run_at_the_same_time_share_its_galleries(tmp_path):
+    """The evaluation of another split dropped a gallery that was in use."""
+    vectors = np.eye(3, dtype=np.float32)
+    one, two, three = (Gallery(tmp_path, "l2") for _ in range(3))
+    assert not one.open("dlib", {"split": "test"}) and not two.open("dlib", {"split": "test"})
+    for gallery in (one, two):
+        gallery.build("dlib", {"split": "test"}, ["a", "b", "c"], vectors)
+    three.build("dlib", {"split": "validation"}, ["d", "e"], vectors[:2])
+    for gallery in (one, two):
+        assert gallery.search(vectors, 1) == [["a"], ["b"], ["c"]]
+    shutil.rmtree(tmp_path)
+    with pytest.raises(UserError, match="the gallery cannot be read"):
+        one.search(vectors, 1)
 
 
 def test_gallery_needs_two_faces_and_a_known_metric(tmp_path):
