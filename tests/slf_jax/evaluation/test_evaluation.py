@@ -182,11 +182,11 @@ def test_evaluations_of_one_run_at_the_same_time_share_its_galleries(tmp_path):
     vectors = np.eye(3, dtype=np.float32)
     one, two, three = (Gallery(tmp_path, "l2") for _ in range(3))
     assert not one.open("dlib", {"split": "test"}) and not two.open("dlib", {"split": "test"})
-    for gallery in (one, two):
-        gallery.build("dlib", {"split": "test"}, ["a", "b", "c"], vectors)
+    for each in (one, two):
+        each.build("dlib", {"split": "test"}, ["a", "b", "c"], vectors)
     three.build("dlib", {"split": "validation"}, ["d", "e"], vectors[:2])
-    for gallery in (one, two):
-        assert gallery.search(vectors, 1) == [["a"], ["b"], ["c"]]
+    for each in (one, two):
+        assert each.search(vectors, 1) == [["a"], ["b"], ["c"]]
     shutil.rmtree(tmp_path)
     with pytest.raises(UserError, match="the gallery cannot be read"):
         one.search(vectors, 1)
