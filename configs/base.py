@@ -199,7 +199,17 @@ def get_config() -> ml_collections.ConfigDict:
             rho=7.0,  # exponent of the karras schedule; larger: more steps at low noise
             churn=0.0,  # noise added before each step (S_churn), for heun only
             init_noise_scale=1.0,  # factor on the initial noise; below 1 trades diversity for fidelity
-            guidance_interval=(),  # (low, high): apply guidance only at noise levels in this interval; (): at all
+            guidance="cfg",  # kind of guidance: "cfg", "rescaled", "apg" or "cfgpp" (docs/guidance.md)
+            rescaled_phi=0.7,  # for rescaled: 1 matches the conditional estimate's standard deviation, 0 is cfg
+            apg_eta=0.0,  # for apg: factor on the part of the update that is parallel to the conditional estimate
+            apg_r=0.1,  # for apg: limit of the update's root mean square, in units of sigma_data; 0: none
+            apg_beta=-0.5,  # for apg: momentum of the update over evaluations; the paper's are negative
+            cfgpp_renoise=1.0,  # for cfgpp: maximum scale of the estimate that gives the noise; 0: as published
+            guidance_interval=dict(
+                base=(),  # (low, high): apply guidance only at noise levels in this interval; (): at all
+                upsampler=(),
+            ),
+            lowres_aug=0.0,  # std of the noise added to the upsampler's low-resolution image, up to lowres_aug_max
             x0_threshold="static",  # of x0 estimates: "static" (clip), "dynamic" (rescale at a percentile), "none"
             dynamic_threshold_percentile=0.95,  # share of absolute values at which "dynamic" clips, in (0, 1]
             thumbnail_consistency=True,  # make the 8x8 average of the result equal the thumbnail

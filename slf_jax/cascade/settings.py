@@ -20,6 +20,8 @@ from slf_jax.models.blocks import ATTENTIONS, norm_groups
 PER_LEVEL = ("mults", "blocks", "self_attention", "cross_attention")
 SYSTEM = ("model.", "diffusion.", "data.inputs")  # settings that define a trained system
 SAMPLE = ("sample.",)
+# The numbers of `config.sample` that are traced, so that a new value does not recompile.
+NUMBERS = ("rescaled_phi", "apg_eta", "apg_r", "apg_beta", "cfgpp_renoise", "lowres_aug")
 
 
 def _interval(value: Any) -> Any:
@@ -30,6 +32,7 @@ def _interval(value: Any) -> Any:
 
 
 NAMES = each(text(empty=False), distinct=str)
+INTERVAL = Rule("two sigmas, low and high with 0 <= low < high, or () for all noise levels", _interval)
 _network = {
     "patch": integer(1, 128),
     "width": integer(1, 2**16),
@@ -64,7 +67,13 @@ _sample = {
     "rho": real(1, 1000),
     "churn": real(0),
     "init_noise_scale": real(0),
-    "guidance_interval": Rule("two sigmas, low and high with 0 <= low < high, or () for all noise levels", _interval),
+    "guidance": choice(guidance.KINDS),
+    "rescaled_phi": real(0, 1),
+    "apg_eta": real(0, 1),
+    "apg_r": real(0),
+    "apg_beta": real(above=-1, below=1),
+    "cfgpp_renoise": real(0),
+    "lowres_aug": real(0),
     "x0_threshold": choice(guidance.THRESHOLDS),
     "dynamic_threshold_percentile": real(above=0, most=1),
     "thumbnail_consistency": flag(),
@@ -83,6 +92,7 @@ RULES: dict[str, Rule] = {
     **{key: rule for name in STAGES for key, rule in group(f"model.{name}", _network).items()},
     **{key: rule for name in STAGES for key, rule in group(f"diffusion.{name}", _diffusion).items()},
     **group("sample", _sample),
+    **group("sample.guidance_interval", dict.fromkeys(STAGES, INTERVAL)),
     "data.inputs": NAMES,
 }
 
@@ -151,11 +161,16 @@ def _check_sample(config: ml_collections.ConfigDict) -> None:
             f"config.sample.churn={sample.churn:g}: must be 0 with config.sample.sampler={sample.sampler!r}; "
             "only heun supports churn"
         )
+    if sample.lowres_aug > (most := config.diffusion.upsampler.lowres_aug_max):
+        raise UserError(
+            f"config.sample.lowres_aug={sample.lowres_aug:g}: must be at most {most:g}, the most in training "
+            "(config.diffusion.upsampler.lowres_aug_max)"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
-    """How to sample (`config.sample`, documented in configs/base.py)."""
+    """How to sample (`config.sample`, documented in configs/base.py); the interval of each stage in a tuple."""
 
     sampler: str
     steps: int
@@ -165,7 +180,14 @@ class SampleSettings:
     rho: float
     churn: float
     init_noise_scale: float
-    guidance_interval: tuple[float, ...]
+    guidance: str
+    rescaled_phi: float
+    apg_eta: float
+    apg_r: float
+    apg_beta: float
+    cfgpp_renoise: float
+    guidance_interval: tuple[tuple[float, ...], ...]
+    lowres_aug: float
     x0_threshold: str
     dynamic_threshold_percentile: float
     thumbnail_consistency: bool
@@ -177,13 +199,19 @@ class SampleSettings:
         return noise.karras_sigmas(self.steps, self.sigma_min, self.sigma_max, self.rho)
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """The settings `NUMBERS`, by name."""
+        return {name: getattr(self, name) for name in NUMBERS}
+
+    @property
     def evaluations(self) -> int:
         """Evaluations of the guided denoiser (NFE) in each stage."""
         return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
 
     def to_json(self) -> dict[str, Any]:
         """All settings and the number of evaluations, for the results' receipts."""
-        return {**dataclasses.asdict(self), "evaluations": self.evaluations}
+        intervals = dict(zip(STAGES, self.guidance_interval, strict=True))
+        return {**dataclasses.asdict(self), "guidance_interval": intervals, "evaluations": self.evaluations}
 
     @property
     def run(self) -> samplers.Sampler:
@@ -195,7 +223,9 @@ class SampleSettings:
 def sample_settings(config: ml_collections.ConfigDict) -> SampleSettings:
     """`config.sample`, checked. Raises `UserError`."""
     check_sample(config)
-    return SampleSettings(**{key: plain(value) for key, value in config.sample.items()})
+    values = {key: plain(value) for key, value in config.sample.items()}
+    values["guidance_interval"] = tuple(plain(config.sample.guidance_interval[name]) for name in STAGES)
+    return SampleSettings(**values)
 
 
 def plain(value: Any) -> Any:

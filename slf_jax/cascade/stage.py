@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from slf_jax import features
 from slf_jax.cascade.images import upsample
 from slf_jax.cascade.settings import SampleSettings
-from slf_jax.cascade.sizes import SIZES
+from slf_jax.cascade.sizes import SIZES, STAGES
 from slf_jax.diffusion import denoiser, guidance, noise
 from slf_jax.models.conditioning import Cond, Conditioner
 from slf_jax.models.unet import UNet
@@ -153,13 +153,26 @@ class Stage:
         unit = normal(stream(keys, "noise"), data.shape[1:])
         return denoiser.denoising_loss(denoise, data, unit, sigma, cond, weight), sigma, cond
 
+    def augment(self, lowres: LowResCond, level: jax.Array | float, keys: jax.Array) -> LowResCond:
+        """Adds noise of standard deviation `level` to the low-resolution image, as in training; one key per item.
+
+        The noise is up-sampled by itself: the image remains bitwise the same at level 0, and the noise is computed once
+        for all scales.
+        """
+        added = normal(stream(keys, "low noise"), (self.lowres_size, self.lowres_size, 3))
+        image = lowres.image + level * upsample(added, self.size)
+        return LowResCond(image, lowres.has_image, lowres.aug_level + level)
+
     def sample(
         self, params: Mapping, cond: Cond, uncond: Cond, lowres: LowResCond, scale: jax.Array, noise: Noise,
-        settings: SampleSettings, thumbnail: jax.Array, has_thumbnail: jax.Array, some_zero: jax.Array,
+        settings: SampleSettings, numbers: Mapping[str, jax.Array | float], thumbnail: jax.Array,
+        has_thumbnail: jax.Array, some_zero: jax.Array,
     ) -> jax.Array:  # fmt: skip
         """Samples images [B, size, size, 3] at one guidance scale.
 
         Args:
+          lowres: without noise; the upsampler's network sees it with noise of `numbers["lowres_aug"]`.
+          numbers: traced values of the settings `settings.NUMBERS`.
           thumbnail: [B, 8, 8, 3], used for thumbnail consistency.
           has_thumbnail: [B], 1 where there is one, else 0.
           some_zero: whether any scale of the sweep is 0; unlike `scale`, the same for all scales.
@@ -176,20 +189,22 @@ class Stage:
             image = guidance.threshold(mean + std * x0, kind, percentile)
             return (consistent(image, guidance.match_average) - mean) / std
 
-        denoise = self._cfg_denoiser(params, cond, uncond, lowres, scale, some_zero, settings.guidance_interval)
+        if self.name == "upsampler":
+            lowres = self.augment(lowres, numbers["lowres_aug"], noise.keys)
+        guided = self._guided(params, cond, uncond, lowres, scale, some_zero, settings, numbers)
         sigmas = settings.sigmas(self.sigmas)
         x = sigmas[0] * settings.init_noise_scale * noise.first
-        x0 = settings.run(guidance.with_x0_correction(denoise, correct), x, sigmas, noise.keys)
+        x0 = settings.run(guidance.with_x0_correction(guided, correct), x, sigmas, noise.keys)
         return consistent(jnp.clip(mean + std * x0, -1, 1), guidance.match_average_in_range)
 
-    def _cfg_denoiser(
+    def _guided(
         self, params: Mapping, cond: Cond, uncond: Cond, lowres: LowResCond, scale: jax.Array, some_zero: jax.Array,
-        interval: tuple[float, ...],
-    ) -> guidance.ConditionedDenoiser:  # fmt: skip
-        """Classifier-free guidance within an interval of sigma, or at all noise levels if the interval is empty."""
-        denoise = self.denoiser(params, lowres)
+        settings: SampleSettings, numbers: Mapping[str, jax.Array | float],
+    ) -> guidance.Guided:  # fmt: skip
+        """Guidance within this stage's interval of sigma, or at all noise levels if the interval is empty."""
+        denoise, interval = self.denoiser(params, lowres), settings.guidance_interval[STAGES.index(self.name)]
         bind = lambda cond: lambda x, sigma: denoise(x, sigma, cond)  # noqa: E731
-        guided = guidance.classifier_free(bind(cond), bind(uncond), scale)
+        guided = guidance.guide(settings.guidance, bind(cond), bind(uncond), scale, numbers)
         if not interval:
             return guided
 

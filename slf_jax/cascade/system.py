@@ -77,6 +77,7 @@ class System:
     def sample(
         self, params: Mapping[str, Mapping], clips: Mapping[str, jax.Array], low: jax.Array, has_thumbnail: jax.Array,
         noise: Mapping[str, Noise], scales: jax.Array, settings: SampleSettings, stages: Sequence[str] = STAGES,
+        numbers: Mapping[str, jax.Array | float] | None = None,
     ) -> jax.Array:  # fmt: skip
         """Samples S scales x B people through `stages`, one after the other.
 
@@ -91,6 +92,7 @@ class System:
           has_thumbnail: [B]; where it is 0, the base stage starts from noise alone.
           noise: of each stage, from `person_noise`.
           scales: [S, 2], of base and upsampler, traced: a new scale does not recompile.
+          numbers: values to use for some of `settings.NUMBERS`, traced too; each a scalar, or [S], one for each scale.
 
         Returns: images [S, B, side, side, 3] in [-1, 1], of the last stage.
         """
@@ -98,19 +100,21 @@ class System:
         conds = {name: self._conds(name, params, matrix, mask) for name in stages}
         thumbnail, some_zero = make_thumbnail(low), (scales == 0).any(0)
 
-        def sample_at(pair: jax.Array) -> jax.Array:
+        def sample_at(pair: jax.Array, numbers: Mapping[str, jax.Array | float]) -> jax.Array:
             image, has_image = low, has_thumbnail
             for name in stages:
                 stage, i = self.stages[name], STAGES.index(name)
                 lowres = stage.lowres_cond(image, has_image, jnp.zeros(len(low)))
                 image = stage.sample(
-                    params[name], *conds[name], lowres, pair[i], noise[name], settings, thumbnail, has_thumbnail,
-                    some_zero[i],
+                    params[name], *conds[name], lowres, pair[i], noise[name], settings, numbers, thumbnail,
+                    has_thumbnail, some_zero[i],
                 )  # fmt: skip
                 has_image = jnp.ones(len(low))
             return image
 
-        return jax.vmap(sample_at)(scales)
+        values = settings.numbers | dict(numbers or {})
+        axes = {name: 0 if jnp.ndim(value) else None for name, value in values.items()}
+        return jax.vmap(sample_at, (0, axes))(scales, values)
 
     def _conds(self, name: str, params: Mapping, matrix: jax.Array, mask: jax.Array) -> tuple[Cond, Cond]:
         """The encoded conditions of the people, and those of the unconditional branch, shared by all."""

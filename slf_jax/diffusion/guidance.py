@@ -1,8 +1,14 @@
-"""Classifier-free guidance as a combinator of denoisers, and corrections of the x0 estimate."""
+"""Guidance as combinators of denoisers, its restriction to an interval of sigma, and corrections of the x0 estimate.
+
+Each kind of guidance combines a conditional and an unconditional denoiser. All interpolate between the two at scales
+from 0 to 1, so that 0 ignores the conditions and 1 is plain conditional sampling; they differ in how they extrapolate.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,42 +16,178 @@ import jax.numpy as jnp
 from slf_jax.diffusion.denoiser import expand
 
 THRESHOLDS = ("static", "dynamic", "none")
+TINY = 1e-12  # avoids division by zero
 
 # (x [B, H, W, C], sigma [B]) -> x0 estimate
 ConditionedDenoiser = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+class Estimate(NamedTuple):
+    """What a `Guided` returns for one evaluation.
+
+    Attributes:
+      x0: estimate of the clean data [B, H, W, C].
+      renoise: another estimate, from which the sampler takes the noise that it keeps; None: from x0.
+      memory: what the next evaluation is given.
+    """
+
+    x0: jax.Array
+    renoise: jax.Array | None = None
+    memory: Any = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Guided:
+    """A denoiser with a second estimate, or with memory of earlier evaluations. Samplers take it like a plain one.
+
+    Attributes:
+      evaluate: (x, sigma, memory) -> Estimate.
+      start: x -> memory of the first evaluation.
+      renoises: whether the estimates have `renoise`.
+    """
+
+    evaluate: Callable[[jax.Array, jax.Array, Any], Estimate]
+    start: Callable[[jax.Array], Any] = lambda x: ()
+    renoises: bool = False
+
+
+def as_guided(denoise: ConditionedDenoiser | Guided) -> Guided:
+    """A plain denoiser as one without memory and second estimate; a `Guided` unchanged."""
+    if isinstance(denoise, Guided):
+        return denoise
+    return Guided(lambda x, sigma, memory: Estimate(denoise(x, sigma), None, memory))
+
+
 def classifier_free(cond: ConditionedDenoiser, uncond: ConditionedDenoiser, scale: jax.Array) -> ConditionedDenoiser:
     """`uncond + scale * (cond - uncond)`; `scale` is a traced scalar or one per item [B].
 
-    0 ignores the conditions, 1 is plain conditional sampling (Ho & Salimans 2022).
+    0 ignores the conditions, 1 is plain conditional sampling (Ho & Salimans 2022, Eq. 6, with scale = 1 + w).
     """
 
     def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:
         unconditional = uncond(x, sigma)
-        return unconditional + expand(jnp.asarray(scale), x) * (cond(x, sigma) - unconditional)
+        return _mix(unconditional, cond(x, sigma), scale)
 
     return denoise
+
+
+def rescaled(
+    cond: ConditionedDenoiser, uncond: ConditionedDenoiser, scale: jax.Array, phi: jax.Array | float
+) -> ConditionedDenoiser:
+    """`classifier_free`, scaled towards the standard deviation of the conditional estimate (over each image's values).
+
+    `phi * cfg * std(cond) / std(cfg) + (1 - phi) * cfg` at scales above 1 (Lin et al. 2023, Eq. 14-16, here of x0).
+    """
+
+    def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:
+        unconditional, conditional = uncond(x, sigma), cond(x, sigma)
+        guided = _mix(unconditional, conditional, scale)
+        ratio = _std(conditional) / jnp.maximum(_std(guided), TINY)
+        return guided * jnp.where(expand(jnp.asarray(scale), x) > 1, phi * ratio + 1 - phi, 1.0)
+
+    return denoise
+
+
+def adaptive_projected(
+    cond: ConditionedDenoiser, uncond: ConditionedDenoiser, scale: jax.Array, eta: jax.Array | float,
+    r: jax.Array | float, beta: jax.Array | float,
+) -> Guided:  # fmt: skip
+    """Adaptive projected guidance: `cond + (scale - 1) * update` at scales above 1 (Sadat et al. 2024, Alg. 1).
+
+    The update is `cond - uncond` with momentum over the evaluations, its norm limited, and its part parallel to the
+    conditional estimate, which drives saturation, damped.
+
+    Args:
+      eta: factor on the parallel part; 1 keeps it.
+      r: limit of the update's root mean square, which unlike the paper's norm does not depend on the image size;
+        0: none.
+      beta: momentum; the paper's are negative.
+    """
+
+    def evaluate(x: jax.Array, sigma: jax.Array, average: jax.Array) -> Estimate:
+        unconditional, conditional = uncond(x, sigma), cond(x, sigma)
+        average = conditional - unconditional + beta * average
+        rms = jnp.sqrt(_mean(average**2))
+        update = average * jnp.where((r > 0) & (rms > r), r / jnp.maximum(rms, TINY), 1.0)
+        parallel = conditional * (_mean(update * conditional) / jnp.maximum(_mean(conditional**2), TINY))
+        strength = expand(jnp.asarray(scale), x)
+        extrapolated = conditional + (strength - 1) * (update - parallel + eta * parallel)
+        x0 = jnp.where(strength > 1, extrapolated, _mix(unconditional, conditional, scale))
+        return Estimate(x0, None, average)
+
+    return Guided(evaluate, jnp.zeros_like)
+
+
+def cfg_plus_plus(
+    cond: ConditionedDenoiser, uncond: ConditionedDenoiser, scale: jax.Array, renoise: jax.Array | float
+) -> Guided:
+    """CFG++ (Chung et al. 2024, Alg. 2): the x0 estimate is guided, but the noise is not taken from it.
+
+    Args:
+      renoise: the noise is taken from the estimate of `classifier_free` at `scale`, but at most at this scale. 0 is the
+        unconditional estimate, as published, with scale = lambda; then scale 1 is not conditional sampling. 1 is the
+        conditional estimate above scale 1, which keeps it.
+
+    A DDIM step that multiplies sigma by q equals one of `classifier_free` at scale `renoise + (scale - renoise) /
+    (1 - q)`: more steps guide more strongly. So renoise = 1 is the published method with lambda = scale - q, except in
+    the last step, where q is 0.
+    """
+
+    def evaluate(x: jax.Array, sigma: jax.Array, memory: Any) -> Estimate:
+        unconditional, conditional = uncond(x, sigma), cond(x, sigma)
+        kept = _mix(unconditional, conditional, jnp.minimum(scale, renoise))
+        return Estimate(_mix(unconditional, conditional, scale), kept, memory)
+
+    return Guided(evaluate, renoises=True)
+
+
+# By kind (`config.sample.guidance`). The numbers of a kind are the settings whose names begin with its name.
+KINDS: dict[str, Callable[..., ConditionedDenoiser | Guided]] = {
+    "cfg": classifier_free,
+    "rescaled": rescaled,
+    "apg": adaptive_projected,
+    "cfgpp": cfg_plus_plus,
+}
+
+
+def guide(
+    kind: str, cond: ConditionedDenoiser, uncond: ConditionedDenoiser, scale: jax.Array,
+    numbers: Mapping[str, jax.Array | float],
+) -> Guided:  # fmt: skip
+    """Guidance of a kind; `scale` and the kind's numbers, as in `{"apg_eta": 0.0, ...}`, are traced."""
+    own = {name.removeprefix(f"{kind}_"): value for name, value in numbers.items() if name.startswith(f"{kind}_")}
+    return as_guided(KINDS[kind](cond, uncond, scale, **own))
 
 
 def guidance_interval(
-    interval: Sequence[float], inside: ConditionedDenoiser, outside: ConditionedDenoiser
-) -> ConditionedDenoiser:
+    interval: Sequence[float], inside: ConditionedDenoiser | Guided, outside: ConditionedDenoiser
+) -> Guided:
     """`inside` where sigma lies in `interval` (low, high], `outside` elsewhere; only one of them is computed.
 
-    Kynkaanniemi et al. 2024. All items must have the same sigma, as in a sampler.
+    Kynkaanniemi et al. 2024. All items must have the same sigma, as in a sampler. Evaluations outside leave the memory
+    of `inside` as it is.
     """
-    low, high = interval
+    (low, high), guided = interval, as_guided(inside)
 
-    def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:
-        return jax.lax.cond((sigma[0] > low) & (sigma[0] <= high), inside, outside, x, sigma)
+    def plain(x: jax.Array, sigma: jax.Array, memory: Any) -> Estimate:
+        x0 = outside(x, sigma)
+        return Estimate(x0, x0 if guided.renoises else None, memory)
 
-    return denoise
+    def evaluate(x: jax.Array, sigma: jax.Array, memory: Any) -> Estimate:
+        return jax.lax.cond((sigma[0] > low) & (sigma[0] <= high), guided.evaluate, plain, x, sigma, memory)
+
+    return dataclasses.replace(guided, evaluate=evaluate)
 
 
-def with_x0_correction(denoise: ConditionedDenoiser, correct: Callable[[jax.Array], jax.Array]) -> ConditionedDenoiser:
-    """Applies `correct` to each x0 estimate."""
-    return lambda x, sigma: correct(denoise(x, sigma))
+def with_x0_correction(denoise: ConditionedDenoiser | Guided, correct: Callable[[jax.Array], jax.Array]) -> Guided:
+    """Applies `correct` to each x0 estimate, the second ones included."""
+    guided = as_guided(denoise)
+
+    def evaluate(x: jax.Array, sigma: jax.Array, memory: Any) -> Estimate:
+        x0, renoise, memory = guided.evaluate(x, sigma, memory)
+        return Estimate(correct(x0), None if renoise is None else correct(renoise), memory)
+
+    return dataclasses.replace(guided, evaluate=evaluate)
 
 
 def threshold(images: jax.Array, kind: str, percentile: float) -> jax.Array:
@@ -94,3 +236,16 @@ def _shift(images: jax.Array, offsets: jax.Array) -> jax.Array:
     """Adds to every pixel the offset [B, h, w, C] of its block."""
     times = images.shape[1] // offsets.shape[1]
     return images + offsets.repeat(times, 1).repeat(times, 2)
+
+
+def _mix(unconditional: jax.Array, conditional: jax.Array, scale: jax.Array) -> jax.Array:
+    return unconditional + expand(jnp.asarray(scale), unconditional) * (conditional - unconditional)
+
+
+def _mean(images: jax.Array) -> jax.Array:
+    """Mean of each image [B, 1, 1, 1]."""
+    return images.mean(tuple(range(1, images.ndim)), keepdims=True)
+
+
+def _std(images: jax.Array) -> jax.Array:
+    return jnp.sqrt(_mean((images - _mean(images)) ** 2))

@@ -21,10 +21,13 @@ from slf_jax.diffusion.guidance import area_average
 from slf_jax.inference.scales import Scale
 from slf_jax.inference.trained import Trained
 
+Swept = tuple[int, tuple[str, ...]]  # number of scales, and names of the numbers that vary with them
+
 
 class Sampler:
     """A trained system compiled for chunks of people, once for each number of scales and of rows in a chunk.
 
+    Numbers of the settings (`cascade.settings.NUMBERS`) can be changed by a call, as the scales are, without compiling.
     A call uses the smallest compiled chunk size that holds all its rows (padded), and compiles a new one only if there
     is none: a large call after a small one runs in large chunks, a small one after a large one does not recompile.
 
@@ -46,22 +49,26 @@ class Sampler:
         self._params = distributed.replicate(self._mesh, {name: trained.params[name] for name in stages})
         self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._params))
         self._first_noise, self._jit = jax.jit(_first_noise), jax.jit(self._run)
-        self._programs: dict[int, dict[int, jax.stages.Compiled]] = {}  # by number of scales, by rows in a chunk
-        self._fits: dict[int, int] = {}  # by number of scales: maximum rows in a chunk, if limited by memory
+        # By number of scales and the names of the numbers that vary with them; programs also by rows in a chunk.
+        self._programs: dict[Swept, dict[int, jax.stages.Compiled]] = {}
+        self._fits: dict[Swept, int] = {}  # maximum rows in a chunk, if limited by memory
 
     def _run(
         self, params: Mapping, clips: Mapping, people: jax.Array, draws: jax.Array, has_thumbnail: jax.Array,
-        first: Mapping[str, jax.Array], seed: jax.Array, scales: jax.Array,
+        first: Mapping[str, jax.Array], seed: jax.Array, scales: jax.Array, numbers: Mapping[str, jax.Array],
     ) -> jax.Array:  # fmt: skip
         low = area_average(to_float(clips["face"]), SIZES[self._stages[0]][0])
         noise = person_noise(seed, people, draws)
         noise = {name: dataclasses.replace(noise[name], first=first[name]) for name in self._stages}
-        images = self._system.sample(params, clips, low, has_thumbnail, noise, scales, self.settings, self._stages)
+        images = self._system.sample(
+            params, clips, low, has_thumbnail, noise, scales, self.settings, self._stages, numbers
+        )
         return to_uint8(images)
 
     def __call__(
         self, clips: Mapping[str, np.ndarray], people: np.ndarray, scales: Sequence[Scale], seed: int, *,
         samples: int = 1, use_thumbnail: bool = True, without: Sequence[str] = (), progress: str = "",
+        numbers: Mapping[str, float | Sequence[float]] | None = None,
     ) -> np.ndarray:  # fmt: skip
         """Samples faces; returns uint8 images [S, B, samples, side, side, 3].
 
@@ -73,10 +80,13 @@ class Sampler:
           use_thumbnail: False: the base stage starts from noise alone.
           without: inputs to mask.
           progress: label of the progress bar; "": none.
+          numbers: values to use for some of the settings' numbers, each one value, or one for each of the S scales.
 
         Raises `UserError` if a single person does not fit into memory.
         """
         count, clips = len(people) * samples, self._system.without(without).mask_unused_inputs(clips)
+        values = self._numbers(numbers or {})
+        swept = tuple(name for name, value in values.items() if value.ndim)
 
         def arguments(indices: np.ndarray) -> tuple:
             # The last chunk is padded with its first row, so that it needs no program of its own.
@@ -86,10 +96,10 @@ class Sampler:
             numbers, draws = people[rows // samples], rows % samples
             first = self.first_noise(seed, numbers, draws)
             split = distributed.split(self._mesh, (batch, numbers, draws, has_thumbnail, first))
-            rest = (np.int32(seed), np.asarray(scales, np.float32))
+            rest = (np.int32(seed), np.asarray(scales, np.float32), values)
             return self._params, *split, *distributed.replicate(self._mesh, rest)
 
-        chunk, program = self._program(len(scales), count, arguments)
+        chunk, program = self._program((len(scales), swept), count, arguments)
         # Each chunk is dispatched before the previous one's images are fetched.
         parts: list[np.ndarray] = []
         pending: jax.Array | None = None
@@ -101,6 +111,12 @@ class Sampler:
         images = np.concatenate([*parts, np.asarray(pending)], 1)[:, :count]
         return images.reshape(len(scales), len(people), samples, *images.shape[2:])
 
+    def _numbers(self, changes: Mapping[str, float | Sequence[float]]) -> dict[str, np.ndarray]:
+        own = self.settings.numbers
+        if unknown := [name for name in changes if name not in own]:
+            raise ValueError(f"{unknown[0]!r}: the numbers that can be changed are {', '.join(own)}")
+        return {name: np.asarray(value, np.float32) for name, value in {**own, **changes}.items()}
+
     def first_noise(self, seed: int, people: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
         """The initial noise of each stage, [B, side, side, 3]: bitwise the same in any order, chunk and on any mesh.
 
@@ -109,10 +125,10 @@ class Sampler:
         each = [self._first_noise(np.int32(seed), person, draw) for person, draw in zip(people, draws, strict=True)]
         return {name: np.stack([first[name] for first in each]) for name in self._stages}
 
-    def _program(self, scales: int, rows: int, arguments: Callable) -> tuple[int, jax.stages.Compiled]:
+    def _program(self, swept: Swept, rows: int, arguments: Callable) -> tuple[int, jax.stages.Compiled]:
         """The compiled program for a number of scales and of rows, and its rows: all of them, or as many as fit."""
-        devices, programs = self._mesh.size, self._programs.setdefault(scales, {})
-        chunk = math.ceil(min(rows, self._fits.get(scales, self._limit)) / devices) * devices
+        devices, programs = self._mesh.size, self._programs.setdefault(swept, {})
+        chunk = math.ceil(min(rows, self._fits.get(swept, self._limit)) / devices) * devices
         chunk = min((compiled for compiled in programs if compiled >= chunk), default=chunk)
         while chunk not in programs:
             program, fixed, need = self._compile(chunk, arguments)
@@ -120,10 +136,10 @@ class Sampler:
                 programs[chunk] = program
             elif chunk > devices:
                 fits = int(chunk / devices * (self._memory - fixed) / (need - fixed))
-                chunk = self._fits[scales] = max(1, min(fits, chunk // devices - 1)) * devices
+                chunk = self._fits[swept] = max(1, min(fits, chunk // devices - 1)) * devices
             else:
                 raise UserError(
-                    f"one person at {scales} scales takes {need / 1e9:.2f} GB on a device, but only "
+                    f"one person at {swept[0]} scales takes {need / 1e9:.2f} GB on a device, but only "
                     f"{self._memory / 1e9:.2f} GB may be used; give fewer scales at once, or raise --memory"
                 )
         return chunk, programs[chunk]

@@ -86,11 +86,11 @@ def test_noise_does_not_depend_on_order_or_count(one_chunk):
 
 
 def test_chunks_shrink_to_fit_the_memory(trained, people, one_chunk):
-    ((chunk, program),) = one_chunk[0]._programs[2].items()
+    ((chunk, program),) = one_chunk[0]._programs[2, ()].items()
     need = program.memory_analysis().temp_size_in_bytes
     small = Sampler(trained, chunk=10, memory=0.6 * need / 1e9)
     images = small(*people, SCALES, 7, samples=2)
-    ((fewer, smaller),) = small._programs[2].items()
+    ((fewer, smaller),) = small._programs[2, ()].items()
     assert 1 <= fewer < chunk == 10
     assert smaller.memory_analysis().temp_size_in_bytes <= 0.6 * need
     assert np.abs(images.astype(int) - one_chunk[1].astype(int)).max() <= 1
@@ -102,9 +102,9 @@ def test_small_first_call_does_not_limit_later_chunks(trained, people):
     batch, numbers = people
     first = {key: value[:1] for key, value in batch.items()}
     one = sampler(first, numbers[:1], SCALES[1:], 7)
-    assert list(sampler._programs[1]) == [1]
+    assert list(sampler._programs[1, ()]) == [1]
     five = sampler(batch, numbers, SCALES[1:], 7)
-    assert list(sampler._programs[1]) == [1, 4]
+    assert list(sampler._programs[1, ()]) == [1, 4]
     assert np.abs(five[:, :1].astype(int) - one.astype(int)).max() <= 1
     three = {key: value[:3] for key, value in batch.items()}
     assert compilations(lambda: sampler(three, numbers[:3], SCALES[1:], 7)) == 0
