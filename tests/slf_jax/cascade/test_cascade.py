@@ -12,9 +12,11 @@ from slf_jax import features
 from slf_jax.cascade.images import make_thumbnail, to_float, to_uint8, upsample
 from slf_jax.cascade.settings import sample_settings
 from slf_jax.cascade.sizes import STAGES
+from slf_jax.cascade.stage import normal
 from slf_jax.cascade.system import build_system, person_noise
 from slf_jax.diffusion import guidance, noise, samplers
 from slf_jax.models.blocks import depth_to_space, space_to_depth
+from slf_jax.streams import stream
 from tfrecords.schema import Schema
 
 
@@ -230,8 +232,9 @@ def test_thumbnail_dropout_changes_the_loss_only_in_the_base_stage(system, param
         ("sample.x0_threshold", "soft", "static, dynamic, none"),
         ("sample.sigma_min", 50.0, "must be below config.sample.sigma_max=20"),
         ("sample.churn", 40.0, "only heun"),
-        ("sample.guidance_interval", (3.0, 1.0), "low and high"),
-        ("sample.guidance_interval", ("low", "high"), "low and high"),
+        ("sample.guidance", "cfg++", "must be one of: cfg, rescaled, apg, cfgpp; did you mean"),
+        ("sample.guidance_interval.base", (3.0, 1.0), "low and high"),
+        ("sample.guidance_interval.upsampler", ("low", "high"), "low and high"),
         ("sample.dynamic_threshold_percentile", 0.0, "above 0"),
         ("sample.steps", 0, "steps=0: must be a whole number from 1"),
     ],
@@ -309,11 +312,11 @@ def shapes(jaxpr):
 
 @pytest.fixture(scope="module")
 def sweep(system, params, config, batch):
-    """Sweeps the base stage: sweep(batch, scales, interval) -> images [S, 6, 32, 32, 3]."""
+    """Sweeps the base stage: sweep(batch, scales, interval, kind="cfg") -> images [S, 6, 32, 32, 3]."""
     noises, stages = person_noise(0, jnp.arange(6)), ("base",)
 
-    def run(batch, scales, interval):
-        settings = dataclasses.replace(sample_settings(config), guidance_interval=interval)
+    def run(batch, scales, interval, kind="cfg"):
+        settings = dataclasses.replace(sample_settings(config), guidance=kind, guidance_interval=(interval, ()))
         thumbnails, pairs = make_thumbnail(to_float(batch["face"])), jnp.stack([scales, scales], -1)
         return system.sample({"base": params["base"]}, batch, thumbnails, jnp.ones(6), noises, pairs, settings, stages)
 
@@ -339,3 +342,30 @@ def test_scale_zero_ignores_the_conditions_with_a_guidance_interval(sweep, batch
     ones = np.asarray(run(batch, jnp.ones(2)))
     np.testing.assert_allclose(ones[0], own[1], atol=1e-5)
     np.testing.assert_allclose(np.asarray(run(batch, jnp.zeros(2)))[1], own[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["apg", "cfgpp"])
+def test_kinds_of_guidance_equal_cfg_at_scales_0_and_1(sweep, batch, kind):
+    """With an interval, where the branches of the program must agree on memory and on the second estimate."""
+    scales = jnp.array([0.0, 1.0, 6.0])
+    cfg, found = (
+        np.asarray(jax.jit(lambda batch, kind=kind: sweep(batch, scales, (0.5, 10.0), kind))(batch))
+        for kind in ("cfg", kind)
+    )
+    np.testing.assert_allclose(found[:2], cfg[:2], atol=1e-3)
+    assert np.isfinite(found).all() and np.abs(found[2] - cfg[2]).mean() > 1e-3
+    np.testing.assert_allclose(make_thumbnail(found[2]), make_thumbnail(to_float(batch["face"])), atol=1e-4)
+
+
+def test_noise_on_the_low_resolution_image(system, batch):
+    """At level 0 nothing changes, bitwise; otherwise the image is that of training (Ho et al. 2022)."""
+    stage, images = system.stages["upsampler"], guidance.area_average(to_float(batch["face"]), 32)
+    keys, ones = jax.random.split(jax.random.key(0), 6), jnp.ones(6)
+    clean = stage.lowres_cond(images, ones, jnp.zeros(6))
+    for before, after in zip(jax.tree.leaves(clean), jax.tree.leaves(stage.augment(clean, 0.0, keys)), strict=True):
+        np.testing.assert_array_equal(before, after)
+    added = normal(stream(keys, "low noise"), (32, 32, 3))
+    trained = stage.lowres_cond(images + 0.2 * added, ones, 0.2 * ones)
+    for wanted, found in zip(jax.tree.leaves(trained), jax.tree.leaves(stage.augment(clean, 0.2, keys)), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert abs(float((guidance.area_average(stage.augment(clean, 0.2, keys).image, 32) - images).std()) - 0.2) < 0.03

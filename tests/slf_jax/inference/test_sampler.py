@@ -67,6 +67,20 @@ def test_rerun_is_bitwise_equal_and_new_scales_compile_nothing(people, one_chunk
     assert compilations(lambda: sampler(*people, SCALES[:1], 7)) > 0  # checks the counter itself
 
 
+def test_numbers_are_swept_like_scales(trained, people):
+    """Noise on the upsampler's input: another value compiles nothing, and one for each scale gives the same images."""
+    sampler, scales = Sampler(trained, stages=("upsampler",)), ((1, 1), (1, 1))
+    none = sampler(*people, scales, 7)
+    found = []
+    assert compilations(lambda: found.append(sampler(*people, scales, 7, numbers={"lowres_aug": 0.2}))) == 0
+    some = found[0].astype(int)
+    assert np.abs(some - none).mean() > 0.1
+    each = sampler(*people, scales, 7, numbers={"lowres_aug": (0.0, 0.2)})
+    assert np.abs(each[0] - none[0].astype(int)).max() <= 1 and np.abs(each[1] - some[1]).max() <= 1
+    with pytest.raises(ValueError, match="'steps': the numbers that can be changed are rescaled_phi"):
+        sampler(*people, scales, 7, numbers={"steps": 9})
+
+
 def test_samples_differ_and_the_first_equals_a_single_sample(trained, people, one_chunk):
     images = one_chunk[1].astype(int)
     assert np.abs(images[:, :, 0] - images[:, :, 1]).mean() > 0.1

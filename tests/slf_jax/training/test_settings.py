@@ -141,9 +141,16 @@ BAD = [
     ("sample.rho", 0.5),
     ("sample.churn", -1),
     ("sample.init_noise_scale", NAN),
-    ("sample.guidance_interval", (3.0, 1.0)),
-    ("sample.guidance_interval", (1.0,)),
-    ("sample.guidance_interval", ("low", "high")),
+    ("sample.guidance", "apgg"),
+    ("sample.rescaled_phi", 1.1),
+    ("sample.apg_eta", -0.1),
+    ("sample.apg_r", -1),
+    ("sample.apg_beta", -1),
+    ("sample.cfgpp_renoise", NAN),
+    ("sample.lowres_aug", -0.1),
+    ("sample.guidance_interval.base", (3.0, 1.0)),
+    ("sample.guidance_interval.base", (1.0,)),
+    ("sample.guidance_interval.upsampler", ("low", "high")),
     ("sample.x0_threshold", "soft"),
     ("sample.dynamic_threshold_percentile", 0),
     ("ablations.scales", (0, NAN)),
@@ -187,6 +194,7 @@ def test_invalid_value_is_reported_in_one_line(demo, key, value):
         ({"model.supported_inputs": ("mel",)}, "data.inputs: has 'pyaudioanalysis', which is missing from"),
         ({"sample.sigma_min": 50.0}, "sigma_min=50: must be below config.sample.sigma_max=20"),
         ({"sample.churn": 40.0}, "churn=40: must be 0 with config.sample.sampler='dpmpp_2m'"),
+        ({"sample.lowres_aug": 0.2}, "lowres_aug=0.2: must be at most 0.15, the most in training"),
         ({"train.steps_per_dispatch": 3}, "must be a multiple of config.train.steps_per_dispatch=3"),
         ({"train.base.accumulate": 3}, "batch_size=16: must be a multiple of config.train.base.accumulate=3"),
         ({"coordinator": "localhost:1234"}, "coordinator='localhost:1234': needs config.distributed=true"),
@@ -235,7 +243,7 @@ def test_numbers_are_converted_to_their_type(demo):
     """`steps=1e5` was rejected (fault 16)."""
     values = {
         "train.base.steps": 1e5, "train.base.batch_size": 16.0, "train.base.learning_rate": 1,
-        "train.warmup_steps": np.int64(7), "train.ema_decay": np.float32(0.5), "sample.guidance_interval": [0, 3],
+        "train.warmup_steps": np.int64(7), "train.ema_decay": np.float32(0.5), "sample.guidance_interval.base": [0, 3],
         "train.constituent_drop.mel": 0, "train.log_every": 0, "train.skip_spikes": 0, "ablations.scales": (0, 2),
     }  # fmt: skip
     config = changed(demo, values)
@@ -243,7 +251,7 @@ def test_numbers_are_converted_to_their_type(demo):
     found = [repr(config.train.base[key]) for key in ("steps", "batch_size", "learning_rate")]
     found += [repr(config.train[key]) for key in ("warmup_steps", "ema_decay", "skip_spikes")]
     assert found == ["100000", "16", "1.0", "7", "0.5", "0.0"]
-    assert repr(tuple(config.sample.guidance_interval)) == "(0.0, 3.0)"
+    assert repr(tuple(config.sample.guidance_interval.base)) == "(0.0, 3.0)"
     assert repr(config.train.constituent_drop.mel) == "0.0" and tuple(config.ablations.scales) == (0.0, 2.0)
 
 
