@@ -25,6 +25,7 @@ def describe(trained: Trained, settings: SampleSettings, stages: Sequence[str], 
     return {
         "synthetic": SYNTHETIC,
         "seed": seed,
+        "guidance": settings.guidance,
         "scale": format_scale(scale),
         "sampler": settings.sampler,
         "NFE": f"{settings.evaluations} per stage",
