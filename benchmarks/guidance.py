@@ -1,0 +1,171 @@
+"""Kinds of guidance compared by recall and fidelity: `python benchmarks/guidance.py --workdir runs/demo`.
+
+Samples the people of a split with each kind at each scale, from the same noise; prints a table, and writes it as JSON
+with a plot. Kinds are compared at matched recall rather than at matched scale, since scales mean different strengths:
+a kind is better where its curve of R@1 against PSNR lies further to the upper right. Choose on validation people (the
+default), then give `--split test --kinds cfg,CHOSEN --samples 3`: differences to cfg are paired over people.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from slf_common import cli
+from slf_common.files import write_atomically
+from slf_jax.cascade.settings import SampleSettings, sample_settings
+from slf_jax.evaluation import metrics, protocol, scorers
+from slf_jax.evaluation.embedders import make_embedder
+from slf_jax.evaluation.protocol import FaceScorer, Scores
+from slf_jax.inference import arguments
+from slf_jax.inference.people import person_number
+from slf_jax.inference.sampler import Sampler
+from slf_jax.inference.scales import format_scale, parse_scales
+from slf_jax.inference.trained import Trained
+from slf_jax.plots.pyplot import import_pyplot, save_figure
+from tfrecords.reader import Clips
+
+MIDDLE = {"guidance_interval": ((0.2, 2.0), (0.2, 2.0))}  # not at the highest noise levels, nor in the last step
+ALL = {"guidance_interval": ((), ())}
+KINDS: dict[str, dict[str, Any]] = {
+    "cfg": {"guidance": "cfg", **ALL},
+    "rescaled": {"guidance": "rescaled", **ALL},
+    "apg": {"guidance": "apg", **ALL},
+    "cfgpp": {"guidance": "cfgpp", **ALL},
+    "interval": {"guidance": "cfg", **MIDDLE},
+    "rescaled-interval": {"guidance": "rescaled", **MIDDLE},
+    "apg-interval": {"guidance": "apg", **MIDDLE},
+}
+COLUMNS = {"psnr": "PSNR", "ssim": "SSIM", "r@1": "R@1 %", "r@10": "R@10 %", "clipped": "clipped %"}
+
+
+def measure(
+    trained: Trained, scorer: FaceScorer, kinds: Mapping[str, SampleSettings], args: Any
+) -> dict[str, dict[str, Scores]]:
+    """The scores of all people by kind and scale; each kind is one program for all scales."""
+    people, found = scorer.people, {}
+    numbers = np.array([person_number(clip_id) for clip_id in people.ids])
+    for name, settings in tqdm(kinds.items(), unit="kind"):
+        sampler = Sampler(trained, settings=settings, chunk=args.chunk, memory=args.memory)
+        images = sampler(people.probe, numbers, args.scales, args.seed, samples=args.samples, progress=name)
+        found[name] = {format_scale(scale): scorer.score(each) for scale, each in zip(args.scales, images, strict=True)}
+    return found
+
+
+def row(scores: Scores, people: protocol.EvaluationSet) -> dict[str, float]:
+    """The figures of one kind at one scale."""
+    found = protocol.summary(scores, people)
+    rates = {name: found[name]["rate"] for name in ("r@1", "r@10")}
+    means = {name: found[name]["mean"] for name in ("psnr", "ssim", "clipped")}
+    return {**rates, **means}
+
+
+def gain_at_equal_recall(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> float | None:
+    """Most PSNR (dB) that the first kind gains over the second one at a recall that both reach.
+
+    At each R@1 of the second kind, against the best PSNR of the first at that R@1 or a higher one.
+    """
+    gains = []
+    for point in theirs:
+        reached = [each["psnr"] for each in ours if each["r@1"] >= point["r@1"]]
+        rivals = [each["psnr"] for each in theirs if each["r@1"] >= point["r@1"]]
+        if reached:
+            gains.append(max(reached) - max(rivals))
+    return max(gains, default=None)
+
+
+def against_cfg(scores: Mapping[str, Mapping[str, Scores]], rows: Mapping[str, Mapping[str, Mapping]]) -> dict:
+    """Each kind at its largest scale against cfg there, against itself at scale 1, and against cfg's best recall."""
+    found, cfg = {}, scores["cfg"]
+    last = list(cfg)[-1]
+    best = max(rows["cfg"], key=lambda scale: rows["cfg"][scale]["r@1"])
+    for name, own in scores.items():
+        parts = {f"cfg at {last}": cfg[last], f"cfg at {best}, its best R@1": cfg[best]}
+        parts |= {"itself at 1": own["1"]} if "1" in own else {}
+        compared = {what: protocol.compare(own[last], other) for what, other in parts.items() if other is not own[last]}
+        differences = {
+            what: {key: each[key] for key in ("psnr", "ssim", "r@1", "r@10")} for what, each in compared.items()
+        }
+        gain = gain_at_equal_recall(list(rows[name].values()), list(rows["cfg"].values()))
+        found[name] = {"scale": last, "gain_at_equal_recall": gain, "differences": differences}
+    return found
+
+
+def report(rows: Mapping[str, Mapping[str, Mapping]], compared: Mapping[str, Any]) -> str:
+    """The table of all kinds, and the differences to cfg."""
+    lines = [f"{'kind':20}{'scale':>6}" + "".join(f"{text:>11}" for text in COLUMNS.values())]
+    for name, scales in rows.items():
+        for scale, found in scales.items():
+            values = [found[key] * (1 if key in ("psnr", "ssim") else 100) for key in COLUMNS]
+            lines.append(f"{name:20}{scale:>6}" + "".join(f"{value:11.2f}" for value in values))
+    for name, each in compared.items():
+        lines.append(f"{name}: at equal R@1 up to {each['gain_at_equal_recall'] or 0:+.2f} dB over cfg")
+        for what, found in each["differences"].items():
+            psnr, recall = found["psnr"], found["r@1"]
+            lines.append(
+                f"  at {each['scale']} against {what}: PSNR {psnr['difference']:+.2f} "
+                f"[{psnr['low']:+.2f}, {psnr['high']:+.2f}] dB, R@1 {100 * recall['difference']:+.1f} "
+                f"[{100 * recall['low']:+.1f}, {100 * recall['high']:+.1f}] points"
+            )
+    return "\n".join(lines)
+
+
+def plot(rows: Mapping[str, Mapping[str, Mapping]], title: str, path: Path) -> None:
+    """R@1 and PSNR by scale, and R@1 against PSNR."""
+    plt = import_pyplot()
+    figure, (recall, psnr, front) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+    for name, scales in rows.items():
+        x = [float(scale) for scale in scales]
+        rates, decibels = ([each[key] for each in scales.values()] for key in ("r@1", "psnr"))
+        rates = [100 * rate for rate in rates]
+        for axis, values in ((recall, (x, rates)), (psnr, (x, decibels)), (front, (decibels, rates))):
+            axis.plot(*values, marker="o", ms=3.5, lw=2 if name == "cfg" else 1.2, label=name)
+    for axis, labels in zip(
+        (recall, psnr, front),
+        (("guidance scale", "R@1 (%)"), ("guidance scale", "PSNR (dB)"), ("PSNR (dB)", "R@1 (%)")),
+        strict=True,
+    ):
+        axis.set(xlabel=labels[0], ylabel=labels[1])
+        axis.grid(alpha=0.3)
+    front.legend(fontsize=8)
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def main() -> None:
+    parser = cli.parser("benchmarks.guidance", __doc__, ["python benchmarks/guidance.py --workdir runs/demo"])
+    arguments.add_arguments(parser)
+    parser.set_defaults(split="validation")
+    parser.add_argument("--scales", default="0,1,2,3,4,6,8,10", help="guidance scales (default: 0,1,2,3,4,6,8,10)")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="comma-separated kinds (default: all)")
+    args, trained = arguments.parse(parser, None, "guidance", "guidance.json", "guidance.png")
+    args.scales = parse_scales(args.scales)
+    names = dict.fromkeys(("cfg", *arguments.parse_names(args.kinds, "--kinds")))
+    settings = sample_settings(trained.meta.config)
+    kinds = {name: dataclasses.replace(settings, **KINDS[name]) for name in names}
+    clips = arguments.open_clips(trained, args, ())
+    train = Clips(clips.directory, "train")
+    embedder = make_embedder("eigenfaces", "", "", train)
+    people = protocol.choose(clips)
+    scorer = FaceScorer(people, embedder, scorers.gallery_folder(args.workdir, args.out) / args.split)
+    scores = measure(trained, scorer, kinds, args)
+    rows = {name: {scale: row(each, people) for scale, each in scales.items()} for name, scales in scores.items()}
+    compared = against_cfg(scores, rows)
+    title = f"{len(people)} people of the {args.split} split, {args.samples} sample(s) of each, seed {args.seed}"
+    real = 100 * float(metrics.clipped(people.probe["face"]).mean())
+    print(f"{title}; clipped in real faces: {real:.2f} %", report(rows, compared), sep="\n")
+    about = {name: settings.to_json() for name, settings in kinds.items()}
+    result = {"title": title, "clipped_real": real, "rows": rows, "against_cfg": compared, "settings": about}
+    write_atomically(args.out / "guidance.json", json.dumps(result, indent=2).encode())
+    plot(rows, title, args.out / "guidance.png")
+    print(args.out / "guidance.json", args.out / "guidance.png", sep="\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
