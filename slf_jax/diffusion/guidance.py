@@ -76,7 +76,7 @@ def rescaled(
 ) -> ConditionedDenoiser:
     """`classifier_free`, scaled towards the standard deviation of the conditional estimate (over each image's values).
 
-    `phi * cfg * std(cond) / std(cfg) + (1 - phi) * cfg` at scales above 1 (Lin et al. 2023, Eq. 14-16, here of x0).
+    `phi * cfg * std(cond) / std(cfg) + (1 - phi) * cfg` at scales above 1 (Lin et al. 2023, Sec. 3.4, here of x0).
     """
 
     def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:
