@@ -115,7 +115,7 @@ def our_calls(name: str, count: int, dtype: str) -> tuple[dict[str, float], Call
     def guided(params: dict, *conds: object) -> jax.Array:
         denoise = stage.denoiser(params, lowres)
         cond, uncond = (lambda x, sigma, c=c: denoise(x, sigma, c) for c in conds)
-        return guidance.classifier_free(cond, uncond, jnp.asarray(SCALE))(images, jnp.ones(count))
+        return guidance.classifier_free((uncond, cond), jnp.asarray([SCALE]))(images, jnp.ones(count))
 
     return cost.stage_cost(stage), train_step, lambda: guided(params, cond, uncond)
 

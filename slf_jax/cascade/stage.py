@@ -8,7 +8,7 @@ standard deviation, so that the diffusion code always sees data of unit variance
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import flax.struct
@@ -164,18 +164,20 @@ class Stage:
         return LowResCond(image, lowres.has_image, lowres.aug_level + level)
 
     def sample(
-        self, params: Mapping, cond: Cond, uncond: Cond, lowres: LowResCond, scale: jax.Array, noise: Noise,
+        self, params: Mapping, conds: Sequence[Cond], lowres: LowResCond, scales: jax.Array, noise: Noise,
         settings: SampleSettings, numbers: Mapping[str, jax.Array | float], thumbnail: jax.Array,
         has_thumbnail: jax.Array, some_zero: jax.Array,
     ) -> jax.Array:  # fmt: skip
-        """Samples images [B, size, size, 3] at one guidance scale.
+        """Samples images [B, size, size, 3] at one guidance scale for each group of inputs.
 
         Args:
+          conds: unconditional, then with one more group of inputs each.
+          scales: [G], of each group.
           lowres: without noise; the upsampler's network sees it with noise of `numbers["lowres_aug"]`.
           numbers: traced values of the settings `settings.NUMBERS`.
           thumbnail: [B, 8, 8, 3], used for thumbnail consistency.
           has_thumbnail: [B], 1 where there is one, else 0.
-          some_zero: whether any scale of the sweep is 0; unlike `scale`, the same for all scales.
+          some_zero: whether any scale of the sweep is 0; unlike `scales`, the same for all of them.
         """
         std, mean = self.data_std(lowres.has_image), self.data_mean(lowres)
 
@@ -191,30 +193,23 @@ class Stage:
 
         if self.name == "upsampler":
             lowres = self.augment(lowres, numbers["lowres_aug"], noise.keys)
-        guided = self._guided(params, cond, uncond, lowres, scale, some_zero, settings, numbers)
+        guided = self._guided(params, conds, lowres, scales, some_zero, settings, numbers)
         sigmas = settings.sigmas(self.sigmas)
         x = sigmas[0] * settings.init_noise_scale * noise.first
         x0 = settings.run(guidance.with_x0_correction(guided, correct), x, sigmas, noise.keys)
         return consistent(jnp.clip(mean + std * x0, -1, 1), guidance.match_average_in_range)
 
     def _guided(
-        self, params: Mapping, cond: Cond, uncond: Cond, lowres: LowResCond, scale: jax.Array, some_zero: jax.Array,
+        self, params: Mapping, conds: Sequence[Cond], lowres: LowResCond, scales: jax.Array, some_zero: jax.Array,
         settings: SampleSettings, numbers: Mapping[str, jax.Array | float],
     ) -> guidance.Guided:  # fmt: skip
         """Guidance within this stage's interval of sigma, or at all noise levels if the interval is empty."""
         denoise, interval = self.denoiser(params, lowres), settings.guidance_interval[STAGES.index(self.name)]
-        bind = lambda cond: lambda x, sigma: denoise(x, sigma, cond)  # noqa: E731
-        guided = guidance.guide(settings.guidance, bind(cond), bind(uncond), scale, numbers)
+        chain = [lambda x, sigma, cond=cond: denoise(x, sigma, cond) for cond in conds]
+        guided = guidance.guide(settings.guidance, chain, scales, numbers)
         if not interval:
             return guided
-
-        def outside(x: jax.Array, sigma: jax.Array) -> jax.Array:
-            # The conditional branch suffices, but at scale 0 conditions must have no effect. The images are selected
-            # rather than the conditions: selecting by scale would copy keys and values for each scale.
-            own = bind(cond)(x, sigma)
-            return jax.lax.cond(some_zero, lambda: jnp.where(scale > 0, own, bind(uncond)(x, sigma)), lambda: own)
-
-        return guidance.guidance_interval(interval, guided, outside)
+        return guidance.guidance_interval(interval, guided, guidance.unguided(chain, scales, some_zero))
 
 
 def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -77,12 +77,12 @@ class System:
     def sample(
         self, params: Mapping[str, Mapping], clips: Mapping[str, jax.Array], low: jax.Array, has_thumbnail: jax.Array,
         noise: Mapping[str, Noise], scales: jax.Array, settings: SampleSettings, stages: Sequence[str] = STAGES,
-        numbers: Mapping[str, jax.Array | float] | None = None,
+        numbers: Mapping[str, jax.Array | float] | None = None, groups: Sequence[Sequence[str]] = (),
     ) -> jax.Array:  # fmt: skip
         """Samples S scales x B people through `stages`, one after the other.
 
         Conditions, noise, keys and values of each person are computed once and shared by all scales. With a guidance
-        interval, noise levels outside it cost one evaluation of the network, or two where any of the scales is 0.
+        interval, noise levels outside it cost one evaluation of the network, or all of them where any scale is 0.
 
         Args:
           params: of each stage.
@@ -91,14 +91,17 @@ class System:
             upsampler.
           has_thumbnail: [B]; where it is 0, the base stage starts from noise alone.
           noise: of each stage, from `person_noise`.
-          scales: [S, 2], of base and upsampler, traced: a new scale does not recompile.
+          scales: [S, 2], of base and upsampler, or [S, 2, G] for G groups; traced: a new scale does not recompile.
           numbers: values to use for some of `settings.NUMBERS`, traced too; each a scalar, or [S], one for each scale.
+          groups: the constituents of each group with its own scale, in the order in which guidance adds them; (): all
+            inputs are one group. Groups must have all inputs that `clips` do not mask.
 
         Returns: images [S, B, side, side, 3] in [-1, 1], of the last stage.
         """
         matrix, mask = self.features(clips)
-        conds = {name: self._conds(name, params, matrix, mask) for name in stages}
-        thumbnail, some_zero = make_thumbnail(low), (scales == 0).any(0)
+        conds = {name: self._conds(name, params, matrix, mask, groups) for name in stages}
+        scales = scales.reshape(*scales.shape[:2], -1)
+        thumbnail, some_zero = make_thumbnail(low), (scales == 0).any((0, 2))
 
         def sample_at(pair: jax.Array, numbers: Mapping[str, jax.Array | float]) -> jax.Array:
             image, has_image = low, has_thumbnail
@@ -106,7 +109,7 @@ class System:
                 stage, i = self.stages[name], STAGES.index(name)
                 lowres = stage.lowres_cond(image, has_image, jnp.zeros(len(low)))
                 image = stage.sample(
-                    params[name], *conds[name], lowres, pair[i], noise[name], settings, numbers, thumbnail,
+                    params[name], conds[name], lowres, pair[i], noise[name], settings, numbers, thumbnail,
                     has_thumbnail, some_zero[i],
                 )  # fmt: skip
                 has_image = jnp.ones(len(low))
@@ -116,11 +119,17 @@ class System:
         axes = {name: 0 if jnp.ndim(value) else None for name, value in values.items()}
         return jax.vmap(sample_at, (0, axes))(scales, values)
 
-    def _conds(self, name: str, params: Mapping, matrix: jax.Array, mask: jax.Array) -> tuple[Cond, Cond]:
-        """The encoded conditions of the people, and those of the unconditional branch, shared by all."""
+    def _conds(
+        self, name: str, params: Mapping, matrix: jax.Array, mask: jax.Array, groups: Sequence[Sequence[str]]
+    ) -> list[Cond]:
+        """The conditions of the unconditional branch, shared by all people, then with one more group of inputs each."""
         stage = self.stages[name]
-        uncond = stage.condition(params[name], jnp.zeros_like(matrix[:1]), jnp.zeros_like(mask[:1]))
-        return stage.condition(params[name], matrix, mask), uncond
+        conds = [stage.condition(params[name], jnp.zeros_like(matrix[:1]), jnp.zeros_like(mask[:1]))]
+        for count in range(1, len(groups)):
+            names = [each for group in groups[:count] for each in group]
+            known = np.isin(np.arange(features.MATRIX_ROWS), features.rows_of(names, self.layout))
+            conds.append(stage.condition(params[name], matrix, mask & known))
+        return [*conds, stage.condition(params[name], matrix, mask)]
 
 
 def person_noise(

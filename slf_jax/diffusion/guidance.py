@@ -1,12 +1,16 @@
 """Guidance as combinators of denoisers, its restriction to an interval of sigma, and corrections of the x0 estimate.
 
-Each kind of guidance combines a conditional and an unconditional denoiser. All interpolate between the two at scales
-from 0 to 1, so that 0 ignores the conditions and 1 is plain conditional sampling; they differ in how they extrapolate.
+Each kind of guidance combines a chain of denoisers: the first is unconditional, each further one knows one more group
+of inputs, and each group has a scale; with one group, they are the unconditional and the conditional denoiser. All
+kinds interpolate at scales from 0 to 1, so that 0 ignores the conditions and 1 is plain conditional sampling; they
+differ in how they extrapolate.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +24,8 @@ TINY = 1e-12  # avoids division by zero
 
 # (x [B, H, W, C], sigma [B]) -> x0 estimate
 ConditionedDenoiser = Callable[[jax.Array, jax.Array], jax.Array]
+Chain = Sequence[ConditionedDenoiser]
+Scales = Sequence[jax.Array | float] | jax.Array  # of each group, a traced scalar or one per item [B]
 
 
 class Estimate(NamedTuple):
@@ -58,44 +64,40 @@ def as_guided(denoise: ConditionedDenoiser | Guided) -> Guided:
     return Guided(lambda x, sigma, memory: Estimate(denoise(x, sigma), None, memory))
 
 
-def classifier_free(cond: ConditionedDenoiser, uncond: ConditionedDenoiser, scale: jax.Array) -> ConditionedDenoiser:
-    """`uncond + scale * (cond - uncond)`; `scale` is a traced scalar or one per item [B].
+def classifier_free(chain: Chain, scales: Scales) -> ConditionedDenoiser:
+    """`D_0 + sum_i scale_i * (D_i - D_(i-1))`, with D_0 unconditional.
 
-    0 ignores the conditions, 1 is plain conditional sampling (Ho & Salimans 2022, Eq. 6, with scale = 1 + w).
+    With one group of inputs: `uncond + scale * (cond - uncond)`; 0 ignores the conditions, 1 is plain conditional
+    sampling (Ho & Salimans 2022, Eq. 6, with scale = 1 + w). With several, each has its own scale (Brooks et al. 2023,
+    Eq. 3); equal scales are those of a single group.
     """
-
-    def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:
-        unconditional = uncond(x, sigma)
-        return _mix(unconditional, cond(x, sigma), scale)
-
-    return denoise
+    return lambda x, sigma: _mix(_evaluate(chain, x, sigma), scales)
 
 
-def rescaled(
-    cond: ConditionedDenoiser, uncond: ConditionedDenoiser, scale: jax.Array, phi: jax.Array | float
-) -> ConditionedDenoiser:
+def rescaled(chain: Chain, scales: Scales, phi: jax.Array | float) -> ConditionedDenoiser:
     """`classifier_free`, scaled towards the standard deviation of the conditional estimate (over each image's values).
 
-    `phi * cfg * std(cond) / std(cfg) + (1 - phi) * cfg` at scales above 1 (Lin et al. 2023, Sec. 3.4, here of x0).
+    `phi * cfg * std(cond) / std(cfg) + (1 - phi) * cfg` where a scale is above 1 (Lin et al. 2023, Sec. 3.4, here of
+    x0).
     """
 
     def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:
-        unconditional, conditional = uncond(x, sigma), cond(x, sigma)
-        guided = _mix(unconditional, conditional, scale)
-        ratio = _std(conditional) / jnp.maximum(_std(guided), TINY)
-        return guided * jnp.where(expand(jnp.asarray(scale), x) > 1, phi * ratio + 1 - phi, 1.0)
+        estimates = _evaluate(chain, x, sigma)
+        guided = _mix(estimates, scales)
+        ratio = _std(estimates[-1]) / jnp.maximum(_std(guided), TINY)
+        largest = functools.reduce(jnp.maximum, map(jnp.asarray, scales))
+        return guided * jnp.where(expand(largest, x) > 1, phi * ratio + 1 - phi, 1.0)
 
     return denoise
 
 
 def adaptive_projected(
-    cond: ConditionedDenoiser, uncond: ConditionedDenoiser, scale: jax.Array, eta: jax.Array | float,
-    r: jax.Array | float, beta: jax.Array | float,
-) -> Guided:  # fmt: skip
+    chain: Chain, scales: Scales, eta: jax.Array | float, r: jax.Array | float, beta: jax.Array | float
+) -> Guided:
     """Adaptive projected guidance: `cond + (scale - 1) * update` at scales above 1 (Sadat et al. 2024, Alg. 1).
 
     The update is `cond - uncond` with momentum over the evaluations, its norm limited, and its part parallel to the
-    conditional estimate, which drives saturation, damped.
+    conditional estimate, which drives saturation, damped. With several groups of inputs, each has its update.
 
     Args:
       eta: factor on the parallel part; 1 keeps it.
@@ -104,23 +106,25 @@ def adaptive_projected(
       beta: momentum; the paper's are negative.
     """
 
-    def evaluate(x: jax.Array, sigma: jax.Array, average: jax.Array) -> Estimate:
-        unconditional, conditional = uncond(x, sigma), cond(x, sigma)
-        average = conditional - unconditional + beta * average
+    def update(average: jax.Array, conditional: jax.Array) -> jax.Array:
         rms = jnp.sqrt(_mean(average**2))
-        update = average * jnp.where((r > 0) & (rms > r), r / jnp.maximum(rms, TINY), 1.0)
-        parallel = conditional * (_mean(update * conditional) / jnp.maximum(_mean(conditional**2), TINY))
-        strength = expand(jnp.asarray(scale), x)
-        extrapolated = conditional + (strength - 1) * (update - parallel + eta * parallel)
-        x0 = jnp.where(strength > 1, extrapolated, _mix(unconditional, conditional, scale))
-        return Estimate(x0, None, average)
+        limited = average * jnp.where((r > 0) & (rms > r), r / jnp.maximum(rms, TINY), 1.0)
+        parallel = conditional * (_mean(limited * conditional) / jnp.maximum(_mean(conditional**2), TINY))
+        return limited - parallel + eta * parallel
 
-    return Guided(evaluate, jnp.zeros_like)
+    def evaluate(x: jax.Array, sigma: jax.Array, averages: tuple[jax.Array, ...]) -> Estimate:
+        estimates = _evaluate(chain, x, sigma)
+        changes = [after - before for before, after in itertools.pairwise(estimates)]
+        averages = tuple(change + beta * average for change, average in zip(changes, averages, strict=True))
+        x0 = _mix(estimates, [jnp.minimum(scale, 1) for scale in scales])
+        for scale, average in zip(scales, averages, strict=True):
+            x0 += jnp.maximum(expand(jnp.asarray(scale), x) - 1, 0) * update(average, estimates[-1])
+        return Estimate(x0, None, averages)
+
+    return Guided(evaluate, lambda x: (jnp.zeros_like(x),) * len(scales))
 
 
-def cfg_plus_plus(
-    cond: ConditionedDenoiser, uncond: ConditionedDenoiser, scale: jax.Array, renoise: jax.Array | float
-) -> Guided:
+def cfg_plus_plus(chain: Chain, scales: Scales, renoise: jax.Array | float) -> Guided:
     """CFG++ (Chung et al. 2024, Alg. 2): the x0 estimate is guided, but the noise is not taken from it.
 
     Args:
@@ -134,9 +138,9 @@ def cfg_plus_plus(
     """
 
     def evaluate(x: jax.Array, sigma: jax.Array, memory: Any) -> Estimate:
-        unconditional, conditional = uncond(x, sigma), cond(x, sigma)
-        kept = _mix(unconditional, conditional, jnp.minimum(scale, renoise))
-        return Estimate(_mix(unconditional, conditional, scale), kept, memory)
+        estimates = _evaluate(chain, x, sigma)
+        kept = _mix(estimates, [jnp.minimum(scale, renoise) for scale in scales])
+        return Estimate(_mix(estimates, scales), kept, memory)
 
     return Guided(evaluate, renoises=True)
 
@@ -150,13 +154,31 @@ KINDS: dict[str, Callable[..., ConditionedDenoiser | Guided]] = {
 }
 
 
-def guide(
-    kind: str, cond: ConditionedDenoiser, uncond: ConditionedDenoiser, scale: jax.Array,
-    numbers: Mapping[str, jax.Array | float],
-) -> Guided:  # fmt: skip
-    """Guidance of a kind; `scale` and the kind's numbers, as in `{"apg_eta": 0.0, ...}`, are traced."""
+def guide(kind: str, chain: Chain, scales: Scales, numbers: Mapping[str, jax.Array | float]) -> Guided:
+    """Guidance of a kind; `scales` and the kind's numbers, as in `{"apg_eta": 0.0, ...}`, are traced."""
     own = {name.removeprefix(f"{kind}_"): value for name, value in numbers.items() if name.startswith(f"{kind}_")}
-    return as_guided(KINDS[kind](cond, uncond, scale, **own))
+    return as_guided(KINDS[kind](chain, scales, **own))
+
+
+def unguided(chain: Chain, scales: Scales, some_zero: jax.Array) -> ConditionedDenoiser:
+    """Plain conditional sampling, without the groups of inputs whose scale is 0.
+
+    The conditional estimate suffices if all scales are above 0; `some_zero`, the same for all items and scales of a
+    sweep, is whether any is not. Images are selected rather than conditions, as selecting those by scale would copy
+    keys and values for each scale.
+    """
+
+    def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:
+        own = chain[-1](x, sigma)
+
+        def without_some() -> jax.Array:
+            used = jnp.stack([jnp.asarray(scale) > 0 for scale in scales])
+            estimates = [*_evaluate(chain[:-1], x, sigma), own]
+            return jnp.where(expand(used.all(0), x), own, _mix(estimates, used.astype(own.dtype)))
+
+        return jax.lax.cond(some_zero, without_some, lambda: own)
+
+    return denoise
 
 
 def guidance_interval(
@@ -238,8 +260,15 @@ def _shift(images: jax.Array, offsets: jax.Array) -> jax.Array:
     return images + offsets.repeat(times, 1).repeat(times, 2)
 
 
-def _mix(unconditional: jax.Array, conditional: jax.Array, scale: jax.Array) -> jax.Array:
-    return unconditional + expand(jnp.asarray(scale), unconditional) * (conditional - unconditional)
+def _evaluate(chain: Chain, x: jax.Array, sigma: jax.Array) -> list[jax.Array]:
+    return [denoise(x, sigma) for denoise in chain]
+
+
+def _mix(estimates: Sequence[jax.Array], scales: Scales) -> jax.Array:
+    mixed = estimates[0]
+    for scale, (before, after) in zip(scales, itertools.pairwise(estimates), strict=True):
+        mixed = mixed + expand(jnp.asarray(scale), mixed) * (after - before)
+    return mixed
 
 
 def _mean(images: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,9 @@ from slf_jax.diffusion.guidance import area_average
 from slf_jax.inference.scales import Scale
 from slf_jax.inference.trained import Trained
 
-Swept = tuple[int, tuple[str, ...]]  # number of scales, and names of the numbers that vary with them
+Groups = tuple[tuple[str, ...], ...]  # the constituents of each group of inputs with its own guidance scale
+# Number of scales, names of the numbers that vary with them, and groups: each has its own programs.
+Swept = tuple[int, tuple[str, ...], Groups]
 
 
 class Sampler:
@@ -48,43 +51,51 @@ class Sampler:
         self._memory = memory * 1e9 or _free_memory()
         self._params = distributed.replicate(self._mesh, {name: trained.params[name] for name in stages})
         self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._params))
-        self._first_noise, self._jit = jax.jit(_first_noise), jax.jit(self._run)
-        # By number of scales and the names of the numbers that vary with them; programs also by rows in a chunk.
+        self._first_noise, self._jit = jax.jit(_first_noise), jax.jit(self._run, static_argnames="groups")
+        # Programs also by rows in a chunk.
         self._programs: dict[Swept, dict[int, jax.stages.Compiled]] = {}
         self._fits: dict[Swept, int] = {}  # maximum rows in a chunk, if limited by memory
 
     def _run(
         self, params: Mapping, clips: Mapping, people: jax.Array, draws: jax.Array, has_thumbnail: jax.Array,
         first: Mapping[str, jax.Array], seed: jax.Array, scales: jax.Array, numbers: Mapping[str, jax.Array],
+        groups: Groups,
     ) -> jax.Array:  # fmt: skip
         low = area_average(to_float(clips["face"]), SIZES[self._stages[0]][0])
         noise = person_noise(seed, people, draws)
         noise = {name: dataclasses.replace(noise[name], first=first[name]) for name in self._stages}
         images = self._system.sample(
-            params, clips, low, has_thumbnail, noise, scales, self.settings, self._stages, numbers
+            params, clips, low, has_thumbnail, noise, scales, self.settings, self._stages, numbers, groups
         )
         return to_uint8(images)
 
     def __call__(
         self, clips: Mapping[str, np.ndarray], people: np.ndarray, scales: Sequence[Scale], seed: int, *,
         samples: int = 1, use_thumbnail: bool = True, without: Sequence[str] = (), progress: str = "",
-        numbers: Mapping[str, float | Sequence[float]] | None = None,
+        groups: Groups = (), numbers: Mapping[str, float | Sequence[float]] | None = None,
     ) -> np.ndarray:  # fmt: skip
         """Samples faces; returns uint8 images [S, B, samples, side, side, 3].
 
         Args:
           clips: records of B people.
           people: [B], each person's number (`people.person_number`), from which the noise is derived.
-          scales: S pairs of guidance scales, of base and upsampler.
+          scales: S pairs of guidance scales, of base and upsampler; with G groups, S tuples of G scales.
           samples: number of faces per person.
           use_thumbnail: False: the base stage starts from noise alone.
           without: inputs to mask.
           progress: label of the progress bar; "": none.
+          groups: groups of inputs with their own scale, in the order in which guidance adds them; inputs in none of
+            them are masked. (): all inputs are one group.
           numbers: values to use for some of the settings' numbers, each one value, or one for each of the S scales.
 
         Raises `UserError` if a single person does not fit into memory.
         """
-        count, clips = len(people) * samples, self._system.without(without).mask_unused_inputs(clips)
+        count, system = len(people) * samples, self._system.without(without)
+        if groups:
+            system = system.without([name for name in system.inputs if name not in itertools.chain(*groups)])
+        clips, strengths = system.mask_unused_inputs(clips), np.asarray(scales, np.float32)
+        if groups:
+            strengths = np.repeat(strengths[:, None], len(STAGES), 1)
         values = self._numbers(numbers or {})
         swept = tuple(name for name, value in values.items() if value.ndim)
 
@@ -96,10 +107,10 @@ class Sampler:
             numbers, draws = people[rows // samples], rows % samples
             first = self.first_noise(seed, numbers, draws)
             split = distributed.split(self._mesh, (batch, numbers, draws, has_thumbnail, first))
-            rest = (np.int32(seed), np.asarray(scales, np.float32), values)
+            rest = (np.int32(seed), strengths, values)
             return self._params, *split, *distributed.replicate(self._mesh, rest)
 
-        chunk, program = self._program((len(scales), swept), count, arguments)
+        chunk, program = self._program((len(scales), swept, groups), count, arguments)
         # Each chunk is dispatched before the previous one's images are fetched.
         parts: list[np.ndarray] = []
         pending: jax.Array | None = None
@@ -131,7 +142,7 @@ class Sampler:
         chunk = math.ceil(min(rows, self._fits.get(swept, self._limit)) / devices) * devices
         chunk = min((compiled for compiled in programs if compiled >= chunk), default=chunk)
         while chunk not in programs:
-            program, fixed, need = self._compile(chunk, arguments)
+            program, fixed, need = self._compile(chunk, arguments, swept[2])
             if need <= self._memory:
                 programs[chunk] = program
             elif chunk > devices:
@@ -144,9 +155,9 @@ class Sampler:
                 )
         return chunk, programs[chunk]
 
-    def _compile(self, chunk: int, arguments: Callable) -> tuple[jax.stages.Compiled, int, int]:
+    def _compile(self, chunk: int, arguments: Callable, groups: Groups) -> tuple[jax.stages.Compiled, int, int]:
         """Compiles the program for `chunk` rows; also returns its bytes on a device: independent of rows, and total."""
-        program = self._jit.lower(*arguments(np.arange(chunk))).compile()
+        program = self._jit.lower(*arguments(np.arange(chunk)), groups=groups).compile()
         use = program.memory_analysis()
         bytes_of_rows = use.temp_size_in_bytes + use.output_size_in_bytes if use else 0  # not known on all backends
         return program, self._size, self._size + bytes_of_rows

@@ -202,7 +202,7 @@ def test_loss_weights_match_the_literature():
 def test_guidance_scales():
     conditional, uncond = gaussian(1.0, 0.5), gaussian(-1.0, 0.5)
     x, sigma = jnp.linspace(-3, 3, 3).reshape(-1, 1, 1, 1), jnp.full(3, 0.7)
-    at = lambda scale: guidance.classifier_free(conditional, uncond, scale)(x, sigma)  # noqa: E731
+    at = lambda scale: guidance.classifier_free((uncond, conditional), (scale,))(x, sigma)  # noqa: E731
     np.testing.assert_allclose(at(0.0), uncond(x, sigma), rtol=1e-6)
     np.testing.assert_allclose(at(1.0), conditional(x, sigma), rtol=1e-5)
     each = at(jnp.array([0.0, 1.0, 3.0]))
@@ -267,7 +267,7 @@ def test_null_branch_is_not_computed_outside_the_interval():
     @jax.jit
     def sample(scales):
         def at(scale):
-            both = guidance.classifier_free(conditional, uncond, scale)
+            both = guidance.classifier_free((uncond, conditional), (scale,))
             guided = guidance.guidance_interval((0.5, 5.0), both, conditional)
             x = jnp.ones((2, 1, 1, 1))
             return samplers.ddim(guided, sigmas[0] * x, sigmas, keys_for(x))

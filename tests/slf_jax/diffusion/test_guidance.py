@@ -17,7 +17,7 @@ def gaussian(mean, std):
     return lambda x, sigma: mean + std**2 / (std**2 + denoiser.expand(sigma, x) ** 2) * (x - mean)
 
 
-COND, UNCOND = gaussian(MEANS[0], 0.5), gaussian(MEANS[1], 0.8)
+COND, UNCOND, HALFWAY = gaussian(MEANS[0], 0.5), gaussian(MEANS[1], 0.8), gaussian(MEANS.mean(0), 0.6)
 
 
 def keys_for(x):
@@ -45,7 +45,7 @@ def rms(values):
 def test_rescaled_has_the_standard_deviation_of_the_conditional_estimate(estimates):
     x, sigma, cond, uncond = estimates
     cfg = uncond + 5 * (cond - uncond)
-    full, mixed, none = (evaluate(guidance.rescaled(COND, UNCOND, 5.0, phi), x, sigma) for phi in (1.0, 0.7, 0.0))
+    full, mixed, none = (evaluate(guidance.rescaled((UNCOND, COND), (5.0,), phi), x, sigma) for phi in (1.0, 0.7, 0.0))
     np.testing.assert_allclose(full.std(1), cond.std(1), rtol=1e-4)
     np.testing.assert_allclose(full, cfg * (cond.std(1) / cfg.std(1))[:, None], rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(mixed, 0.7 * full + 0.3 * cfg, rtol=1e-3, atol=1e-4)
@@ -56,7 +56,9 @@ def test_apg_damps_the_parallel_part_and_limits_the_norm(estimates):
     x, sigma, cond, uncond = estimates
 
     def update(eta, r):
-        guided = guidance.adaptive_projected(COND, UNCOND, 5.0, eta, r, -0.5)  # the first evaluation has no momentum
+        guided = guidance.adaptive_projected(
+            (UNCOND, COND), (5.0,), eta, r, -0.5
+        )  # the first evaluation has no momentum
         return (evaluate(guided, x, sigma) - cond) / 4
 
     whole, parallel = cond - uncond, cond * ((cond - uncond) * cond).sum(1, keepdims=True) / (cond**2).sum(1)[:, None]
@@ -73,7 +75,7 @@ def test_apg_damps_the_parallel_part_and_limits_the_norm(estimates):
 def test_apg_sums_the_updates_with_momentum():
     """Of Gaussians with equal deviation, the estimates differ by (1 - c) (m_cond - m_uncond) wherever x is."""
     x0, beta, std = jnp.full((1, 1, 1, 1), 3.0), -0.5, 0.6
-    guided = guidance.adaptive_projected(gaussian(1.0, std), gaussian(-1.0, std), 4.0, 1.0, 0.0, beta)
+    guided = guidance.adaptive_projected((gaussian(-1.0, std), gaussian(1.0, std)), (4.0,), 1.0, 0.0, beta)
     shrink = std**2 / (std**2 + SIGMAS[:-1].astype(float) ** 2)
     x = 3.0
     for k, (sigma, following) in enumerate(zip(SIGMAS[:-1], SIGMAS[1:], strict=True)):
@@ -105,7 +107,7 @@ def test_evaluations_outside_the_interval_leave_the_memory():
 
 def cfg_with(scale_at):
     """cfg with a scale that depends on sigma."""
-    return lambda x, sigma: guidance.classifier_free(COND, UNCOND, scale_at(sigma))(x, sigma)
+    return lambda x, sigma: guidance.classifier_free((UNCOND, COND), (scale_at(sigma),))(x, sigma)
 
 
 def test_a_ddim_step_of_cfgpp_is_one_of_cfg_at_a_larger_scale():
@@ -114,7 +116,7 @@ def test_a_ddim_step_of_cfgpp_is_one_of_cfg_at_a_larger_scale():
     q, x = sigmas[1] / sigmas[0], 20 * jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     run = jax.jit(lambda guided, x: samplers.ddim(guided, x, sigmas, keys_for(x)), static_argnums=0)
     found = {
-        (scale, renoise): run(guidance.cfg_plus_plus(COND, UNCOND, scale, renoise), x)
+        (scale, renoise): run(guidance.cfg_plus_plus((UNCOND, COND), (scale,), renoise), x)
         for scale, renoise in ((1.6, 1.0), (1.6 - q, 0.0), (0.6, 0.0))
     }
     for (scale, renoise), images in found.items():
@@ -136,12 +138,42 @@ def test_cfgpp_adds_the_guidance_to_the_unconditional_flow(name):
     std, mean, scale, sigmas = 0.5, 0.1, 0.3, np.append(np.geomspace(10, 0.01, 300), 0.0)
     count = 4096 if name == "ancestral" else 1
     x = jnp.full((count, 1, 1, 1), 5.0)
-    guided = guidance.cfg_plus_plus(gaussian(mean, std), gaussian(0.0, std), scale, 0.0)
+    guided = guidance.cfg_plus_plus((gaussian(0.0, std), gaussian(mean, std)), (scale,), 0.0)
     found = samplers.SAMPLERS[name](guided, x, sigmas, keys_for(x)).mean()
     shrink = (std**2 / (std**2 + sigmas**2)) ** (1 if name == "ancestral" else 0.5)
     added = scale * mean * (sigmas**2 / (std**2 + sigmas**2))[:-1] @ shrink[1:]
     assert added > 0.5
     np.testing.assert_allclose(found, 5 * shrink[0] + added, rtol=0.03)
+
+
+def test_a_scale_for_each_group_of_inputs(estimates):
+    """`D_0 + s_1 (D_1 - D_0) + s_2 (D_2 - D_1)`, as one group where the scales are equal, for every kind."""
+    x, sigma, cond, uncond = estimates
+    middle = np.asarray(HALFWAY(x, sigma), np.float64).reshape(3, -1)
+    chain = (UNCOND, HALFWAY, COND)
+    found = evaluate(guidance.classifier_free(chain, (3.0, 0.5)), x, sigma)
+    np.testing.assert_allclose(found, uncond + 3 * (middle - uncond) + 0.5 * (cond - middle), atol=1e-4)
+    rows = evaluate(guidance.classifier_free(chain, jnp.array([[3.0, 0.0, 1.0], [0.5, 2.0, 1.0]])), x, sigma)
+    np.testing.assert_allclose(rows[0], found[0], atol=1e-4)
+    np.testing.assert_allclose(rows[2], cond[2], atol=1e-4)
+    linear = NUMBERS | {"apg_eta": 1.0, "apg_r": 0.0}  # the parts of apg's update add up only without the limit
+    for kind in guidance.KINDS:
+        both = evaluate(guidance.guide(kind, chain, (4.0, 4.0), linear), x, sigma)
+        one = evaluate(guidance.guide(kind, (UNCOND, COND), (4.0,), linear), x, sigma)
+        np.testing.assert_allclose(both, one, rtol=1e-4, atol=2e-4, err_msg=kind)
+        first = evaluate(guidance.guide(kind, chain, (1.0, 0.0), NUMBERS), x, sigma)
+        np.testing.assert_allclose(first, middle, atol=1e-4, err_msg=kind)
+    largest = evaluate(guidance.rescaled(chain, (3.0, 0.5), 1.0), x, sigma)
+    np.testing.assert_allclose(largest.std(1), cond.std(1), rtol=1e-4)
+
+
+def test_sampling_without_guidance_leaves_out_the_groups_of_scale_zero(estimates):
+    x, sigma, cond, uncond = estimates
+    middle = np.asarray(HALFWAY(x, sigma), np.float64).reshape(3, -1)
+    expected = {(2, 3): cond, (0.5, 4): cond, (3, 0): middle, (0, 0): uncond, (0, 2): uncond + cond - middle}
+    for scales, estimate in expected.items():
+        found = guidance.unguided((UNCOND, HALFWAY, COND), scales, jnp.asarray(0 in scales))(x, sigma)
+        np.testing.assert_allclose(np.asarray(found).reshape(3, -1), estimate, atol=1e-4, err_msg=str(scales))
 
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
@@ -160,7 +192,7 @@ def test_scale_zero_is_unconditional_and_one_conditional_for_every_kind(name):
     def program(scales, numbers):
         found = {}
         for kind in guidance.KINDS:
-            guided = lambda scale, kind=kind: guidance.guide(kind, COND, UNCOND, scale, numbers)  # noqa: E731
+            guided = lambda scale, kind=kind: guidance.guide(kind, (UNCOND, COND), (scale,), numbers)  # noqa: E731
             inside = lambda scale, g=guided: guidance.guidance_interval((0.5, 5.0), g(scale), COND)  # noqa: E731
             found[kind] = jax.vmap(lambda scale, g=guided: sample(g(scale)))(scales)
             found[f"{kind} in an interval"] = jax.vmap(lambda scale, i=inside: sample(i(scale)))(scales)

@@ -81,6 +81,21 @@ def test_numbers_are_swept_like_scales(trained, people):
         sampler(*people, scales, 7, numbers={"steps": 9})
 
 
+def test_groups_of_inputs_have_their_own_scale(trained, people, one_chunk):
+    """Equal scales are those of one group, a scale of 0 leaves a group out, and the order of the groups matters."""
+    sampler, groups = one_chunk[0], (("mel",), ("age", "gender"))
+    images = sampler(*people, ((2, 2), (2, 0), (0, 2)), 7, groups=groups).astype(int)
+    whole = sampler(*people, ((2, 2),), 7).astype(int)
+    assert np.abs(images[0] - whole[0]).max() <= 1
+    assert compilations(lambda: sampler(*people, ((1, 3), (0.5, 0.1), (4, 0)), 7, groups=groups)) == 0
+    voice = sampler(*people, ((2, 2),), 7, without=("age", "gender")).astype(int)
+    assert np.abs(images[1] - voice[0]).max() <= 1
+    alone = sampler(*people, ((2,),), 7, groups=groups[:1]).astype(int)  # inputs in no group are masked
+    assert np.abs(alone[0] - voice[0]).max() <= 1
+    reverse = sampler(*people, ((0, 2),), 7, groups=groups[::-1]).astype(int)
+    assert np.abs(reverse[0] - images[1]).mean() > 0.01
+
+
 def test_samples_differ_and_the_first_equals_a_single_sample(trained, people, one_chunk):
     images = one_chunk[1].astype(int)
     assert np.abs(images[:, :, 0] - images[:, :, 1]).mean() > 0.1
@@ -100,11 +115,11 @@ def test_noise_does_not_depend_on_order_or_count(one_chunk):
 
 
 def test_chunks_shrink_to_fit_the_memory(trained, people, one_chunk):
-    ((chunk, program),) = one_chunk[0]._programs[2, ()].items()
+    ((chunk, program),) = one_chunk[0]._programs[2, (), ()].items()
     need = program.memory_analysis().temp_size_in_bytes
     small = Sampler(trained, chunk=10, memory=0.6 * need / 1e9)
     images = small(*people, SCALES, 7, samples=2)
-    ((fewer, smaller),) = small._programs[2, ()].items()
+    ((fewer, smaller),) = small._programs[2, (), ()].items()
     assert 1 <= fewer < chunk == 10
     assert smaller.memory_analysis().temp_size_in_bytes <= 0.6 * need
     assert np.abs(images.astype(int) - one_chunk[1].astype(int)).max() <= 1
@@ -116,9 +131,9 @@ def test_small_first_call_does_not_limit_later_chunks(trained, people):
     batch, numbers = people
     first = {key: value[:1] for key, value in batch.items()}
     one = sampler(first, numbers[:1], SCALES[1:], 7)
-    assert list(sampler._programs[1, ()]) == [1]
+    assert list(sampler._programs[1, (), ()]) == [1]
     five = sampler(batch, numbers, SCALES[1:], 7)
-    assert list(sampler._programs[1, ()]) == [1, 4]
+    assert list(sampler._programs[1, (), ()]) == [1, 4]
     assert np.abs(five[:, :1].astype(int) - one.astype(int)).max() <= 1
     three = {key: value[:3] for key, value in batch.items()}
     assert compilations(lambda: sampler(three, numbers[:3], SCALES[1:], 7)) == 0
