@@ -21,7 +21,7 @@ from slf_common import cli
 from slf_common.files import write_atomically
 from slf_jax.cascade.settings import SampleSettings, sample_settings
 from slf_jax.evaluation import metrics, protocol, scorers
-from slf_jax.evaluation.embedders import make_embedder
+from slf_jax.evaluation.embedders import EMBEDDERS, choose_embedder
 from slf_jax.evaluation.protocol import FaceScorer, Scores
 from slf_jax.inference import arguments
 from slf_jax.inference.people import person_number
@@ -35,14 +35,14 @@ MIDDLE = {"guidance_interval": ((0.2, 2.0), (0.2, 2.0))}  # not at the highest n
 ALL = {"guidance_interval": ((), ())}
 KINDS: dict[str, dict[str, Any]] = {
     "cfg": {"guidance": "cfg", **ALL},
-    "rescaled": {"guidance": "rescaled", **ALL},
+    "rescaled": {"guidance": "rescaled", "rescaled_phi": 0.7, **ALL},
     "apg": {"guidance": "apg", **ALL},
     "cfgpp": {"guidance": "cfgpp", **ALL},
     "interval": {"guidance": "cfg", **MIDDLE},
-    "rescaled-interval": {"guidance": "rescaled", **MIDDLE},
+    "rescaled-interval": {"guidance": "rescaled", "rescaled_phi": 1.0, **MIDDLE},
     "apg-interval": {"guidance": "apg", **MIDDLE},
 }
-COLUMNS = {"psnr": "PSNR", "ssim": "SSIM", "r@1": "R@1 %", "r@10": "R@10 %", "clipped": "clipped %"}
+COLUMNS = {"psnr": "PSNR", "ssim": "SSIM", "r@1": "R@1 %", "r@10": "R@10 %", "auc": "AUC %", "clipped": "clipped %"}
 
 
 def measure(
@@ -53,7 +53,10 @@ def measure(
     numbers = np.array([person_number(clip_id) for clip_id in people.ids])
     for name, settings in tqdm(kinds.items(), unit="kind"):
         sampler = Sampler(trained, settings=settings, chunk=args.chunk, memory=args.memory)
-        images = sampler(people.probe, numbers, args.scales, args.seed, samples=args.samples, progress=name)
+        images = sampler(
+            people.probe, numbers, args.scales, args.seed, samples=args.samples, progress=name,
+            use_thumbnail=not args.no_thumbnail, without=args.without,
+        )  # fmt: skip
         found[name] = {format_scale(scale): scorer.score(each) for scale, each in zip(args.scales, images, strict=True)}
     return found
 
@@ -62,6 +65,7 @@ def row(scores: Scores, people: protocol.EvaluationSet) -> dict[str, float]:
     """The figures of one kind at one scale."""
     found = protocol.summary(scores, people)
     rates = {name: found[name]["rate"] for name in ("r@1", "r@10")}
+    rates["auc"] = found["identity"]["verification"]["auc"]["rate"]
     means = {name: found[name]["mean"] for name in ("psnr", "ssim", "clipped")}
     return {**rates, **means}
 
@@ -143,16 +147,20 @@ def main() -> None:
     arguments.add_arguments(parser)
     parser.set_defaults(split="validation")
     parser.add_argument("--scales", default="0,1,2,3,4,6,8,10", help="guidance scales (default: 0,1,2,3,4,6,8,10)")
+    parser.add_argument("--no-thumbnail", action="store_true", help="start from noise, without a thumbnail")
+    parser.add_argument(
+        "--embedder", default="auto", choices=("auto", *EMBEDDERS), help="what compares faces (default: auto)"
+    )
+    parser.add_argument("--same-clip", action="store_true", help="use the thumbnail's own clip in the gallery")
     parser.add_argument("--kinds", default=",".join(KINDS), help="comma-separated kinds (default: all)")
     args, trained = arguments.parse(parser, None, "guidance", "guidance.json", "guidance.png")
-    args.scales = parse_scales(args.scales)
+    args.scales, args.without = parse_scales(args.scales), arguments.parse_names(args.without)
     names = dict.fromkeys(("cfg", *arguments.parse_names(args.kinds, "--kinds")))
     settings = sample_settings(trained.meta.config)
     kinds = {name: dataclasses.replace(settings, **KINDS[name]) for name in names}
-    clips = arguments.open_clips(trained, args, ())
-    train = Clips(clips.directory, "train")
-    embedder = make_embedder("eigenfaces", "", "", train)
-    people = protocol.choose(clips)
+    clips = arguments.open_clips(trained, args, args.without)
+    people = protocol.choose(clips, same_clip=args.same_clip)
+    embedder = choose_embedder(args.embedder, "", "", Clips(clips.directory, "train"), people.faces)
     scorer = FaceScorer(people, embedder, scorers.gallery_folder(args.workdir, args.out) / args.split)
     scores = measure(trained, scorer, kinds, args)
     rows = {name: {scale: row(each, people) for scale, each in scales.items()} for name, scales in scores.items()}

@@ -17,16 +17,16 @@ from slf_jax.evaluation import embedders, field, protocol, report, scorers, tabl
 from slf_jax.evaluation.features import NoNetwork
 from slf_jax.evaluation.protocol import FaceScorer
 from slf_jax.evaluation.systems import EvaluatedSystem, evaluate_system
-from slf_jax.inference import arguments
+from slf_jax.inference import arguments, groups
 from slf_jax.inference.sampler import Sampler
-from slf_jax.inference.scales import parse_scales
 from slf_jax.inference.trained import Trained
 from tfrecords.reader import Absent, Clips
 
 
 def evaluate(trained: Trained, args: argparse.Namespace) -> str:
     """Samples and scores the people of a split and writes the report to `args.out`; returns a summary as text."""
-    scales, without = parse_scales(args.scales), arguments.parse_names(args.without)
+    without = arguments.parse_names(args.without)
+    scales = groups.parse(args.scales, trained, trained.system.without(without).inputs)
     if args.protocol:
         field.apply(args)
     if args.people < 0:
@@ -84,13 +84,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         [
             "python -m slf_jax.evaluate --workdir runs/demo --scales 0,1,2,4",
             "python -m slf_jax.evaluate --workdir runs/vox2 --data data/slf118 --scales 0,2,4,8 --embedder arcface",
+            "python -m slf_jax.evaluate --workdir runs/demo --scales voice=0:2:4,attributes=0:1:2",
             "python -m slf_jax.evaluate --workdir runs/vox2 --protocol slf                    # as in the paper",
             "python -m slf_jax.evaluate --workdir runs/demo --no-thumbnail --samples 4        # generation from voice",
         ],
     )
     arguments.add_arguments(parser)
     parser.add_argument(
-        "--scales", default="1", help="guidance scales; one of several is chosen on validation people (default: 1)"
+        "--scales",
+        default="1",
+        help="guidance scales, of which one is chosen on validation people; voice=0:2:4,attributes=0:1 gives each of "
+        "two groups of inputs its own (default: 1)",
     )
     parser.add_argument("--people", type=int, default=0, help="number of speakers (default: all)")
     parser.add_argument("--no-thumbnail", action="store_true", help="start from noise, without a thumbnail")

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 
 from slf_common import cli
 from slf_common.errors import UserError
 from slf_common.files import write_atomically
 from slf_jax.evaluation.sweep import sweep, table
-from slf_jax.inference import arguments
+from slf_jax.inference import arguments, groups
 from slf_jax.inference.sampler import Sampler
-from slf_jax.inference.scales import parse_scales
+from slf_jax.inference.scales import Scales
 from slf_jax.plots import grids
 
-GRID_ROWS = 8
+GRID_ROWS, GRID_PEOPLE = 8, 4
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,17 +34,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             "python -m slf_jax.sweep --workdir runs/demo --scales 0,2,4:1 --samples 4 --without mel",
             "python -m slf_jax.sweep --workdir runs/vox2 --scales 0,2,4,6,8 --split validation --people 118 --chunk 32",
             "python -m slf_jax.sweep --workdir runs/demo --scales 1,2 --config.sample.sampler=heun --out heun",
+            "python -m slf_jax.sweep --workdir runs/demo --scales voice=0:2:4,attributes=0:1:2 --out two_scales",
         ],
     )
     arguments.add_arguments(parser)
     parser.add_argument(
         "--scales",
         required=True,
-        help="comma-separated guidance scales; 0 ignores the conditions; 4:1 is 4 in base and 1 in upsampler",
+        help="comma-separated guidance scales; 0 ignores the conditions; 4:1 is 4 in base and 1 in upsampler; "
+        "voice=0:2:4,attributes=0:1 sweeps a scale for each of two groups of inputs (voice, attributes, or inputs "
+        "joined by +), the second one on top of the first",
     )
     parser.add_argument("--people", type=int, default=64, help="number of speakers (default: 64)")
     args, trained = arguments.parse(parser, argv, "sweep", "grid.png", "metrics.json")
-    scales, without = parse_scales(args.scales), arguments.parse_names(args.without)
+    without = arguments.parse_names(args.without)
+    scales = groups.parse(args.scales, trained, trained.system.without(without).inputs)
     if args.people < 1:
         raise UserError(f"--people {args.people}: give at least 1")
     clips = arguments.open_clips(trained, args, without)
@@ -51,10 +58,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     report = {"data": str(clips.directory), "split": args.split, "without": without, **report}
     grid, figures = args.out / "grid.png", args.out / "metrics.json"
-    grids.image_grid({name: images[:GRID_ROWS] for name, images in columns.items()}, grid)
+    if scales.groups:
+        write_scale_grid(columns, scales, args.samples, grid)
+    else:
+        grids.image_grid({name: images[:GRID_ROWS] for name, images in columns.items()}, grid)
     write_atomically(figures, json.dumps(report, indent=2).encode())
     print(f"{report['people']} people of split {args.split!r}, {args.samples} sample(s) of each, seed {args.seed}")
     print(f"{table(report)}\n{grid}\n{figures}")
+
+
+def write_scale_grid(columns: dict[str, np.ndarray], scales: Scales, samples: int, path: Path) -> None:
+    """Draws the first people with the scales of the first group down and those of the second across.
+
+    `columns`: as `evaluation.sweep.sweep` returns them; of several samples, the first one is drawn.
+    """
+    shown = {name: images[::samples][:GRID_PEOPLE] for name, images in columns.items()}
+    thumbnails, *faces, real = shown.values()
+    down, *across = scales.axes()
+    # [down, across, people, 128, 128, 3]
+    table = np.stack(faces).reshape(len(down), -1, *faces[0].shape)
+    names = [f"{scales.names[-1]} {scale:g}" for scale in across[0]] if across else [scales.names[0]]
+    rows = [f"{scales.names[0]} {scale:g}" for scale in down]
+    people = range(len(real))
+    parts = {"8x8 thumbnail": np.repeat(thumbnails, len(down), 0)}
+    parts |= {name: np.concatenate([table[:, i, p] for p in people]) for i, name in enumerate(names)}
+    grids.image_grid({**parts, "real": np.repeat(real, len(down), 0)}, path, rows * len(real))
 
 
 if __name__ == "__main__":

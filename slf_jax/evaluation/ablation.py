@@ -20,7 +20,7 @@ from slf_jax.evaluation.protocol import FaceScorer
 from slf_jax.evaluation.settings import check_config
 from slf_jax.evaluation.systems import EvaluatedSystem, choose_scale
 from slf_jax.inference.sampler import Sampler
-from slf_jax.inference.scales import Scale, format_scale
+from slf_jax.inference.scales import Scales
 from slf_jax.inference.trained import load
 from slf_jax.plots import curves, grids
 from slf_jax.training.loop import train
@@ -46,8 +46,8 @@ class Ablation:
         return local_path(self.config.workdir)
 
     @property
-    def scales(self) -> tuple[Scale, ...]:
-        return tuple((scale, scale) for scale in self.settings.scales)
+    def scales(self) -> Scales:
+        return Scales([(scale, scale) for scale in self.settings.scales])
 
 
 def ablate(config: ml_collections.ConfigDict) -> dict | None:
@@ -152,25 +152,25 @@ def _load_or_measure(ablation: Ablation, name: str, mode: str, subject: Evaluate
 
 def _measure(ablation: Ablation, subject: EvaluatedSystem, what: str) -> dict:
     """Sweeps and scores one system, only at scale 0 if it has no inputs; `what` names it in progress bars and files."""
-    scorer, scales = ablation.scorer, ablation.scales if subject.inputs else ((0.0, 0.0),)
+    scorer, scales = ablation.scorer, ablation.scales if subject.inputs else Scales([(0.0, 0.0)])
     chosen, weighted = 0, None
     if ablation.validation and len(scales) > 1:
         chosen, weighted = choose_scale(subject, scales, ablation.validation)
     images = subject.draw(scorer.people, scales, what)
     scores = {
-        format_scale(s): scorer.score(each, f"{what}, scale {format_scale(s)}")
-        for s, each in zip(scales, images, strict=True)
+        scales.key(point): scorer.score(each, f"{what}, {scales.label(point)}")
+        for point, each in zip(scales.points, images, strict=True)
     }
     real = scorer.people.probe["face"][:SHOWN]
     columns = {"8x8 thumbnail": downscale(real)} if subject.use_thumbnail else {}
-    columns |= {f"scale {format_scale(s)}": faces[:SHOWN, 0] for s, faces in zip(scales, images, strict=True)}
+    columns |= {scales.label(point): faces[:SHOWN, 0] for point, faces in zip(scales.points, images, strict=True)}
     path = ablation.workdir / "scales" / f"{what.replace(' ', '_')}.png"
     grids.image_grid({**columns, "real": real}, path)
     summaries = {scale: protocol.summary(each, scorer.people) for scale, each in scores.items()}
     return {
         "inputs": list(subject.inputs),
         "scales": summaries,
-        "chosen": format_scale(scales[chosen]),
+        "chosen": scales.key(scales.points[chosen]),
         "validation_weighted_recall": weighted,
         "best_on_test": max(summaries, key=lambda scale: summaries[scale]["r@1"]["rate"]),
         "hits": {

@@ -11,6 +11,7 @@ import numpy as np
 from slf_common.files import write_atomically
 from slf_jax.cascade.images import downscale
 from slf_jax.evaluation import metrics, protocol, tables
+from slf_jax.evaluation.features import ATTRIBUTES
 from slf_jax.evaluation.protocol import FaceScorer, Scores
 from slf_jax.plots import curves, grids, matrix
 
@@ -28,11 +29,27 @@ def write(
     shown = [results["chosen"], *results["masked"], *results["controls"]]
     recalls = {name: [metrics.recall(scores[name].rank, k) for k in range(1, size + 1)] for name in shown}
     curves.rank_curves(recalls, len(scorer.gallery), out / "rank_curve.png")
-    if len(results["systems"]) > 1:
+    if results["axes"]:
+        _draw_scales(results, out / "scales.png")
+    elif len(results["systems"]) > 1:
         curves.recall_by_scale({results["subject"]: results["systems"]}, out / "scales.png")
     matrix.confusions(protocol.confusions(chosen, scorer.people), out / "confusion.png")
     write_atomically(out / "results.json", json.dumps(results, indent=2).encode())
     write_atomically(out / "report.md", tables.markdown(results).encode())
+
+
+def _draw_scales(results: Mapping, path: Path) -> None:
+    """Draws recall, fidelity and agreement of attributes over the scales of one or two groups of inputs."""
+    rows = list(results["systems"].values())
+    tables = {
+        "R@1 (%)": [100 * row["r@1"]["rate"] for row in rows],
+        "R@10 (%)": [100 * row["r@10"]["rate"] for row in rows if "r@10" in row],
+        "PSNR (dB)": [row["psnr"]["mean"] for row in rows],
+    }
+    for name in ATTRIBUTES:
+        if all(row[name] for row in rows):
+            tables[f"{name} (%)"] = [100 * row[name]["rate"] for row in rows]
+    matrix.heat_maps({title: values for title, values in tables.items() if values}, results["axes"], path)
 
 
 def _draw_faces(images: np.ndarray, scorer: FaceScorer, scores: Scores, use_thumbnail: bool, path: Path) -> None:

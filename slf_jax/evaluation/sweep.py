@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from slf_jax.cascade.images import downscale
 from slf_jax.evaluation import controls, metrics
 from slf_jax.inference.people import choose_people, person_number
 from slf_jax.inference.sampler import Sampler
-from slf_jax.inference.scales import Scale, format_scale
+from slf_jax.inference.scales import Scales
 from slf_jax.inference.trained import Trained
 from tfrecords.reader import Absent, Clips, stack
 
@@ -19,22 +20,23 @@ CONTROL_SCALE = 2.0  # the control with another person's conditions is run at th
 
 
 def sweep(
-    trained: Trained, sampler: Sampler, clips: Clips, scales: Sequence[Scale], *, people: int, samples: int, seed: int,
+    trained: Trained, sampler: Sampler, clips: Clips, scales: Scales, *, people: int, samples: int, seed: int,
     without: Sequence[str] = (),
 ) -> tuple[dict, dict[str, np.ndarray]]:  # fmt: skip
     """Samples and measures the first clip of each of the first `people` speakers.
 
-    Returns the content of metrics.json, and the columns of the grid by name: uint8 images [people x samples, h, w, 3].
+    Returns the content of metrics.json, and images by name, uint8 [people x samples, h, w, 3]: the thumbnail, one for
+    each scale, and the real face.
     """
     chosen = choose_people(clips, people)
     batch, numbers = stack(chosen), np.array([person_number(clip["clip_id"]) for clip in chosen])
     progress = f"{len(scales)} scales x {len(chosen)} people x {samples}"
-    images = sampler(batch, numbers, scales, seed, samples=samples, without=without, progress=progress)
+    sample = functools.partial(sampler, samples=samples, without=without, groups=scales.groups)
+    images = sample(batch, numbers, scales.points, seed, progress=progress)
     # Each person's own thumbnail and noise with another person's voice and attributes.
-    at = min(range(len(scales)), key=lambda i: abs(scales[i][0] - CONTROL_SCALE))
+    nearest = min(scales.points, key=lambda point: sum(abs(scale - CONTROL_SCALE) for scale in point))
     others = controls.swap_people(batch, [key for key in batch if key != "face"])
-    progress = "control: another person's conditions"
-    swapped = sampler(others, numbers, scales[at : at + 1], seed, samples=samples, without=without, progress=progress)
+    swapped = sample(others, numbers, [nearest], seed, progress="control: another person's conditions")
     real = batch["face"]
     references = {"bicubic": controls.bicubic(real)}
     with contextlib.suppress(Absent):  # the training data may have been moved
@@ -46,15 +48,15 @@ def sweep(
         "seed": seed,
         "sampler": sampler.settings.to_json(),
         "checkpoints": trained.digests,
-        "scales": {format_scale(s): metrics.fidelity(image, real) for s, image in zip(scales, images, strict=True)},
+        "scales": {scales.key(s): metrics.fidelity(i, real) for s, i in zip(scales.points, images, strict=True)},
         "controls": {
-            "other_persons_conditions": {"scale": format_scale(scales[at]), **metrics.fidelity(swapped[0], real)},
+            "other_persons_conditions": {"scale": scales.key(nearest), **metrics.fidelity(swapped[0], real)},
             **{name: metrics.fidelity(image[:, None], real) for name, image in references.items()},
         },
     }
     by_scale = {
-        f"scale {format_scale(scale)}": image.reshape(-1, *image.shape[2:])
-        for scale, image in zip(scales, images, strict=True)
+        scales.label(point): image.reshape(-1, *image.shape[2:])
+        for point, image in zip(scales.points, images, strict=True)
     }
     thumbnails, reals = (np.repeat(column, samples, 0) for column in (downscale(real), real))
     return report, {"8x8 thumbnail": thumbnails, **by_scale, "real": reals}

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from slf_jax.evaluation import controls, identity_head, metrics, protocol
 from slf_jax.evaluation.protocol import EvaluationSet, FaceScorer, Scores
+from slf_jax.inference.groups import named_groups
 from slf_jax.inference.people import person_number
 from slf_jax.inference.sampler import Sampler
-from slf_jax.inference.scales import Scale, format_scale
+from slf_jax.inference.scales import Scales
 from slf_jax.inference.trained import Trained
 from slf_jax.streams import generator
 from tfrecords.reader import Clips
-from tfrecords.schema import CONTINUOUS, EMBEDDING
+from tfrecords.schema import EMBEDDING
 
 RANDOM_ORDERS = 1000  # simulated random orders of the gallery
 
@@ -36,42 +37,43 @@ class EvaluatedSystem:
         """The inputs that it uses."""
         return self.trained.system.without(self.without).inputs
 
-    def draw(
-        self, people: EvaluationSet, scales: Sequence[Scale], progress: str, probe: Mapping | None = None
-    ) -> np.ndarray:
+    def draw(self, people: EvaluationSet, scales: Scales, progress: str, probe: Mapping | None = None) -> np.ndarray:
         """Samples faces [S, P, samples, 128, 128, 3] of the people; `probe`: other records to use with their noise."""
         numbers = np.array([person_number(clip_id) for clip_id in people.ids])
         return self.sampler(
-            people.probe if probe is None else probe, numbers, scales, self.seed, samples=self.samples,
-            use_thumbnail=self.use_thumbnail, without=self.without, progress=progress,
+            people.probe if probe is None else probe, numbers, scales.points, self.seed, samples=self.samples,
+            use_thumbnail=self.use_thumbnail, without=self.without, groups=scales.groups, progress=progress,
         )  # fmt: skip
 
 
 def input_groups(subject: EvaluatedSystem) -> dict[str, tuple[str, ...]]:
     """The constituents in each of the paper's groups of inputs that this system uses; none in the group "thumbnail"."""
     kinds = {part.name: part.kind for part in subject.trained.meta.schema.constituents}
+    named = named_groups(subject.trained, subject.inputs)
     groups = {
-        "audio": tuple(name for name in subject.inputs if kinds.get(name) in (EMBEDDING, CONTINUOUS)),
+        "audio": named["voice"],
         "speaker embeddings": tuple(name for name in subject.inputs if kinds.get(name) == EMBEDDING),
-        "attributes": tuple(name for name in subject.inputs if name in ("language", "age", "gender", "ethnicity")),
+        "attributes": named["attributes"],
     }
     groups = {name: parts for name, parts in groups.items() if parts}
     return {**({"thumbnail": ()} if subject.use_thumbnail else {}), **groups}
 
 
-def choose_scale(subject: EvaluatedSystem, scales: Sequence[Scale], scorer: FaceScorer) -> tuple[int, dict]:
+def choose_scale(subject: EvaluatedSystem, scales: Scales, scorer: FaceScorer) -> tuple[int, dict]:
     """The index of the scale of highest weighted recall on the scorer's people, and the weighted recall of each."""
     images = subject.draw(scorer.people, scales, f"validation: {len(scales)} scales x {len(scorer.people)} people")
     weighted = [
         metrics.weighted_recall(protocol.recalls(protocol.summary(scorer.score(each), scorer.people)))
         for each in images
     ]
-    return int(np.argmax(weighted)), {format_scale(scale): each for scale, each in zip(scales, weighted, strict=True)}
+    return int(np.argmax(weighted)), {
+        scales.key(point): each for point, each in zip(scales.points, weighted, strict=True)
+    }
 
 
 def evaluate_system(
     subject: EvaluatedSystem,
-    scales: Sequence[Scale],
+    scales: Scales,
     scorer: FaceScorer,
     validation: FaceScorer | None,
     train: Clips | None,
@@ -86,12 +88,12 @@ def evaluate_system(
         chosen, weighted = choose_scale(subject, scales, validation)
     images = subject.draw(people, scales, f"{len(scales)} scales x {len(people)} people x {subject.samples}")
     systems = {
-        f"scale {format_scale(s)}": scorer.score(i, f"scale {format_scale(s)}")
-        for s, i in zip(scales, images, strict=True)
+        scales.label(point): scorer.score(each, scales.label(point))
+        for point, each in zip(scales.points, images, strict=True)
     }
-    name, scale = f"scale {format_scale(scales[chosen])}", scales[chosen]
+    name, scale = scales.label(scales.points[chosen]), dataclasses.replace(scales, points=[scales.points[chosen]])
     masked = {
-        f"without {group}": scorer.score(changed.draw(people, [scale], f"without {group}")[0])
+        f"without {group}": scorer.score(changed.draw(people, scale, f"without {group}")[0])
         for group, changed in _masked(subject).items()
     }
     compared = _swapped(subject, scale, scorer) | _controls(subject, scorer, train)
@@ -105,6 +107,7 @@ def evaluate_system(
         "chosen_by": "validation people" if weighted else "the first scale given",
         "validation_weighted_recall": weighted,
         "systems": {each: summaries[each] for each in systems},
+        "axes": dict(zip(scales.names, scales.axes(), strict=True)),
         "best_on_test": max(systems, key=lambda each: summaries[each]["r@1"]["rate"]) if len(scales) > 1 else None,
         "masked": {each: summaries[each] for each in masked},
         "controls": {each: summaries[each] for each in compared},
@@ -137,13 +140,13 @@ def _head_inputs(subject: EvaluatedSystem) -> dict[str, tuple[str, ...]]:
     return systems | ({"voice alone": (*subject.without, *others)} if audio and others else {})
 
 
-def _swapped(subject: EvaluatedSystem, scale: Scale, scorer: FaceScorer) -> dict[str, Scores]:
+def _swapped(subject: EvaluatedSystem, scale: Scales, scorer: FaceScorer) -> dict[str, Scores]:
     """Scores of each person's thumbnail and noise with another person's voice, and with all of their conditions."""
     groups, scores = input_groups(subject), {}
     for what, parts in {"voice": groups.get("audio", ()), "voice and attributes": subject.inputs}.items():
         if parts:
             probe = controls.swap_people(scorer.people.probe, parts)
-            drawn = subject.draw(scorer.people, [scale], f"another person's {what}", probe)[0]
+            drawn = subject.draw(scorer.people, scale, f"another person's {what}", probe)[0]
             scores[f"another person's {what}"] = scorer.score(drawn)
     return scores
 

@@ -19,7 +19,6 @@ from slf_jax.cascade.settings import SampleSettings, sample_settings
 from slf_jax.cascade.sizes import SIZES, STAGES
 from slf_jax.cascade.system import person_noise
 from slf_jax.diffusion.guidance import area_average
-from slf_jax.inference.scales import Scale
 from slf_jax.inference.trained import Trained
 
 Groups = tuple[tuple[str, ...], ...]  # the constituents of each group of inputs with its own guidance scale
@@ -70,7 +69,7 @@ class Sampler:
         return to_uint8(images)
 
     def __call__(
-        self, clips: Mapping[str, np.ndarray], people: np.ndarray, scales: Sequence[Scale], seed: int, *,
+        self, clips: Mapping[str, np.ndarray], people: np.ndarray, scales: Sequence[tuple[float, ...]], seed: int, *,
         samples: int = 1, use_thumbnail: bool = True, without: Sequence[str] = (), progress: str = "",
         groups: Groups = (), numbers: Mapping[str, float | Sequence[float]] | None = None,
     ) -> np.ndarray:  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -10,26 +11,65 @@ from slf_common.errors import UserError
 Scale = tuple[float, float]  # of base and upsampler
 
 
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """The guidance scales of a sweep.
+
+    Attributes:
+      points: pairs of base and upsampler; with groups, a scale for each group.
+      groups: the constituents of each group of inputs with its own scale, in the order in which guidance adds them;
+        (): all inputs are one group.
+      names: of the groups.
+    """
+
+    points: Sequence[tuple[float, ...]]
+    groups: tuple[tuple[str, ...], ...] = ()
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def key(self, point: Sequence[float]) -> str:
+        """Formats a point as `2.5`, `4:1` or `voice 2, attributes 1`."""
+        if not self.names:
+            return format_scale((point[0], point[1]))
+        return ", ".join(f"{name} {scale:g}" for name, scale in zip(self.names, point, strict=True))
+
+    def label(self, point: Sequence[float]) -> str:
+        """Like `key`, as in `scale 2.5`."""
+        return self.key(point) if self.names else f"scale {self.key(point)}"
+
+    def axes(self) -> tuple[tuple[float, ...], ...]:
+        """The different scales of each group; the points are all their combinations, the last group's fastest."""
+        return tuple(tuple(dict.fromkeys(column)) for column in zip(*self.points, strict=True)) if self.groups else ()
+
+
 def parse_scales(text: str, flag: str = "--scales") -> tuple[Scale, ...]:
     """Parses `"0,2.5,4:1"` to pairs; a single number applies to both stages.
 
     Raises `UserError` if the list is empty, or a scale is negative, not a number, or given twice (results are stored
     by formatted scale).
     """
-    try:
-        # + 0.0 turns -0 into 0.
-        scales = [tuple(float(number) + 0.0 for number in part.split(":")) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise UserError(f"{flag} {text!r}: give comma-separated numbers, as in {flag} 0,1,2,4") from None
+    parts = [part.split(":") for part in text.split(",") if part.strip()]
+    scales = [tuple(parse_scale(number, f"{flag} {text}") for number in part) for part in parts]
     if not scales:
         raise UserError(f"{flag} is empty; give at least one, as in {flag} 0,1,2,4")
     if any(len(scale) > 2 for scale in scales):
         raise UserError(f"{flag} {text}: a scale is one number, or BASE:UPSAMPLER as in 4:1")
-    if any(not math.isfinite(number) or number < 0 for scale in scales for number in scale):
-        raise UserError(f"{flag} {text}: a guidance scale is a finite number of at least 0")
     pairs = tuple((scale[0], scale[-1]) for scale in scales)
     check_distinct([format_scale(pair) for pair in pairs], f"{flag} {text}")
     return pairs
+
+
+def parse_scale(number: str, what: str) -> float:
+    """Parses one guidance scale. Raises `UserError` that begins with `what`, the flag and its value."""
+    try:
+        scale = float(number) + 0.0  # turns -0 into 0
+    except ValueError:
+        raise UserError(f"{what}: give comma-separated numbers, as in 0,1,2,4") from None
+    if not math.isfinite(scale) or scale < 0:
+        raise UserError(f"{what}: a guidance scale is a finite number of at least 0")
+    return scale
 
 
 def check_distinct(names: Sequence[str], what: str) -> None:

@@ -1,4 +1,4 @@
-"""Matrices: the 256x768 features of one clip, and confusion matrices."""
+"""Matrices: the 256x768 features of one clip, confusion matrices, and heat maps over two guidance scales."""
 
 from __future__ import annotations
 
@@ -53,6 +53,30 @@ def confusions(tables: Mapping[str, tuple[Sequence[str], np.ndarray]], path: Pat
         axes.set_xticks(range(len(names) + 1), [*names, "no face"], rotation=45, ha="right", fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set(title=kind, xlabel="estimated from the generated face", ylabel="true")
+    save_figure(figure, path)
+
+
+def heat_maps(tables: Mapping[str, Sequence[float]], axes: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Draws one heat map for each measure.
+
+    Args:
+      tables: values by title of the measure, for all combinations of `axes`, whose last one varies fastest.
+      axes: the values along each axis by its name: down, and across if there are two.
+    """
+    plt = import_pyplot()
+    (down, rows), *others = axes.items()
+    across, columns = others[0] if others else ("", [None])
+    size = (1.6 + 0.75 * len(columns)) * len(tables), 1.8 + 0.5 * len(rows)
+    figure, panels = plt.subplots(1, len(tables), figsize=size, layout="constrained", squeeze=False)
+    for panel, (title, values) in zip(panels[0], tables.items(), strict=True):
+        table = np.reshape(values, (len(rows), len(columns)))
+        picture = panel.imshow(table, cmap="viridis", aspect="auto")
+        for (row, column), value in np.ndenumerate(table):
+            ink = "white" if picture.norm(value) < 0.6 else "black"
+            panel.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink, fontsize=8)
+        panel.set(title=title, xlabel=f"scale of {across}" if across else "", ylabel=f"scale of {down}")
+        panel.set_xticks(range(len(columns)), [f"{x:g}" if across else "" for x in columns])
+        panel.set_yticks(range(len(rows)), [f"{y:g}" for y in rows])
     save_figure(figure, path)
 
 

@@ -14,6 +14,7 @@ from slf_jax import evaluate, sample
 from slf_jax.evaluation import protocol
 from slf_jax.evaluation.embedders import make_embedder
 from slf_jax.evaluation.systems import choose_scale
+from slf_jax.inference.scales import Scales
 from tfrecords.reader import Clips
 
 EIGENFACES = ("--embedder", "eigenfaces")
@@ -52,6 +53,20 @@ def test_results_record_provenance_and_intervals(evaluated):
     assert results["random"]["r@1"]["simulated"] == pytest.approx(1 / 6, abs=0.02)
 
 
+def test_two_scales_are_chosen_on_validation_people_and_drawn_as_heat_maps(run, evaluated, tmp_path):
+    flags = ("--scales", "mel=0:2,age+gender=0:2", "--out", str(tmp_path), *EIGENFACES)
+    evaluate.main(["--workdir", run.workdir, *flags])
+    results = json.loads((tmp_path / "results.json").read_text())
+    points = [f"mel {mel}, age+gender {other}" for mel in (0, 2) for other in (0, 2)]
+    assert list(results["systems"]) == points and results["axes"] == {"mel": [0, 2], "age+gender": [0, 2]}
+    assert results["chosen"] == max(points, key=results["validation_weighted_recall"].get)
+    one = json.loads((evaluated / "results.json").read_text())["systems"]
+    for scale in (0, 2):
+        both = results["systems"][f"mel {scale}, age+gender {scale}"]
+        assert both["psnr"]["mean"] == pytest.approx(one[f"scale {scale}"]["psnr"]["mean"], abs=0.01)
+    assert Image.open(tmp_path / "scales.png").width > 600
+
+
 def test_dataset_without_training_split_is_sampled_and_evaluated(run, evaluated, eval_only_dataset, tmp_path):
     """The SLF Evaluation Dataset, which only has a test split, could not be evaluated (fault 9)."""
     given = ["--workdir", run.workdir, "--data", str(eval_only_dataset)]
@@ -88,9 +103,9 @@ def test_best_scale_is_chosen_among_repeated_scales(dataset, tmp_path):
 
     class FakeSystem:  # returns the next person's face at scale 0, and the person's own at 8
         def draw(self, people, scales, progress):
-            return np.stack([real if scale[0] == 8 else np.roll(real, 1, 0) for scale in scales])[:, :, None]
+            return np.stack([real if scale[0] == 8 else np.roll(real, 1, 0) for scale in scales.points])[:, :, None]
 
-    chosen, weighted = choose_scale(FakeSystem(), ((0.0, 0.0), (0.0, 0.0), (8.0, 8.0)), scorer)
+    chosen, weighted = choose_scale(FakeSystem(), Scales(((0.0, 0.0), (0.0, 0.0), (8.0, 8.0))), scorer)
     assert chosen == 2 and weighted["8"] > weighted["0"]
 
 

@@ -27,6 +27,25 @@ def test_sweep_writes_its_grid_and_metrics(swept):
     assert width == 5 * 130 and height == 20 + 8 * 130
 
 
+def test_two_scales_are_swept_as_a_grid(run, swept, tmp_path):
+    """The first group goes down and the second one across; equal scales give the faces of a single scale."""
+    flags = ["--scales", "voice=0:2,attributes=0:1:2", "--people", "3", "--out", str(tmp_path)]
+    sweep.main(["--workdir", run.workdir, *flags])
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    names = [f"voice {voice}, attributes {attributes}" for voice in (0, 2) for attributes in (0, 1, 2)]
+    assert list(report["scales"]) == names
+    assert report["controls"]["other_persons_conditions"]["scale"] == "voice 2, attributes 2"
+    page = Image.open(tmp_path / "grid.png")
+    left = page.width - 5 * 130  # the rows' names
+    assert 0 < left < 130 and page.height == 20 + 6 * 130
+    single = Image.open(swept / "grid.png").convert("RGB")  # columns: thumbnail, 0, 1, 2.5:1, real
+    grid, single = np.asarray(page.convert("RGB"), int), np.asarray(single, int)
+    for row, column, scale in ((0, 0, 0), (2, 0, 0)):  # of the first and second person, at scale 0
+        ours = grid[20 + 130 * row :][:128, left + 130 * (1 + column) :][:, :128]
+        theirs = single[20 + 130 * row :][:128, 130 * (1 + scale) :][:, :128]
+        assert np.abs(ours - theirs).max() <= 1
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -42,6 +61,13 @@ def test_sweep_writes_its_grid_and_metrics(swept):
         (["--scales", "1", "--split", "tset"], "no clips in split 'tset'"),
         (["--scales", "1", "--config.sample.sampler=euler"], "sampler='euler': must be one of: ancestral, ddim"),
         (["--scales", "1", "--config.sample.steps=0"], "config.sample.steps=0: must be"),
+        (["--scales", "voice=0:2,1"], "1 names no group; give NAME=SCALE:SCALE"),
+        (["--scales", "tone=0:2"], "no group or input 'tone'; a group is voice, attributes, or inputs joined by"),
+        (["--scales", "attributes=1", "--without", "age,gender"], "no input in the group attributes; its inputs: mel"),
+        (["--scales", "voice=1,mel=2"], "mel is given twice"),
+        (["--scales", "voice=1:1"], "voice=1 is given twice"),
+        (["--scales", "voice=-1"], "--scales voice=-1: a guidance scale is a finite number of at least 0"),
+        (["--scales", "voice=1,age=1,gender=1"], "at most 2 groups"),
         (["--scales", "0,2,2.0"], "--scales 0,2,2.0: 2 is given twice"),
         (["--scales", "1", "--without", "mel,mel"], "--without mel,mel: mel is given twice"),
         (["--scales", "1", "--config.sample.rho", "0"], "config.sample.rho=0.0: must be"),
