@@ -1,9 +1,10 @@
 """Kinds of guidance compared by recall and fidelity: `python benchmarks/guidance.py --workdir runs/demo`.
 
 Samples the people of a split with each kind at each scale, from the same noise; prints a table, and writes it as JSON
-with a plot. Kinds are compared at matched recall rather than at matched scale, since scales mean different strengths:
-a kind is better where its curve of R@1 against PSNR lies further to the upper right. Choose on validation people (the
-default), then give `--split test --kinds cfg,CHOSEN --samples 3`: differences to cfg are paired over people.
+with a plot, and the first person's faces. Kinds are compared at matched recall rather than at matched scale, since
+scales mean different strengths: a kind is better where its curve of R@1 against PSNR lies further to the upper right.
+Choose on validation people (the default), then give `--split test --kinds cfg,CHOSEN --samples 3`: differences to cfg
+are paired over people.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from slf_jax.inference.people import person_number
 from slf_jax.inference.sampler import Sampler
 from slf_jax.inference.scales import format_scale, parse_scales
 from slf_jax.inference.trained import Trained
+from slf_jax.plots import grids
 from slf_jax.plots.pyplot import import_pyplot, save_figure
 from tfrecords.reader import Clips
 
@@ -42,14 +44,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "rescaled-interval": {"guidance": "rescaled", "rescaled_phi": 1.0, **MIDDLE},
     "apg-interval": {"guidance": "apg", **MIDDLE},
 }
+FILES = ("guidance.json", "guidance.png", "faces.png")
 COLUMNS = {"psnr": "PSNR", "ssim": "SSIM", "r@1": "R@1 %", "r@10": "R@10 %", "auc": "AUC %", "clipped": "clipped %"}
 
 
 def measure(
     trained: Trained, scorer: FaceScorer, kinds: Mapping[str, SampleSettings], args: Any
-) -> dict[str, dict[str, Scores]]:
-    """The scores of all people by kind and scale; each kind is one program for all scales."""
-    people, found = scorer.people, {}
+) -> tuple[dict[str, dict[str, Scores]], dict[str, np.ndarray]]:
+    """The scores of all people by kind and scale, and the first person's faces [S, 128, 128, 3] by kind.
+
+    Each kind is one program for all scales.
+    """
+    people, found, faces = scorer.people, {}, {}
     numbers = np.array([person_number(clip_id) for clip_id in people.ids])
     for name, settings in tqdm(kinds.items(), unit="kind"):
         sampler = Sampler(trained, settings=settings, chunk=args.chunk, memory=args.memory)
@@ -58,7 +64,8 @@ def measure(
             use_thumbnail=not args.no_thumbnail, without=args.without,
         )  # fmt: skip
         found[name] = {format_scale(scale): scorer.score(each) for scale, each in zip(args.scales, images, strict=True)}
-    return found
+        faces[name] = images[:, 0, 0]
+    return found, faces
 
 
 def row(scores: Scores, people: protocol.EvaluationSet) -> dict[str, float]:
@@ -153,16 +160,17 @@ def main() -> None:
     )
     parser.add_argument("--same-clip", action="store_true", help="use the thumbnail's own clip in the gallery")
     parser.add_argument("--kinds", default=",".join(KINDS), help="comma-separated kinds (default: all)")
-    args, trained = arguments.parse(parser, None, "guidance", "guidance.json", "guidance.png")
+    parser.add_argument("--people", type=int, default=0, help="number of speakers (default: all)")
+    args, trained = arguments.parse(parser, None, "guidance", *FILES)
     args.scales, args.without = parse_scales(args.scales), arguments.parse_names(args.without)
     names = dict.fromkeys(("cfg", *arguments.parse_names(args.kinds, "--kinds")))
     settings = sample_settings(trained.meta.config)
     kinds = {name: dataclasses.replace(settings, **KINDS[name]) for name in names}
     clips = arguments.open_clips(trained, args, args.without)
-    people = protocol.choose(clips, same_clip=args.same_clip)
+    people = protocol.choose(clips, args.people, same_clip=args.same_clip)
     embedder = choose_embedder(args.embedder, "", "", Clips(clips.directory, "train"), people.faces)
     scorer = FaceScorer(people, embedder, scorers.gallery_folder(args.workdir, args.out) / args.split)
-    scores = measure(trained, scorer, kinds, args)
+    scores, faces = measure(trained, scorer, kinds, args)
     rows = {name: {scale: row(each, people) for scale, each in scales.items()} for name, scales in scores.items()}
     compared = against_cfg(scores, rows)
     title = f"{len(people)} people of the {args.split} split, {args.samples} sample(s) of each, seed {args.seed}"
@@ -172,7 +180,10 @@ def main() -> None:
     result = {"title": title, "clipped_real": real, "rows": rows, "against_cfg": compared, "settings": about}
     write_atomically(args.out / "guidance.json", json.dumps(result, indent=2).encode())
     plot(rows, title, args.out / "guidance.png")
-    print(args.out / "guidance.json", args.out / "guidance.png", sep="\n")
+    columns = np.stack(list(faces.values()), 1)
+    names = [f"scale {format_scale(scale)}" for scale in args.scales]
+    grids.image_grid(dict(zip(names, columns, strict=True)), args.out / "faces.png", list(faces))
+    print(*(args.out / name for name in FILES), sep="\n")
 
 
 if __name__ == "__main__":
