@@ -45,6 +45,9 @@ def get_config(size: str = "demo") -> ml_collections.ConfigDict:
     config.train.base.update(steps=600, batch_size=16, learning_rate=3e-3)
     config.train.upsampler.update(steps=900, batch_size=8, learning_rate=3e-3)
     config.sample.update(steps=8, sigma_min=0.2, sigma_max=20.0, init_noise_scale=0.75)
+    # High guidance scales then keep the faces' contrast (docs/guidance.md).
+    config.sample.update(guidance="rescaled", rescaled_phi=1.0)
+    config.sample.guidance_interval.update(base=(0.2, 2.0), upsampler=(0.2, 2.0))
     return {"demo": config, "toy": _toy(config)}[size]
 
 
