@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from slf_common import cli
+from slf_common.errors import UserError
 from slf_common.files import write_atomically
 from slf_jax.cascade.settings import SampleSettings, sample_settings
 from slf_jax.evaluation import metrics, protocol, scorers
@@ -91,20 +92,23 @@ def gain_at_equal_recall(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> 
     return max(gains, default=None)
 
 
-def against_cfg(scores: Mapping[str, Mapping[str, Scores]], rows: Mapping[str, Mapping[str, Mapping]]) -> dict:
-    """Each kind at its largest scale against cfg there, against itself at scale 1, and against cfg's best recall."""
-    found, cfg = {}, scores["cfg"]
-    last = list(cfg)[-1]
-    best = max(rows["cfg"], key=lambda scale: rows["cfg"][scale]["r@1"])
+def against_cfg(
+    scores: Mapping[str, Mapping[str, Scores]], rows: Mapping[str, Mapping[str, Mapping]], at: str
+) -> dict[str, dict]:
+    """Each kind at one scale against cfg there and itself at scale 1, and both kinds at their best R@1."""
+    found = {}
+    best = {name: max(scales, key=lambda scale: scales[scale]["r@1"]) for name, scales in rows.items()}
     for name, own in scores.items():
-        parts = {f"cfg at {last}": cfg[last], f"cfg at {best}, its best R@1": cfg[best]}
-        parts |= {"itself at 1": own["1"]} if "1" in own else {}
-        compared = {what: protocol.compare(own[last], other) for what, other in parts.items() if other is not own[last]}
-        differences = {
-            what: {key: each[key] for key in ("psnr", "ssim", "r@1", "r@10")} for what, each in compared.items()
-        }
+        pairs = [(at, name, "1")] if "1" in own else []
+        pairs += [(at, "cfg", at), (best[name], "cfg", best["cfg"])] if name != "cfg" else []
+        differences = {}
+        for scale, other, other_scale in pairs:
+            compared = protocol.compare(own[scale], scores[other][other_scale])
+            differences[f"{name} at {scale}, {other} at {other_scale}"] = {
+                key: compared[key] for key in ("psnr", "ssim", "r@1", "r@10")
+            }
         gain = gain_at_equal_recall(list(rows[name].values()), list(rows["cfg"].values()))
-        found[name] = {"scale": last, "gain_at_equal_recall": gain, "differences": differences}
+        found[name] = {"gain_at_equal_recall": gain, "differences": differences}
     return found
 
 
@@ -120,7 +124,7 @@ def report(rows: Mapping[str, Mapping[str, Mapping]], compared: Mapping[str, Any
         for what, found in each["differences"].items():
             psnr, recall = found["psnr"], found["r@1"]
             lines.append(
-                f"  at {each['scale']} against {what}: PSNR {psnr['difference']:+.2f} "
+                f"  {what}: PSNR {psnr['difference']:+.2f} "
                 f"[{psnr['low']:+.2f}, {psnr['high']:+.2f}] dB, R@1 {100 * recall['difference']:+.1f} "
                 f"[{100 * recall['low']:+.1f}, {100 * recall['high']:+.1f}] points"
             )
@@ -160,9 +164,13 @@ def main() -> None:
     )
     parser.add_argument("--same-clip", action="store_true", help="use the thumbnail's own clip in the gallery")
     parser.add_argument("--kinds", default=",".join(KINDS), help="comma-separated kinds (default: all)")
+    parser.add_argument("--at", default="8", help="scale at which kinds are compared, one of --scales (default: 8)")
     parser.add_argument("--people", type=int, default=0, help="number of speakers (default: all)")
     args, trained = arguments.parse(parser, None, "guidance", *FILES)
     args.scales, args.without = parse_scales(args.scales), arguments.parse_names(args.without)
+    at = format_scale(parse_scales(args.at, "--at")[0])
+    if at not in map(format_scale, args.scales):
+        raise UserError(f"--at {args.at}: must be one of --scales")
     names = dict.fromkeys(("cfg", *arguments.parse_names(args.kinds, "--kinds")))
     settings = sample_settings(trained.meta.config)
     kinds = {name: dataclasses.replace(settings, **KINDS[name]) for name in names}
@@ -172,7 +180,7 @@ def main() -> None:
     scorer = FaceScorer(people, embedder, scorers.gallery_folder(args.workdir, args.out) / args.split)
     scores, faces = measure(trained, scorer, kinds, args)
     rows = {name: {scale: row(each, people) for scale, each in scales.items()} for name, scales in scores.items()}
-    compared = against_cfg(scores, rows)
+    compared = against_cfg(scores, rows, at)
     title = f"{len(people)} people of the {args.split} split, {args.samples} sample(s) of each, seed {args.seed}"
     real = 100 * float(metrics.clipped(people.probe["face"]).mean())
     print(f"{title}; clipped in real faces: {real:.2f} %", report(rows, compared), sep="\n")
