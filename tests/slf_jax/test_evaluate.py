@@ -17,6 +17,7 @@ from slf_jax.evaluation.systems import choose_scale
 from slf_jax.inference.scales import Scales
 from tfrecords.reader import Clips
 
+pytestmark = pytest.mark.frameworks
 EIGENFACES = ("--embedder", "eigenfaces")
 
 

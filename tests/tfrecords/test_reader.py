@@ -248,6 +248,7 @@ def test_complete_records_of_a_truncated_shard_can_be_read(dataset, damaged, cap
     assert clips[22]["age"] == 42
 
 
+@pytest.mark.frameworks
 def test_reading_and_training_import_neither_tensorflow_nor_torch(dataset):
     code = (
         "import sys, slf_jax.train, slf_jax.sweep; from tfrecords.reader import *;"

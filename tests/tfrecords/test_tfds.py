@@ -5,6 +5,7 @@ import tensorflow_datasets as tfds
 from tfrecords.reader import Clips
 
 pytest.importorskip("tensorflow", reason="TFDS decodes records with TensorFlow: pip install tensorflow-cpu")
+pytestmark = pytest.mark.frameworks
 
 
 def test_tfds_opens_what_we_write(dataset):

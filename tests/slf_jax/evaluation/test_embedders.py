@@ -12,6 +12,7 @@ from slf_jax.evaluation.dlib_network import DlibEmbedder
 from slf_jax.evaluation.features import LinearEstimates
 from tfrecords.reader import Clips
 
+pytestmark = pytest.mark.frameworks
 needs_dlib = pytest.mark.skipif(
     not find_packaged(dlib_network.NETWORK), reason="needs face-recognition-models, of the extra `evaluate`"
 )

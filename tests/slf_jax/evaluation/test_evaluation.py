@@ -14,6 +14,8 @@ from slf_jax.evaluation.gallery import Gallery, ranks
 from tfrecords import writer
 from tfrecords.reader import Clips
 
+pytestmark = pytest.mark.frameworks
+
 
 def test_significances_match_the_papers_table():
     exact = {"thumbnail": 75.03, "audio": 77.02, "speaker embeddings": 97.70, "attributes": 31.46}
