@@ -91,7 +91,7 @@ setup(
             *HUB,
             "playwright>=1.50,<2",
             "pytest>=8,<10",
-            "pytest-xdist>=3.5,<4",
+            "pytest-xdist>=3.8,<4",
             "pytest-timeout>=2.3,<3",
         ],  # fmt: skip
     },
