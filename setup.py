@@ -89,6 +89,7 @@ setup(
         "test": [
             *APP,
             *HUB,
+            "filelock>=3.12,<5",
             "playwright>=1.50,<2",
             "pytest>=8,<10",
             "pytest-xdist>=3.8,<4",

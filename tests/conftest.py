@@ -1,8 +1,11 @@
-"""Fixtures: a small dataset, and one with a test split only."""
+"""Fixtures: folders that are made once for all test workers, a small dataset, and one with a test split only."""
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
+from filelock import FileLock
 from records import make_clip
 
 from tfrecords import writer
@@ -12,20 +15,44 @@ SPLITS = {"train": (2, 12), "validation": (1, 6), "test": (1, 6)}  # shards, cli
 
 
 @pytest.fixture(scope="session")
+def once(tmp_path_factory, worker_id):
+    """Makes folders that all test workers share: `once(name, make)` calls `make(folder)` in the first worker that asks.
+
+    The others wait and get the same folder; tests must not change it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    shared = root if worker_id == "master" else root.parent
+
+    def folder(name, make):
+        path, made = shared / name, shared / f"{name}.made"
+        with FileLock(shared / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(path, ignore_errors=True)
+                path.mkdir()
+                make(path)
+                made.touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def schema() -> Schema:
     return Schema(tuple(part for part in AUDIO_CONSTITUENTS if part.name in ("pyaudioanalysis", "mel")))
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory, schema):
+def dataset(once, schema):
     """A dataset folder with 24 training, 6 validation and 6 test clips."""
-    directory = tmp_path_factory.mktemp("records")
-    for split, (shards, clips) in SPLITS.items():
-        for i in range(shards):
-            path = directory / writer.shard_name(split, i, shards)
-            writer.write_shard(path, schema, (make_clip(i * clips + k, split) for k in range(clips)))
-    writer.finalise(directory, schema, {split: shards for split, (shards, _) in SPLITS.items()})
-    return directory
+
+    def make(directory):
+        for split, (shards, clips) in SPLITS.items():
+            for i in range(shards):
+                path = directory / writer.shard_name(split, i, shards)
+                writer.write_shard(path, schema, (make_clip(i * clips + k, split) for k in range(clips)))
+        writer.finalise(directory, schema, {split: shards for split, (shards, _) in SPLITS.items()})
+
+    return once("records", make)
 
 
 # The longest files, most of which start processes. They come first, so that no worker ends with one of them alone.

@@ -52,10 +52,12 @@ def fresh_config(dataset, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def run(fresh_config):
-    """The config of a finished training run of both stages."""
-    config = fresh_config("trained")
-    process = start_training(config)
-    output = process.communicate(timeout=500)[0]
-    assert process.returncode == 0, output
-    return config
+def run(dataset, once):
+    """The config of a finished training run of both stages, which all test workers share; tests must not change it."""
+
+    def make(workdir):
+        process = start_training(tiny_config(dataset, workdir, str(XLA_CACHE)))
+        output = process.communicate(timeout=500)[0]
+        assert process.returncode == 0, output
+
+    return tiny_config(dataset, once("trained", make), str(XLA_CACHE))

@@ -3,7 +3,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +21,10 @@ EIGENFACES = ("--embedder", "eigenfaces")
 
 
 @pytest.fixture(scope="module")
-def evaluated(run):
-    evaluate.main(["--workdir", run.workdir, "--scales", "0,2", "--chunk", "6", *EIGENFACES])
-    return Path(run.workdir) / "evaluation"
+def evaluated(run, tmp_path_factory):
+    workdir = shutil.copytree(run.workdir, tmp_path_factory.mktemp("evaluated") / "run")
+    evaluate.main(["--workdir", str(workdir), "--scales", "0,2", "--chunk", "6", *EIGENFACES])
+    return workdir / "evaluation"
 
 
 def test_results_record_provenance_and_intervals(evaluated):

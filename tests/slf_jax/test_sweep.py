@@ -1,5 +1,5 @@
 import json
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
@@ -11,9 +11,10 @@ from slf_jax.evaluation import metrics
 
 
 @pytest.fixture(scope="module")
-def swept(run):
-    sweep.main(["--workdir", run.workdir, "--scales", "0,1,2.5:1", "--people", "5", "--chunk", "4", "--samples", "2"])
-    return Path(run.workdir) / "sweep"
+def swept(run, tmp_path_factory):
+    workdir = shutil.copytree(run.workdir, tmp_path_factory.mktemp("swept") / "run")
+    sweep.main(["--workdir", str(workdir), "--scales", "0,1,2.5:1", "--people", "5", "--chunk", "4", "--samples", "2"])
+    return workdir / "sweep"
 
 
 def test_sweep_writes_its_grid_and_metrics(swept):
