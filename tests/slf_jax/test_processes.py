@@ -101,6 +101,7 @@ def by_pmap(fresh_config, run):
     """A pmap run on two processes, stopped and resumed: its config, the results of both parts, the step in between."""
     config = fresh_config("pmap")
     config.update(stage="base", parallel="pmap", compilation_cache=run.compilation_cache)
+    config.train.update(validate_every=0, preview_every=0)  # `interrupted` has both
     two = start_two(config, second=("-c", SLOW))
     wait_for_checkpoint(config, 8, two[0], seconds=300)
     two[0].send_signal(signal.SIGTERM)

@@ -100,7 +100,7 @@ def test_rerunning_a_finished_run_changes_nothing(run, copy):
     config.write_text(config.read_text().replace(run.workdir, copy.workdir))
     before = contents(copy.workdir)
     assert train(copy)
-    assert contents(copy.workdir) == before
+    assert contents(copy.workdir).items() >= before.items()  # TensorBoard's log gets a new, empty file
 
 
 def flip_bit(workdir, step):
@@ -115,12 +115,11 @@ def test_damaged_checkpoint_is_never_used(copy):
     flip_bit(copy.workdir, 40)
     with pytest.raises(UserError, match=r"base/40: (damaged|cannot be read).*--skip-damaged to use the previous one"):
         load(copy.workdir)
-    copy.train.base.steps = 48
     with pytest.raises(UserError, match="base/40: (damaged|cannot be read).*--skip-damaged .* resume from step 32"):
         train(copy)
     assert weights(copy)[0] == 40  # no file was changed
     assert train(copy, skip_damaged=True)
-    assert weights(copy)[0] == 48
+    assert weights(copy)[0] == 40
     assert (Path(copy.workdir) / "checkpoints" / "damaged-base-40").is_dir()
     load(copy.workdir)
 
@@ -235,23 +234,34 @@ def test_non_finite_loss_ends_the_run_and_names_step_and_module(run, fresh_confi
     assert [line["step"] for line in lines(config)] == [1]
 
 
-def test_interval_of_0_disables_an_action_but_the_last_step_is_saved(run, fresh_config):
-    """An interval of 0 raised a ZeroDivisionError (fault 16)."""
-    config = fresh_config("off")
-    config.update(stage="base", compilation_cache=run.compilation_cache)
-    config.train.base.steps = 8
+@pytest.fixture(scope="module")
+def quiet(run, fresh_config):
+    """The config of a run with all intervals 0, and with a profile."""
+    config = fresh_config("quiet")
+    config.update(stage="base", compilation_cache=run.compilation_cache, profile_steps=2)
     config.train.update(log_every=0, validate_every=0, preview_every=0, checkpoint_every=0)
     assert train(config)
-    workdir = Path(config.workdir)
-    assert [path.name for path in workdir.glob("checkpoints/base/[0-9]*")] == ["8"]
-    assert lines(config) == [] and not list(workdir.glob("samples/*"))
+    return config
+
+
+def test_interval_of_0_disables_an_action_but_the_last_step_is_saved(run, quiet):
+    """An interval of 0 raised a ZeroDivisionError (fault 16)."""
+    workdir = Path(quiet.workdir)
+    assert [path.name for path in workdir.glob("checkpoints/base/[0-9]*")] == ["40"]
+    assert lines(quiet) == [] and not list(workdir.glob("samples/*"))
     assert Path(run.workdir, "samples").exists() and lines(run)  # with intervals above 0
+
+
+def test_profile_is_written_for_tensorboard(quiet):
+    (trace,) = Path(quiet.workdir).glob("tensorboard/plugins/profile/*/*.xplane.pb")
+    assert trace.stat().st_size > 1000
 
 
 def test_spikes_are_skipped_and_counted(run, fresh_config):
     config = fresh_config("spikes")
     config.update(stage="base", compilation_cache=run.compilation_cache)
     config.train.base.steps, config.train.skip_spikes = 16, 1.0
+    config.train.update(validate_every=0, preview_every=0)
     assert train(config)
     entries = [line for line in lines(config) if "loss" in line]
     assert 0 < entries[-1]["skipped"] < 16
@@ -276,15 +286,6 @@ def test_rate_is_positive_in_the_first_step_and_final_in_the_last(fresh_config, 
     assert max(rates) == pytest.approx(2e-3) == rates[max(warmup_steps, 1) - 1]
     single_step = dataclasses.replace(settings, steps=1)
     assert float(make_optimizer(single_step)[1](0)) == pytest.approx(2e-3)
-
-
-def test_profile_is_written_for_tensorboard(run, fresh_config):
-    config = fresh_config("profiled")
-    config.update(stage="base", compilation_cache=run.compilation_cache, profile_steps=2)
-    config.train.base.steps = 16
-    assert train(config)
-    (trace,) = Path(config.workdir).glob("tensorboard/plugins/profile/*/*.xplane.pb")
-    assert trace.stat().st_size > 1000
 
 
 def test_checkpoint_of_another_width_is_rejected(run, system):
