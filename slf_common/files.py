@@ -48,11 +48,16 @@ def check_writable(folder: Path, *names: str, flag: str = "--out") -> None:
     folder = folder.absolute()
     existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     try:
-        # A temporary folder, so that several processes can run this check at once.
-        with tempfile.TemporaryDirectory(prefix=".probe-", dir=existing) as probe:
-            trial = Path(probe) / folder.relative_to(existing)
-            trial.mkdir(parents=True, exist_ok=True)
-            write_atomically(trial / "file", b"0")
+        if existing == folder:
+            # Has no name, so that nothing is left if this process is killed here.
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"0")
+        else:
+            # A temporary folder, so that several processes can run this check at once.
+            with tempfile.TemporaryDirectory(prefix=".probe-", dir=existing) as probe:
+                trial = Path(probe) / folder.relative_to(existing)
+                trial.mkdir(parents=True, exist_ok=True)
+                write_atomically(trial / "file", b"0")
     except OSError as error:
         reason = error.strerror or str(error)
         if existing.exists() and not existing.is_dir():

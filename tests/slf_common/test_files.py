@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import pickle
 import resource
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,14 @@ def test_a_write_check_leaves_nothing_behind(here):
     check_writable(Path("new/and/deeper"), "a.json", "folder/")
     check_writable_file(Path("new.png"))
     assert sorted(here.rglob("*")) == before
+
+
+def test_checking_an_existing_folder_makes_no_named_file(tmp_path, monkeypatch):
+    """A process that was killed during the check left a folder in the dataset."""
+    before = tmp_path.stat().st_mtime_ns
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", None)
+    check_writable(tmp_path, "a.json")
+    assert not list(tmp_path.iterdir()) and tmp_path.stat().st_mtime_ns == before
 
 
 def test_a_folder_in_the_way_of_a_file_is_reported(here):
