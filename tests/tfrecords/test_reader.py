@@ -59,7 +59,7 @@ def test_processes_share_each_batch_and_each_epoch(dataset, count, local):
 
 
 def test_a_split_shorter_than_a_batch_is_refused(dataset):
-    with pytest.raises(UserError, match=r"records0: 24 clips, fewer than a batch of 26; .*config.train.batch_size"):
+    with pytest.raises(UserError, match=r"records: 24 clips, fewer than a batch of 26; .*config.train.batch_size"):
         batches(Clips(dataset), 13, seed=0, process=(0, 2))
 
 
