@@ -25,8 +25,7 @@ from tfrecords.reader import Absent, Clips
 
 def evaluate(trained: Trained, args: argparse.Namespace) -> str:
     """Samples and scores the people of a split and writes the report to `args.out`; returns a summary as text."""
-    without = arguments.parse_names(args.without)
-    scales = groups.parse(args.scales, trained, trained.system.without(without).inputs)
+    scales, without = groups.parse(args.scales, trained, arguments.parse_names(args.without))
     if args.protocol:
         field.apply(args)
     if args.people < 0:

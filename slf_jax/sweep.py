@@ -47,8 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--people", type=int, default=64, help="number of speakers (default: 64)")
     args, trained = arguments.parse(parser, argv, "sweep", "grid.png", "metrics.json")
-    without = arguments.parse_names(args.without)
-    scales = groups.parse(args.scales, trained, trained.system.without(without).inputs)
+    scales, without = groups.parse(args.scales, trained, arguments.parse_names(args.without))
     if args.people < 1:
         raise UserError(f"--people {args.people}: give at least 1")
     clips = arguments.open_clips(trained, args, without)

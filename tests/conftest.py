@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -11,6 +12,8 @@ from records import make_clip
 from tfrecords import writer
 from tfrecords.schema import AUDIO_CONSTITUENTS, Schema
 
+# DeepFace has one engine per process, and the small networks that tests write are ONNX files.
+os.environ.setdefault("DEEPFACE_BACKEND_ENGINE", "onnx")
 SPLITS = {"train": (2, 12), "validation": (1, 6), "test": (1, 6)}  # shards, clips per shard
 
 

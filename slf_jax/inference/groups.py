@@ -21,13 +21,15 @@ def named_groups(trained: Trained, inputs: Sequence[str]) -> dict[str, tuple[str
     return {"voice": voice, "attributes": tuple(name for name in inputs if name not in voice)}
 
 
-def parse(text: str, trained: Trained, inputs: Sequence[str]) -> Scales:
+def parse(text: str, trained: Trained, without: Sequence[str]) -> tuple[Scales, tuple[str, ...]]:
     """Parses `--scales`: `0,2,4:1`, or `voice=0:2:4,mel+age=0:1`, all combinations of the scales of groups.
 
-    A group is one of `named_groups`, or inputs joined by +; those in no group are masked. Raises `UserError`.
+    A group is one of `named_groups`, or inputs joined by +. Also returns the inputs to mask: those of `--without`, and
+    those in no group. Raises `UserError`.
     """
+    inputs = trained.system.without(without).inputs
     if "=" not in text:
-        return Scales(parse_scales(text))
+        return Scales(parse_scales(text)), tuple(without)
     names, groups, values = [], [], []
     for part in filter(None, map(str.strip, text.split(","))):
         name, found, numbers = part.partition("=")
@@ -41,7 +43,8 @@ def parse(text: str, trained: Trained, inputs: Sequence[str]) -> Scales:
     check_distinct(list(itertools.chain(*groups)), f"--scales {text}")
     if len(names) > MOST_GROUPS:
         raise UserError(f"--scales {text}: give at most {MOST_GROUPS} groups; inputs of one group are joined by +")
-    return Scales(tuple(itertools.product(*values)), tuple(groups), tuple(names))
+    masked = (name for name in inputs if name not in itertools.chain(*groups))
+    return Scales(tuple(itertools.product(*values)), tuple(groups), tuple(names)), (*without, *masked)
 
 
 def _members(text: str, name: str, trained: Trained, inputs: Sequence[str]) -> tuple[str, ...]:

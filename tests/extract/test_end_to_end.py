@@ -68,7 +68,7 @@ def dataset(flags, tmp_path_factory) -> Path:
     """The dataset, extracted by a command with two workers."""
     out = tmp_path_factory.mktemp("end_to_end") / "data"
     done = run(flags, out, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    printed, errors = done.communicate(timeout=300)
+    printed, errors = done.communicate(timeout=600)
     assert done.returncode == 0, errors
     assert "6 train, 2 validation, 2 test clips" in printed and "pyannote" in printed
     return out
@@ -130,14 +130,14 @@ def test_ray_gives_the_same_dataset_although_a_worker_is_killed(dataset, flags, 
         [*flags, "--runner", "ray"], out, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not list(out.glob("slf-*")):
             assert session.poll() is None and time.monotonic() < deadline, session.communicate()
             time.sleep(0.05)
         busy = [pid for pid in process_tree(session.pid) if b"ray::_work" in command_line(pid)]
         assert busy
         os.kill(busy[0], signal.SIGKILL)
-        _, errors = session.communicate(timeout=400)
+        _, errors = session.communicate(timeout=600)
     finally:
         session.kill()
     assert session.returncode == 0, errors
@@ -176,7 +176,7 @@ def test_different_weights_for_the_same_folder_are_rejected(dataset, flags, tmp_
     next(out.glob("slf-train*")).unlink()
     other = [*flags, f"--config.extract.ecapa.weights={tmp_path / 'ecapa'}"]
     refused = run(other, out, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    _, errors = refused.communicate(timeout=400)
+    _, errors = refused.communicate(timeout=600)
     assert refused.returncode == 2
     problem = "holds a dataset made with different constituents (ecapa)"
     assert errors == f"error: {out} {problem}; give another --out, or remove that folder\n"

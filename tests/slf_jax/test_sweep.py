@@ -8,6 +8,9 @@ from PIL import Image
 from slf_common.errors import UserError
 from slf_jax import sweep
 from slf_jax.evaluation import metrics
+from slf_jax.inference import groups
+from slf_jax.inference.scales import Scales
+from slf_jax.inference.trained import load
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,12 @@ def test_sweep_writes_its_grid_and_metrics(swept):
     assert report["controls"]["other_persons_conditions"]["scale"] == "2.5:1"
     width, height = Image.open(swept / "grid.png").size
     assert width == 5 * 130 and height == 20 + 8 * 130
+
+
+def test_inputs_in_no_group_are_masked(run):
+    scales, without = groups.parse("mel=0:2", load(run.workdir), ("age",))
+    assert (scales.points, scales.groups, without) == (((0,), (2,)), (("mel",),), ("age", "gender"))
+    assert groups.parse("0,2:1", load(run.workdir), ("age",)) == (Scales(((0, 0), (2, 1))), ("age",))
 
 
 def test_two_scales_are_swept_as_a_grid(run, swept, tmp_path):
