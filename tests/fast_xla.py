@@ -1,8 +1,8 @@
 """Import this before JAX: makes XLA compile fast, which takes longer than running what the tests run.
 
 All test workers and the processes that they start share one compilation cache: $JAX_COMPILATION_CACHE_DIR, or a folder
-in .pytest_cache. Results depend bitwise on these
-settings, so they are set for this process too, in case another library has already imported JAX.
+in .pytest_cache. Results depend bitwise on these settings, so they are set for this process too, in case another
+library has already imported JAX.
 """
 
 import os
