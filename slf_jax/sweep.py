@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "python -m slf_jax.sweep --workdir runs/vox2 --scales 0,2,4,6,8 --split validation --people 118 --chunk 32",
             "python -m slf_jax.sweep --workdir runs/demo --scales 1,2 --config.sample.sampler=heun --out heun",
             "python -m slf_jax.sweep --workdir runs/demo --scales voice=0:2:4,attributes=0:1:2 --out two_scales",
+            "python -m slf_jax.sweep --workdir runs/demo --guide-with runs/demo@300:600 --scales 0,1,2,4 --out auto",
         ],
     )
     arguments.add_arguments(parser)
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         required=True,
         help="comma-separated guidance scales; 0 ignores the conditions; 4:1 is 4 in base and 1 in upsampler; "
         "voice=0:2:4,attributes=0:1 sweeps a scale for each of two groups of inputs (voice, attributes, or inputs "
-        "joined by +), the second one on top of the first",
+        "joined by +; all: all inputs), the second one on top of the first; all=1:2,auto=1:2 adds the scale of "
+        "--guide-with to theirs",
     )
     parser.add_argument("--people", type=int, default=64, help="number of speakers (default: 64)")
     args, trained = arguments.parse(parser, argv, "sweep", "grid.png", "metrics.json")

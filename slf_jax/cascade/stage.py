@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import flax.struct
 import jax
@@ -46,6 +46,14 @@ class Noise:
 
     first: jax.Array
     keys: jax.Array
+
+
+class Weak(NamedTuple):
+    """A worse stage on the same diffused data, its parameters, and the same people's conditions as encoded by it."""
+
+    stage: Stage
+    params: Mapping
+    cond: Cond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,18 +174,19 @@ class Stage:
     def sample(
         self, params: Mapping, conds: Sequence[Cond], lowres: LowResCond, scales: jax.Array, noise: Noise,
         settings: SampleSettings, numbers: Mapping[str, jax.Array | float], thumbnail: jax.Array,
-        has_thumbnail: jax.Array, some_zero: jax.Array,
+        has_thumbnail: jax.Array, some_zero: jax.Array, weak: Weak | None = None,
     ) -> jax.Array:  # fmt: skip
         """Samples images [B, size, size, 3] at one guidance scale for each group of inputs.
 
         Args:
-          conds: unconditional, then with one more group of inputs each.
-          scales: [G], of each group.
+          conds: unconditional, then with one more group of inputs each; with `weak` may be the last one alone.
+          scales: [G], of each group, and of `weak` last.
           lowres: without noise; the upsampler's network sees it with noise of `numbers["lowres_aug"]`.
           numbers: traced values of the settings `settings.NUMBERS`.
           thumbnail: [B, 8, 8, 3], used for thumbnail consistency.
           has_thumbnail: [B], 1 where there is one, else 0.
           some_zero: whether any scale of the sweep is 0; unlike `scales`, the same for all of them.
+          weak: a worse stage to guide with, evaluated in the chain before the last of `conds`.
         """
         std, mean = self.data_std(lowres.has_image), self.data_mean(lowres)
 
@@ -193,7 +202,7 @@ class Stage:
 
         if self.name == "upsampler":
             lowres = self.augment(lowres, numbers["lowres_aug"], noise.keys)
-        guided = self._guided(params, conds, lowres, scales, some_zero, settings, numbers)
+        guided = self._guided(params, conds, lowres, scales, some_zero, settings, numbers, weak)
         sigmas = settings.sigmas(self.sigmas)
         x = sigmas[0] * settings.init_noise_scale * noise.first
         x0 = settings.run(guidance.with_x0_correction(guided, correct), x, sigmas, noise.keys)
@@ -201,11 +210,14 @@ class Stage:
 
     def _guided(
         self, params: Mapping, conds: Sequence[Cond], lowres: LowResCond, scales: jax.Array, some_zero: jax.Array,
-        settings: SampleSettings, numbers: Mapping[str, jax.Array | float],
+        settings: SampleSettings, numbers: Mapping[str, jax.Array | float], weak: Weak | None,
     ) -> guidance.Guided:  # fmt: skip
         """Guidance within this stage's interval of sigma, or at all noise levels if the interval is empty."""
         denoise, interval = self.denoiser(params, lowres), settings.guidance_interval[STAGES.index(self.name)]
-        chain = [lambda x, sigma, cond=cond: denoise(x, sigma, cond) for cond in conds]
+        links = [(denoise, cond) for cond in conds]
+        if weak:
+            links.insert(-1, (weak.stage.denoiser(weak.params, lowres), weak.cond))
+        chain = [lambda x, sigma, denoise=denoise, cond=cond: denoise(x, sigma, cond) for denoise, cond in links]
         guided = guidance.guide(settings.guidance, chain, scales, numbers)
         if not interval:
             return guided

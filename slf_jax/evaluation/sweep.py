@@ -48,6 +48,7 @@ def sweep(
         "seed": seed,
         "sampler": sampler.settings.to_json(),
         "checkpoints": trained.digests,
+        "guided_with": trained.weak.digests if trained.weak else None,
         "scales": {scales.key(s): metrics.fidelity(i, real) for s, i in zip(scales.points, images, strict=True)},
         "controls": {
             "other_persons_conditions": {"scale": scales.key(nearest), **metrics.fidelity(swapped[0], real)},

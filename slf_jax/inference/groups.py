@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from slf_common.errors import UserError
+from slf_jax.cascade.system import AUTO
 from slf_jax.inference.scales import Scales, check_distinct, parse_scale, parse_scales
 from slf_jax.inference.trained import Trained
 from tfrecords.schema import CONTINUOUS, EMBEDDING
@@ -15,23 +16,28 @@ MOST_GROUPS = 2  # the axes of a picture
 
 
 def named_groups(trained: Trained, inputs: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The inputs of a system that come from the sound ("voice"), and the other ones ("attributes")."""
+    """The inputs of a system that come from the sound ("voice"), the other ones ("attributes"), and all of them."""
     kinds = {part.name: part.kind for part in trained.meta.schema.constituents}
     voice = tuple(name for name in inputs if kinds.get(name) in (EMBEDDING, CONTINUOUS))
-    return {"voice": voice, "attributes": tuple(name for name in inputs if name not in voice)}
+    return {
+        "voice": voice,
+        "attributes": tuple(name for name in inputs if name not in voice),
+        "all": tuple(inputs),
+    }
 
 
 def parse(text: str, trained: Trained, without: Sequence[str]) -> tuple[Scales, tuple[str, ...]]:
     """Parses `--scales`: `0,2,4:1`, or `voice=0:2:4,mel+age=0:1`, all combinations of the scales of groups.
 
-    A group is one of `named_groups`, or inputs joined by +. Also returns the inputs to mask: those of `--without`, and
-    those in no group. Raises `UserError`.
+    A group is one of `named_groups`, or inputs joined by +; that of autoguidance becomes the last one. Also returns the
+    inputs to mask: those of `--without`, and those in no group. Raises `UserError`.
     """
     inputs = trained.system.without(without).inputs
     if "=" not in text:
         return Scales(parse_scales(text)), tuple(without)
     names, groups, values = [], [], []
-    for part in filter(None, map(str.strip, text.split(","))):
+    parts = filter(None, map(str.strip, text.split(",")))
+    for part in sorted(parts, key=lambda part: part.partition("=")[0].strip() == AUTO):
         name, found, numbers = part.partition("=")
         if not found:
             raise UserError(f"--scales {text}: {part} names no group; {NOTHING_NAMED}")
@@ -41,6 +47,8 @@ def parse(text: str, trained: Trained, without: Sequence[str]) -> tuple[Scales, 
         check_distinct([f"{name}={value:g}" for value in values[-1]], f"--scales {text}")
     check_distinct(names, f"--scales {text}")
     check_distinct(list(itertools.chain(*groups)), f"--scales {text}")
+    if trained.weak and (names[-1] != AUTO or len(names) < 2):
+        raise UserError(f"--scales {text}: with --guide-with, give all=1:2,{AUTO}=1:2, or its scales alone, as in 1,2")
     if len(names) > MOST_GROUPS:
         raise UserError(f"--scales {text}: give at most {MOST_GROUPS} groups; inputs of one group are joined by +")
     masked = (name for name in inputs if name not in itertools.chain(*groups))
@@ -49,6 +57,10 @@ def parse(text: str, trained: Trained, without: Sequence[str]) -> tuple[Scales, 
 
 def _members(text: str, name: str, trained: Trained, inputs: Sequence[str]) -> tuple[str, ...]:
     named = named_groups(trained, inputs)
+    if name == AUTO:
+        if not trained.weak:
+            raise UserError(f"--scales {text}: {AUTO} is the scale of a worse system; give that with --guide-with")
+        return (AUTO,)
     members = named.get(name, tuple(name.split("+")))
     if not members:
         raise UserError(
