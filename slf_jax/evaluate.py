@@ -25,7 +25,7 @@ from tfrecords.reader import Absent, Clips
 
 def evaluate(trained: Trained, args: argparse.Namespace) -> str:
     """Samples and scores the people of a split and writes the report to `args.out`; returns a summary as text."""
-    scales, without = groups.parse(args.scales, trained, arguments.parse_names(args.without))
+    scales, without = groups.parse(args.scales, trained, arguments.parse_names(args.without), not args.no_thumbnail)
     if args.protocol:
         field.apply(args)
     if args.people < 0:

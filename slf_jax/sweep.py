@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         required=True,
         help="comma-separated guidance scales; 0 ignores the conditions; 4:1 is 4 in base and 1 in upsampler; "
         "voice=0:2:4,attributes=0:1 sweeps a scale for each of two groups of inputs (voice, attributes, or inputs "
-        "joined by +; all: all inputs), the second one on top of the first; all=1:2,auto=1:2 adds the scale of "
+        "joined by +, thumbnail among them; all: all inputs; upsampling always has its image, so the thumbnail's scale "
+        "acts in the base stage), the second one on top of the first; all=1:2,auto=1:2 adds the scale of "
         "--guide-with to theirs",
     )
     parser.add_argument("--people", type=int, default=64, help="number of speakers (default: 64)")

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from slf_common.errors import UserError
-from slf_jax.cascade.system import AUTO
+from slf_jax.cascade.system import AUTO, THUMBNAIL
 from slf_jax.inference.scales import Scales, check_distinct, parse_scale, parse_scales
 from slf_jax.inference.trained import Trained
 from tfrecords.schema import CONTINUOUS, EMBEDDING
@@ -26,11 +26,14 @@ def named_groups(trained: Trained, inputs: Sequence[str]) -> dict[str, tuple[str
     }
 
 
-def parse(text: str, trained: Trained, without: Sequence[str]) -> tuple[Scales, tuple[str, ...]]:
+def parse(
+    text: str, trained: Trained, without: Sequence[str], use_thumbnail: bool = True
+) -> tuple[Scales, tuple[str, ...]]:
     """Parses `--scales`: `0,2,4:1`, or `voice=0:2:4,mel+age=0:1`, all combinations of the scales of groups.
 
-    A group is one of `named_groups`, or inputs joined by +; that of autoguidance becomes the last one. Also returns the
-    inputs to mask: those of `--without`, and those in no group. Raises `UserError`.
+    A group is one of `named_groups`, or inputs joined by +, among which the thumbnail may be; that of autoguidance
+    becomes the last one. Also returns the inputs to mask: those of `--without`, and those in no group. Raises
+    `UserError`.
     """
     inputs = trained.system.without(without).inputs
     if "=" not in text:
@@ -47,12 +50,24 @@ def parse(text: str, trained: Trained, without: Sequence[str]) -> tuple[Scales, 
         check_distinct([f"{name}={value:g}" for value in values[-1]], f"--scales {text}")
     check_distinct(names, f"--scales {text}")
     check_distinct(list(itertools.chain(*groups)), f"--scales {text}")
+    if THUMBNAIL in itertools.chain(*groups):
+        _check_thumbnail(text, trained, use_thumbnail)
     if trained.weak and (names[-1] != AUTO or len(names) < 2):
         raise UserError(f"--scales {text}: with --guide-with, give all=1:2,{AUTO}=1:2, or its scales alone, as in 1,2")
     if len(names) > MOST_GROUPS:
         raise UserError(f"--scales {text}: give at most {MOST_GROUPS} groups; inputs of one group are joined by +")
     masked = (name for name in inputs if name not in itertools.chain(*groups))
     return Scales(tuple(itertools.product(*values)), tuple(groups), tuple(names)), (*without, *masked)
+
+
+def _check_thumbnail(text: str, trained: Trained, use_thumbnail: bool) -> None:
+    if not use_thumbnail:
+        raise UserError(f"--scales {text}: there is no {THUMBNAIL} with --no-thumbnail; leave out one of them")
+    if not trained.meta.config.train.thumbnail_drop:
+        raise UserError(
+            f"--scales {text}: this system was always trained with the {THUMBNAIL} (config.train.thumbnail_drop=0), so "
+            "it cannot have a scale of its own"
+        )
 
 
 def _members(text: str, name: str, trained: Trained, inputs: Sequence[str]) -> tuple[str, ...]:
@@ -67,7 +82,7 @@ def _members(text: str, name: str, trained: Trained, inputs: Sequence[str]) -> t
             f"--scales {text}: this system has no input in the group {name}; its inputs: {', '.join(inputs)}"
         )
     for member in members:
-        if member not in inputs:
-            options = f"{', '.join(named)}, or inputs joined by +, of: {', '.join(inputs)}"
+        if member not in (*inputs, THUMBNAIL):
+            options = f"{', '.join(named)}, or inputs joined by +, of: {', '.join(inputs)}, {THUMBNAIL}"
             raise UserError(f"--scales {text}: no group or input {member!r}; a group is {options}")
     return members

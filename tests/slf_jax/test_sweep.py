@@ -37,6 +37,17 @@ def test_inputs_in_no_group_are_masked(run):
     assert groups.parse("0,2:1", load(run.workdir), ("age",)) == (Scales(((0, 0), (2, 1))), ("age",))
 
 
+def test_the_thumbnail_is_a_group_of_systems_trained_without_it(run):
+    scales, without = groups.parse("thumbnail=0:2,all=1", load(run.workdir), ())
+    assert scales.groups == (("thumbnail",), ("mel", "age", "gender")) and without == ()
+    assert groups.parse("mel+thumbnail=1", load(run.workdir), ())[0].groups == (("mel", "thumbnail"),)
+    with pytest.raises(UserError, match="there is no thumbnail with --no-thumbnail"):
+        groups.parse("thumbnail=0:2,all=1", load(run.workdir), (), use_thumbnail=False)
+    always = load(run.workdir, overrides={"train.thumbnail_drop": "0.0"})
+    with pytest.raises(UserError, match="always trained with the thumbnail .config.train.thumbnail_drop=0"):
+        groups.parse("thumbnail=0:2,all=1", always, ())
+
+
 def test_two_scales_are_swept_as_a_grid(run, swept, tmp_path):
     """The first group goes down and the second one across; equal scales give the faces of a single scale."""
     flags = ["--scales", "voice=0:2,attributes=0:1:2", "--people", "3", "--out", str(tmp_path)]
