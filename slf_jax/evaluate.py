@@ -26,6 +26,7 @@ from tfrecords.reader import Absent, Clips
 def evaluate(trained: Trained, args: argparse.Namespace) -> str:
     """Samples and scores the people of a split and writes the report to `args.out`; returns a summary as text."""
     scales, without = groups.parse(args.scales, trained, arguments.parse_names(args.without), not args.no_thumbnail)
+    scales = groups.with_lowres_aug(scales, args.lowres_aug, trained)
     if args.protocol:
         field.apply(args)
     if args.people < 0:
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="guidance scales, of which one is chosen on validation people; voice=0:2:4,attributes=0:1 gives each of "
         "two groups of inputs its own (default: 1)",
     )
+    arguments.add_lowres_aug(parser)
     parser.add_argument("--people", type=int, default=0, help="number of speakers (default: all)")
     parser.add_argument("--no-thumbnail", action="store_true", help="start from noise, without a thumbnail")
     parser.add_argument(

@@ -64,6 +64,14 @@ def add_arguments(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def add_lowres_aug(arguments: argparse.ArgumentParser) -> None:
+    """Adds the flag of the commands that sweep the noise on the upsampler's input like a scale."""
+    arguments.add_argument(
+        "--lowres-aug", default="", metavar="STD,STD,...",
+        help="levels of noise on the upsampler's input (config.sample.lowres_aug), each combined with each of --scales",
+    )  # fmt: skip
+
+
 def parse(
     arguments: argparse.ArgumentParser, argv: Sequence[str] | None, folder: str, *files: str
 ) -> tuple[argparse.Namespace, Trained]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -58,6 +59,29 @@ def parse(
         raise UserError(f"--scales {text}: give at most {MOST_GROUPS} groups; inputs of one group are joined by +")
     masked = (name for name in inputs if name not in itertools.chain(*groups))
     return Scales(tuple(itertools.product(*values)), tuple(groups), tuple(names)), (*without, *masked)
+
+
+def with_lowres_aug(scales: Scales, text: str, trained: Trained) -> Scales:
+    """All combinations of the scales and of the levels of noise in `--lowres-aug`; "": the scales alone.
+
+    Raises `UserError`.
+    """
+    if not text.strip():
+        return scales
+    flag, most = f"--lowres-aug {text}", trained.meta.config.diffusion.upsampler.lowres_aug_max
+    try:
+        levels = [float(level) for level in text.split(",") if level.strip()]
+    except ValueError:
+        raise UserError(f"{flag}: give comma-separated numbers, as in 0,0.05,0.1") from None
+    if not all(0 <= level <= most for level in levels):
+        raise UserError(
+            f"{flag}: give numbers from 0 to {most:g}, the most in training (config.diffusion.upsampler.lowres_aug_max)"
+        )
+    check_distinct([f"{level:g}" for level in levels], flag)
+    if len(scales.names) == MOST_GROUPS:
+        raise UserError(f"{flag}: a picture has two axes; give --scales of one group of inputs, or without groups")
+    points = [(*point, level) for point in scales.points for level in levels]
+    return dataclasses.replace(scales, points=points, augmented=True)
 
 
 def _check_thumbnail(text: str, trained: Trained, use_thumbnail: bool) -> None:

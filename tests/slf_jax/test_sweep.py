@@ -67,10 +67,45 @@ def test_two_scales_are_swept_as_a_grid(run, swept, tmp_path):
         assert np.abs(ours - theirs).max() <= 1
 
 
+def test_noise_on_the_upsamplers_input_is_swept_like_a_scale(run, swept, tmp_path):
+    flags = ["--scales", "1,2.5:1", "--lowres-aug", "0,0.15", "--people", "5", "--out", str(tmp_path)]
+    sweep.main(["--workdir", run.workdir, *flags])
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(report["scales"]) == [f"{scale}, lowres_aug {aug}" for scale in ("1", "2.5:1") for aug in ("0", "0.15")]
+    assert report["controls"]["other_persons_conditions"]["scale"] == "2.5:1, lowres_aug 0"
+    psnr = {name: each["psnr"] for name, each in report["scales"].items()}
+    assert psnr["1, lowres_aug 0"] != pytest.approx(psnr["1, lowres_aug 0.15"], abs=1e-3)
+    grid = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"), int)  # columns: thumbnail, 0, 0.15, real
+    single = np.asarray(Image.open(swept / "grid.png").convert("RGB"), int)  # columns: thumbnail, 0, 1, 2.5:1, real
+    left = grid.shape[1] - 4 * 130
+    for row, scale in enumerate((1, 2)):  # of the first person
+        ours = grid[20 + 130 * row :][:128, left + 130 :][:, :128]
+        theirs = single[20:][:128, 130 * (1 + scale) :][:, :128]
+        assert np.abs(ours - theirs).max() <= 1
+
+
+def test_noise_is_combined_with_every_scale(run):
+    trained = load(run.workdir)
+    scales = groups.with_lowres_aug(groups.parse("mel=0:2", trained, ())[0], "0,0.1", trained)
+    assert scales.points == [(0, 0), (0, 0.1), (2, 0), (2, 0.1)] and scales.strengths == [(0,), (0,), (2,), (2,)]
+    assert (
+        scales.numbers == {"lowres_aug": [0, 0.1, 0, 0.1]} and scales.label(scales.points[3]) == "mel 2, lowres_aug 0.1"
+    )
+    assert scales.axes() == {"mel": (0, 2), "lowres_aug": (0, 0.1)}
+    pairs = groups.with_lowres_aug(groups.parse("1,4:2", trained, ())[0], "0.1", trained)
+    assert pairs.axes() == {"scale": ("1", "4:2"), "lowres_aug": (0.1,)}
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--scales", "0,nan"], "finite"),
+        (["--scales", "1", "--lowres-aug", "0,0.2"], "--lowres-aug 0,0.2: give numbers from 0 to 0.15, the most in"),
+        (["--scales", "1", "--lowres-aug", "-0.1"], "--lowres-aug -0.1: give numbers from 0"),
+        (["--scales", "1", "--lowres-aug", "nan"], "--lowres-aug nan: give numbers from 0"),
+        (["--scales", "1", "--lowres-aug", "0;1"], "--lowres-aug 0;1: give comma-separated numbers"),
+        (["--scales", "1", "--lowres-aug", "0,0.0"], "--lowres-aug 0,0.0: 0 is given twice"),
+        (["--scales", "mel=1,age=1", "--lowres-aug", "0"], "--lowres-aug 0: a picture has two axes"),
         (["--scales", "1", "--people", "0"], "--people 0: give at least 1"),
         (["--scales", "1", "--samples", "0"], "--samples 0: give at least 1"),
         (["--scales", "1", "--memory", "nan"], "--memory nan: give gigabytes"),
