@@ -22,6 +22,7 @@ from slf_common import cli
 from slf_common.errors import UserError
 from slf_common.files import write_atomically
 from slf_jax.cascade.settings import SampleSettings, sample_settings
+from slf_jax.cascade.system import AUTO
 from slf_jax.evaluation import metrics, protocol, scorers
 from slf_jax.evaluation.embedders import EMBEDDERS, choose_embedder
 from slf_jax.evaluation.protocol import FaceScorer, Scores
@@ -45,6 +46,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "rescaled-interval": {"guidance": "rescaled", "rescaled_phi": 1.0, **MIDDLE},
     "apg-interval": {"guidance": "apg", **MIDDLE},
 }
+# With --guide-with: autoguidance alone, and added to cfg at scale 2, which then keeps its scale.
+AUTO_KINDS: dict[str, dict[str, Any]] = {
+    "auto": {"guidance": "cfg", **ALL},
+    "auto-interval": {"guidance": "cfg", **MIDDLE},
+    "cfg2+auto": {"guidance": "cfg", **ALL},
+    "cfg2+auto-interval": {"guidance": "cfg", **MIDDLE},
+}
 FILES = ("guidance.json", "guidance.png", "faces.png")
 COLUMNS = {"psnr": "PSNR", "ssim": "SSIM", "r@1": "R@1 %", "r@10": "R@10 %", "auc": "AUC %", "clipped": "clipped %"}
 
@@ -59,10 +67,20 @@ def measure(
     people, found, faces = scorer.people, {}, {}
     numbers = np.array([person_number(clip_id) for clip_id in people.ids])
     for name, settings in tqdm(kinds.items(), unit="kind"):
-        sampler = Sampler(trained, settings=settings, chunk=args.chunk, memory=args.memory)
+        system = trained if name in AUTO_KINDS else dataclasses.replace(trained, weak=None)
+        sampler, points, groups = (
+            Sampler(system, settings=settings, chunk=args.chunk, memory=args.memory),
+            args.scales,
+            (),
+        )
+        if name.startswith("cfg2+"):
+            points, groups = (
+                [(2.0, scale) for scale, _ in points],
+                (trained.system.without(args.without).inputs, (AUTO,)),
+            )
         images = sampler(
-            people.probe, numbers, args.scales, args.seed, samples=args.samples, progress=name,
-            use_thumbnail=not args.no_thumbnail, without=args.without,
+            people.probe, numbers, points, args.seed, samples=args.samples, progress=name,
+            use_thumbnail=not args.no_thumbnail, without=args.without, groups=groups,
         )  # fmt: skip
         found[name] = {format_scale(scale): scorer.score(each) for scale, each in zip(args.scales, images, strict=True)}
         faces[name] = images[:, 0, 0]
@@ -163,7 +181,7 @@ def main() -> None:
         "--embedder", default="auto", choices=("auto", *EMBEDDERS), help="what compares faces (default: auto)"
     )
     parser.add_argument("--same-clip", action="store_true", help="use the thumbnail's own clip in the gallery")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="comma-separated kinds (default: all)")
+    parser.add_argument("--kinds", default="", help="comma-separated kinds (default: all)")
     parser.add_argument("--at", default="8", help="scale at which kinds are compared, one of --scales (default: 8)")
     parser.add_argument("--people", type=int, default=0, help="number of speakers (default: all)")
     args, trained = arguments.parse(parser, None, "guidance", *FILES)
@@ -171,9 +189,12 @@ def main() -> None:
     at = format_scale(parse_scales(args.at, "--at")[0])
     if at not in map(format_scale, args.scales):
         raise UserError(f"--at {args.at}: must be one of --scales")
-    names = dict.fromkeys(("cfg", *arguments.parse_names(args.kinds, "--kinds")))
+    known = KINDS | (AUTO_KINDS if args.guide_with else {})
+    names = dict.fromkeys(("cfg", *(arguments.parse_names(args.kinds, "--kinds") or known)))
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--kinds {args.kinds}: no kind {unknown[0]!r}; there are: {', '.join(known)}")
     settings = sample_settings(trained.meta.config)
-    kinds = {name: dataclasses.replace(settings, **KINDS[name]) for name in names}
+    kinds = {name: dataclasses.replace(settings, **known[name]) for name in names}
     clips = arguments.open_clips(trained, args, args.without)
     people = protocol.choose(clips, args.people, same_clip=args.same_clip)
     embedder = choose_embedder(args.embedder, "", "", Clips(clips.directory, "train"), people.faces)

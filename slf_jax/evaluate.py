@@ -25,7 +25,8 @@ from tfrecords.reader import Absent, Clips
 
 def evaluate(trained: Trained, args: argparse.Namespace) -> str:
     """Samples and scores the people of a split and writes the report to `args.out`; returns a summary as text."""
-    scales, without = groups.parse(args.scales, trained, arguments.parse_names(args.without))
+    scales, without = groups.parse(args.scales, trained, arguments.parse_names(args.without), not args.no_thumbnail)
+    scales = groups.with_lowres_aug(scales, args.lowres_aug, trained)
     if args.protocol:
         field.apply(args)
     if args.people < 0:
@@ -72,6 +73,7 @@ def _receipt(args: argparse.Namespace, subject: EvaluatedSystem, scorer: FaceSco
         "embedder": embedder.name, "metric": embedder.metric, "fingerprint": embedder.fingerprint,
         "thumbnail": subject.use_thumbnail, "without": list(subject.without), "inputs": list(subject.inputs),
         "seed": subject.seed, "samples": subject.samples, "checkpoints": subject.trained.digests,
+        "guided_with": subject.trained.weak.digests if subject.trained.weak else None,
         "sampler": subject.sampler.settings.to_json(), "protocol": args.protocol,
     }  # fmt: skip
 
@@ -84,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "python -m slf_jax.evaluate --workdir runs/demo --scales 0,1,2,4",
             "python -m slf_jax.evaluate --workdir runs/vox2 --data data/slf118 --scales 0,2,4,8 --embedder arcface",
             "python -m slf_jax.evaluate --workdir runs/demo --scales voice=0:2:4,attributes=0:1:2",
+            "python -m slf_jax.evaluate --workdir runs/demo --guide-with runs/demo@300:600 --scales all=2,auto=1:2",
             "python -m slf_jax.evaluate --workdir runs/vox2 --protocol slf                    # as in the paper",
             "python -m slf_jax.evaluate --workdir runs/demo --no-thumbnail --samples 4        # generation from voice",
         ],
@@ -95,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="guidance scales, of which one is chosen on validation people; voice=0:2:4,attributes=0:1 gives each of "
         "two groups of inputs its own (default: 1)",
     )
+    arguments.add_lowres_aug(parser)
     parser.add_argument("--people", type=int, default=0, help="number of speakers (default: all)")
     parser.add_argument("--no-thumbnail", action="store_true", help="start from noise, without a thumbnail")
     parser.add_argument(

@@ -8,8 +8,9 @@ standard deviation, so that the diffusion code always sees data of unit variance
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import flax.struct
 import jax
@@ -20,6 +21,7 @@ from slf_jax.cascade.images import upsample
 from slf_jax.cascade.settings import SampleSettings
 from slf_jax.cascade.sizes import SIZES, STAGES
 from slf_jax.diffusion import denoiser, guidance, noise
+from slf_jax.diffusion.denoiser import Denoiser
 from slf_jax.models.conditioning import Cond, Conditioner
 from slf_jax.models.unet import UNet
 from slf_jax.streams import stream
@@ -46,6 +48,14 @@ class Noise:
 
     first: jax.Array
     keys: jax.Array
+
+
+class Weak(NamedTuple):
+    """A worse stage on the same diffused data, its parameters, and the same people's conditions as encoded by it."""
+
+    stage: Stage
+    params: Mapping
+    cond: Cond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,25 +176,30 @@ class Stage:
     def sample(
         self, params: Mapping, conds: Sequence[Cond], lowres: LowResCond, scales: jax.Array, noise: Noise,
         settings: SampleSettings, numbers: Mapping[str, jax.Array | float], thumbnail: jax.Array,
-        has_thumbnail: jax.Array, some_zero: jax.Array,
+        has_thumbnail: jax.Array, some_zero: jax.Array, weak: Weak | None = None, lowres_known: Sequence[bool] = (),
+        thumbnail_scale: jax.Array | float = 1.0,
     ) -> jax.Array:  # fmt: skip
         """Samples images [B, size, size, 3] at one guidance scale for each group of inputs.
 
         Args:
-          conds: unconditional, then with one more group of inputs each.
-          scales: [G], of each group.
+          conds: unconditional, then with one more group of inputs each; with `weak` may be the last one alone.
+          scales: [G], of each group, and of `weak` last.
           lowres: without noise; the upsampler's network sees it with noise of `numbers["lowres_aug"]`.
           numbers: traced values of the settings `settings.NUMBERS`.
           thumbnail: [B, 8, 8, 3], used for thumbnail consistency.
           has_thumbnail: [B], 1 where there is one, else 0.
           some_zero: whether any scale of the sweep is 0; unlike `scales`, the same for all of them.
+          weak: a worse stage to guide with, evaluated in the chain before the last of `conds`.
+          lowres_known: for each of `conds`, whether the network is given `lowres` with it; (): with all.
+          thumbnail_scale: the scale of the group of inputs that has the thumbnail. At 0 neither the start nor the
+            result depends on it.
         """
         std, mean = self.data_std(lowres.has_image), self.data_mean(lowres)
 
         def consistent(image: jax.Array, match: Callable) -> jax.Array:
             if not settings.thumbnail_consistency:
                 return image
-            return jnp.where(has_thumbnail[:, None, None, None] > 0, match(image, thumbnail), image)
+            return jnp.where((has_thumbnail * thumbnail_scale)[:, None, None, None] > 0, match(image, thumbnail), image)
 
         def correct(x0: jax.Array) -> jax.Array:
             kind, percentile = settings.x0_threshold, settings.dynamic_threshold_percentile
@@ -193,19 +208,41 @@ class Stage:
 
         if self.name == "upsampler":
             lowres = self.augment(lowres, numbers["lowres_aug"], noise.keys)
-        guided = self._guided(params, conds, lowres, scales, some_zero, settings, numbers)
+        links = self._links(params, conds, lowres, lowres_known, weak)
+        guided = self._guided(links, scales, some_zero, settings, numbers)
         sigmas = settings.sigmas(self.sigmas)
         x = sigmas[0] * settings.init_noise_scale * noise.first
+        if not all(lowres_known):
+            x -= mean / std * jnp.maximum(1 - thumbnail_scale, 0)  # starts around 0 instead of the low-resolution image
         x0 = settings.run(guidance.with_x0_correction(guided, correct), x, sigmas, noise.keys)
         return consistent(jnp.clip(mean + std * x0, -1, 1), guidance.match_average_in_range)
 
+    def _links(
+        self, params: Mapping, conds: Sequence[Cond], lowres: LowResCond, lowres_known: Sequence[bool],
+        weak: Weak | None,
+    ) -> guidance.Chain:  # fmt: skip
+        """The chain of denoisers for guidance, of data standardised as with the low-resolution image."""
+        denoise = self.denoiser(params, lowres)
+        links: list[tuple[Denoiser, Cond]] = [
+            (denoise if known else self._denoiser_without_lowres(params, lowres), cond)
+            for cond, known in zip(conds, lowres_known or [True] * len(conds), strict=True)
+        ]
+        if weak:
+            links.insert(-1, (weak.stage.denoiser(weak.params, lowres), weak.cond))
+        return [functools.partial(_denoise, denoise, cond) for denoise, cond in links]
+
+    def _denoiser_without_lowres(self, params: Mapping, lowres: LowResCond) -> Denoiser:
+        """The denoiser that is not given `lowres`, on data standardised as with it."""
+        none = LowResCond(jnp.zeros_like(lowres.image), jnp.zeros_like(lowres.has_image), lowres.aug_level)
+        own, to = ((self.data_mean(each), self.data_std(each.has_image)) for each in (none, lowres))
+        return denoiser.restandardised(self.denoiser(params, none), own, to)
+
     def _guided(
-        self, params: Mapping, conds: Sequence[Cond], lowres: LowResCond, scales: jax.Array, some_zero: jax.Array,
-        settings: SampleSettings, numbers: Mapping[str, jax.Array | float],
+        self, chain: guidance.Chain, scales: jax.Array, some_zero: jax.Array, settings: SampleSettings,
+        numbers: Mapping[str, jax.Array | float],
     ) -> guidance.Guided:  # fmt: skip
         """Guidance within this stage's interval of sigma, or at all noise levels if the interval is empty."""
-        denoise, interval = self.denoiser(params, lowres), settings.guidance_interval[STAGES.index(self.name)]
-        chain = [lambda x, sigma, cond=cond: denoise(x, sigma, cond) for cond in conds]
+        interval = settings.guidance_interval[STAGES.index(self.name)]
         guided = guidance.guide(settings.guidance, chain, scales, numbers)
         if not interval:
             return guided
@@ -215,6 +252,10 @@ class Stage:
 def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal noise [B, *shape], one key per item."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def _denoise(denoise: Denoiser, cond: Cond, x: jax.Array, sigma: jax.Array) -> jax.Array:
+    return denoise(x, sigma, cond)
 
 
 def _uniform(keys: jax.Array) -> jax.Array:

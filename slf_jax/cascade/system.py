@@ -16,10 +16,14 @@ from slf_jax import features
 from slf_jax.cascade.images import make_thumbnail
 from slf_jax.cascade.settings import SampleSettings, check_system, plain
 from slf_jax.cascade.sizes import SIZES, STAGES
-from slf_jax.cascade.stage import Noise, Stage, normal
+from slf_jax.cascade.stage import Noise, Stage, Weak, normal
+from slf_jax.diffusion.guidance import weak_scales
 from slf_jax.models.conditioning import Cond, Conditioner
 from slf_jax.models.unet import UNet, UNetConfig
 from slf_jax.streams import stream
+
+AUTO = "auto"  # in place of inputs, the group of autoguidance
+THUMBNAIL = "thumbnail"  # among the inputs of a group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,7 @@ class System:
         self, params: Mapping[str, Mapping], clips: Mapping[str, jax.Array], low: jax.Array, has_thumbnail: jax.Array,
         noise: Mapping[str, Noise], scales: jax.Array, settings: SampleSettings, stages: Sequence[str] = STAGES,
         numbers: Mapping[str, jax.Array | float] | None = None, groups: Sequence[Sequence[str]] = (),
+        weak: tuple[System, Mapping[str, Mapping]] | None = None,
     ) -> jax.Array:  # fmt: skip
         """Samples S scales x B people through `stages`, one after the other.
 
@@ -94,30 +99,51 @@ class System:
           scales: [S, 2], of base and upsampler, or [S, 2, G] for G groups; traced: a new scale does not recompile.
           numbers: values to use for some of `settings.NUMBERS`, traced too; each a scalar, or [S], one for each scale.
           groups: the constituents of each group with its own scale, in the order in which guidance adds them; (): all
-            inputs are one group. Groups must have all inputs that `clips` do not mask.
+            inputs are one group. Groups must have all inputs that `clips` do not mask. The thumbnail is always given,
+            unless `THUMBNAIL` is in a group; the upsampler has its low-resolution image all the same. With `weak`, the
+            last of several groups is `(AUTO,)`.
+          weak: a worse system on the same diffused data, and its parameters. Without groups, it takes the place of the
+            unconditional branch (autoguidance, Karras et al. 2024); with groups, its own scale is added to theirs
+            (`guidance.weak_scales`).
 
         Returns: images [S, B, side, side, 3] in [-1, 1], of the last stage.
         """
         matrix, mask = self.features(clips)
-        conds = {name: self._conds(name, params, matrix, mask, groups) for name in stages}
-        scales = scales.reshape(*scales.shape[:2], -1)
-        thumbnail, some_zero = make_thumbnail(low), (scales == 0).any((0, 2))
+        of_inputs = [group for group in groups if AUTO not in group]
+        conds = {name: self._conds(name, params, matrix, mask, of_inputs) for name in stages}
+        scales, worse = scales.reshape(*scales.shape[:2], -1), dict.fromkeys(stages)
+        known, thumbnail_scales, scales = _thumbnail_scales(scales, of_inputs)
+        if weak:
+            worse = {name: weak[0].as_weak(name, weak[1][name], clips) for name in stages}
+            if groups:
+                scales = weak_scales(scales)
+            else:
+                conds = {name: each[-1:] for name, each in conds.items()}
+        thumbnail, some_zero = make_thumbnail(low), (scales <= 0).any((0, 2))
 
-        def sample_at(pair: jax.Array, numbers: Mapping[str, jax.Array | float]) -> jax.Array:
+        def sample_at(
+            pair: jax.Array, thumbnail_scale: jax.Array, numbers: Mapping[str, jax.Array | float]
+        ) -> jax.Array:
             image, has_image = low, has_thumbnail
             for name in stages:
                 stage, i = self.stages[name], STAGES.index(name)
                 lowres = stage.lowres_cond(image, has_image, jnp.zeros(len(low)))
                 image = stage.sample(
                     params[name], conds[name], lowres, pair[i], noise[name], settings, numbers, thumbnail,
-                    has_thumbnail, some_zero[i],
+                    has_thumbnail, some_zero[i], worse[name], known if name == "base" else (), thumbnail_scale,
                 )  # fmt: skip
                 has_image = jnp.ones(len(low))
             return image
 
         values = settings.numbers | dict(numbers or {})
         axes = {name: 0 if jnp.ndim(value) else None for name, value in values.items()}
-        return jax.vmap(sample_at, (0, axes))(scales, values)
+        return jax.vmap(sample_at, (0, 0, axes))(scales, thumbnail_scales, values)
+
+    def as_weak(self, name: str, params: Mapping, clips: Mapping[str, jax.Array]) -> Weak:
+        """A stage to guide another system with; `clips`: the other system's, of which only this one's inputs count."""
+        matrix, mask = self.features(clips)
+        known = np.isin(np.arange(features.MATRIX_ROWS), features.rows_of(self.inputs, self.layout))
+        return Weak(self.stages[name], params, self.stages[name].condition(params, matrix, mask & known))
 
     def _conds(
         self, name: str, params: Mapping, matrix: jax.Array, mask: jax.Array, groups: Sequence[Sequence[str]]
@@ -126,10 +152,24 @@ class System:
         stage = self.stages[name]
         conds = [stage.condition(params[name], jnp.zeros_like(matrix[:1]), jnp.zeros_like(mask[:1]))]
         for count in range(1, len(groups)):
-            names = [each for group in groups[:count] for each in group]
+            names = [each for group in groups[:count] for each in group if each != THUMBNAIL]
             known = np.isin(np.arange(features.MATRIX_ROWS), features.rows_of(names, self.layout))
             conds.append(stage.condition(params[name], matrix, mask & known))
         return [*conds, stage.condition(params[name], matrix, mask)]
+
+
+def _thumbnail_scales(scales: jax.Array, groups: Sequence[Sequence[str]]) -> tuple[list[bool], jax.Array, jax.Array]:
+    """In which conditions of the chain of `groups` the thumbnail is known, its scale [S], and the scales [S, 2, G].
+
+    A group of the thumbnail alone adds nothing to the upsampler's chain: there its scale becomes 1.
+    """
+    place = next((i for i, group in enumerate(groups) if THUMBNAIL in group), None)
+    if place is None:
+        return [], jnp.ones(len(scales)), scales
+    known, own = [count > place for count in range(len(groups) + 1)], scales[:, STAGES.index("base"), place]
+    if len(groups[place]) == 1:
+        scales = scales.at[:, STAGES.index("upsampler"), place].set(1.0)
+    return known, own, scales
 
 
 def person_noise(

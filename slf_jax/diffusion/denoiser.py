@@ -53,6 +53,22 @@ def make_denoiser(network: Callable, kind: str) -> Denoiser:
     return denoise
 
 
+def restandardised(denoise: Denoiser, own: tuple[jax.Array, jax.Array], to: tuple[jax.Array, jax.Array]) -> Denoiser:
+    """A denoiser of data standardised in one way as one of the same data standardised in another way.
+
+    Args:
+      own, to: mean, and standard deviation [B, 1, 1, 1], that data are standardised with: those of `denoise`, and those
+        of x and of the estimates of the result. Noise of sigma is `std * sigma` in units of the data.
+    """
+    (own_mean, own_std), (mean, std) = own, to
+
+    def converted(x: jax.Array, sigma: jax.Array, cond: Any) -> jax.Array:
+        own_x, own_sigma = (mean + std * x - own_mean) / own_std, sigma * (std / own_std).reshape(-1)
+        return (own_mean + own_std * denoise(own_x, own_sigma, cond) - mean) / std
+
+    return converted
+
+
 def loss_weight(kind: str, sigma: jax.Array, max_weight: float) -> jax.Array:
     """Weight [B] of the squared error of x0, clipped at `max_weight` to spend less capacity on nearly clean images.
 

@@ -1,7 +1,8 @@
 """Guidance as combinators of denoisers, its restriction to an interval of sigma, and corrections of the x0 estimate.
 
 Each kind of guidance combines a chain of denoisers: the first is unconditional, each further one knows one more group
-of inputs, and each group has a scale; with one group, they are the unconditional and the conditional denoiser. All
+of inputs, and each group has a scale; with one group, they are the unconditional and the conditional denoiser. A
+worse denoiser that knows all inputs can precede the last one, or take the place of all before it (autoguidance). All
 kinds interpolate at scales from 0 to 1, so that 0 ignores the conditions and 1 is plain conditional sampling; they
 differ in how they extrapolate.
 """
@@ -158,6 +159,16 @@ def guide(kind: str, chain: Chain, scales: Scales, numbers: Mapping[str, jax.Arr
     """Guidance of a kind; `scales` and the kind's numbers, as in `{"apg_eta": 0.0, ...}`, are traced."""
     own = {name.removeprefix(f"{kind}_"): value for name, value in numbers.items() if name.startswith(f"{kind}_")}
     return as_guided(KINDS[kind](chain, scales, **own))
+
+
+def weak_scales(scales: jax.Array) -> jax.Array:
+    """Scales [..., G] of a chain that ends with a weak and the own denoiser, from those of its groups of inputs and,
+    last, of autoguidance (Karras et al. 2024), both of which know all inputs.
+
+    For one group of inputs, the estimate is then
+    `own + (scale - 1) * (own - uncond) + (auto - 1) * (own - weak)`: autoguidance on top of classifier-free guidance.
+    """
+    return scales.at[..., -1].add(scales[..., -2] - 1)
 
 
 def unguided(chain: Chain, scales: Scales, some_zero: jax.Array) -> ConditionedDenoiser:

@@ -13,6 +13,7 @@ from slf_jax.cascade.images import downscale
 from slf_jax.evaluation import metrics, protocol, tables
 from slf_jax.evaluation.features import ATTRIBUTES
 from slf_jax.evaluation.protocol import FaceScorer, Scores
+from slf_jax.inference.scales import LOWRES_AUG, format_value
 from slf_jax.plots import curves, grids, matrix
 
 FACES = 12  # people in faces.png
@@ -39,7 +40,7 @@ def write(
 
 
 def _draw_scales(results: Mapping, path: Path) -> None:
-    """Draws recall, fidelity and agreement of attributes over the scales of one or two groups of inputs."""
+    """Draws recall, fidelity and agreement of attributes over one or two axes of scales or noise."""
     rows = list(results["systems"].values())
     tables = {
         "R@1 (%)": [100 * row["r@1"]["rate"] for row in rows],
@@ -49,7 +50,12 @@ def _draw_scales(results: Mapping, path: Path) -> None:
     for name in ATTRIBUTES:
         if all(row[name] for row in rows):
             tables[f"{name} (%)"] = [100 * row[name]["rate"] for row in rows]
-    matrix.heat_maps({title: values for title, values in tables.items() if values}, results["axes"], path)
+    titles = {"scale": "scale", LOWRES_AUG: "noise on the upsampler's input"}
+    axes = {
+        titles.get(name, f"scale of {name}"): [format_value(each) for each in values]
+        for name, values in results["axes"].items()
+    }
+    matrix.heat_maps({title: values for title, values in tables.items() if values}, axes, path)
 
 
 def _draw_faces(images: np.ndarray, scorer: FaceScorer, scores: Scores, use_thumbnail: bool, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -32,11 +33,13 @@ def sweep(
     batch, numbers = stack(chosen), np.array([person_number(clip["clip_id"]) for clip in chosen])
     progress = f"{len(scales)} scales x {len(chosen)} people x {samples}"
     sample = functools.partial(sampler, samples=samples, without=without, groups=scales.groups)
-    images = sample(batch, numbers, scales.points, seed, progress=progress)
+    images = sample(batch, numbers, scales.strengths, seed, progress=progress, numbers=scales.numbers)
     # Each person's own thumbnail and noise with another person's voice and attributes.
-    nearest = min(scales.points, key=lambda point: sum(abs(scale - CONTROL_SCALE) for scale in point))
+    distances = [sum(abs(scale - CONTROL_SCALE) for scale in strengths) for strengths in scales.strengths]
+    control = dataclasses.replace(scales, points=[scales.points[int(np.argmin(distances))]])
     others = controls.swap_people(batch, [key for key in batch if key != "face"])
-    swapped = sample(others, numbers, [nearest], seed, progress="control: another person's conditions")
+    what = "control: another person's conditions"
+    swapped = sample(others, numbers, control.strengths, seed, progress=what, numbers=control.numbers)
     real = batch["face"]
     references = {"bicubic": controls.bicubic(real)}
     with contextlib.suppress(Absent):  # the training data may have been moved
@@ -48,9 +51,10 @@ def sweep(
         "seed": seed,
         "sampler": sampler.settings.to_json(),
         "checkpoints": trained.digests,
+        "guided_with": trained.weak.digests if trained.weak else None,
         "scales": {scales.key(s): metrics.fidelity(i, real) for s, i in zip(scales.points, images, strict=True)},
         "controls": {
-            "other_persons_conditions": {"scale": scales.key(nearest), **metrics.fidelity(swapped[0], real)},
+            "other_persons_conditions": {"scale": scales.key(control.points[0]), **metrics.fidelity(swapped[0], real)},
             **{name: metrics.fidelity(image[:, None], real) for name, image in references.items()},
         },
     }

@@ -41,8 +41,9 @@ class EvaluatedSystem:
         """Samples faces [S, P, samples, 128, 128, 3] of the people; `probe`: other records to use with their noise."""
         numbers = np.array([person_number(clip_id) for clip_id in people.ids])
         return self.sampler(
-            people.probe if probe is None else probe, numbers, scales.points, self.seed, samples=self.samples,
+            people.probe if probe is None else probe, numbers, scales.strengths, self.seed, samples=self.samples,
             use_thumbnail=self.use_thumbnail, without=self.without, groups=scales.groups, progress=progress,
+            numbers=scales.numbers,
         )  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def evaluate_system(
         "chosen_by": "validation people" if weighted else "the first scale given",
         "validation_weighted_recall": weighted,
         "systems": {each: summaries[each] for each in systems},
-        "axes": dict(zip(scales.names, scales.axes(), strict=True)),
+        "axes": scales.axes(),
         "best_on_test": max(systems, key=lambda each: summaries[each]["r@1"]["rate"]) if len(scales) > 1 else None,
         "masked": {each: summaries[each] for each in masked},
         "controls": {each: summaries[each] for each in compared},

@@ -89,6 +89,11 @@ def short(results: Mapping) -> str:
     return "\n".join([*lines, f"{'random':40}{rates}", f"* chosen by {results['chosen_by']}"])
 
 
+def _guided_with(results: Mapping) -> str:
+    weak = results["guided_with"] or {}
+    return "".join(f"; guided with {stage} {digest[:12]}" for stage, digest in weak.items())
+
+
 def _how(results: Mapping) -> str:
     people, absent, settings = results["people"], results["not_in_gallery"], results["sampler"]
     other = results["gallery_of_another_clip"]
@@ -104,6 +109,7 @@ def _how(results: Mapping) -> str:
         f"{settings['sampler']}, {settings['evaluations']} evaluations per stage, seed {results['seed']}, "
         f"{results['samples']} sample(s) of each person. Checkpoints: "
         + ", ".join(f"{stage} {digest[:12]}" for stage, digest in results["checkpoints"].items())
+        + _guided_with(results)
         + f". Data: `{results['data']}`.",
         "Rates are in percent; in brackets the 95 % interval (Wilson; with several samples, for the effective "
         "number of people). PSNR in dB and SSIM (7x7 window, RGB) of uint8 faces are scikit-image's.",

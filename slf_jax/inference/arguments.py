@@ -14,6 +14,7 @@ from slf_jax import distributed, features
 from slf_jax.inference import exported, hub
 from slf_jax.inference.scales import check_distinct
 from slf_jax.inference.trained import CHECKPOINTS, Trained, load
+from slf_jax.inference.weak import with_weak
 from tfrecords.reader import Clips
 
 SOURCE_HELP = "run directory of slf_jax.train, exported folder, or hf://owner/name"
@@ -38,6 +39,12 @@ def add_arguments(arguments: argparse.ArgumentParser) -> None:
         "--checkpoint", default="newest", choices=CHECKPOINTS,
         help="newest (default), or best: of lowest validation loss among those kept",
     )  # fmt: skip
+    arguments.add_argument(
+        "--guide-with", default="", metavar="RUN[@STEP]",
+        help="guide with a worse version of the system instead of without conditions: scale 0 is that version's, 1 the "
+        "system's own; an earlier checkpoint (STEP, or BASE:UPSAMPLER), or another run on the same data, with smaller "
+        "networks for instance",
+    )  # fmt: skip
     arguments.add_argument("--data", default="", help="dataset folder (default: the one it was trained on)")
     arguments.add_argument("--split", default="test", help="split to sample from (default: test)")
     arguments.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
@@ -57,6 +64,14 @@ def add_arguments(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def add_lowres_aug(arguments: argparse.ArgumentParser) -> None:
+    """Adds the flag of the commands that sweep the noise on the upsampler's input like a scale."""
+    arguments.add_argument(
+        "--lowres-aug", default="", metavar="STD,STD,...",
+        help="levels of noise on the upsampler's input (config.sample.lowres_aug), each combined with each of --scales",
+    )  # fmt: skip
+
+
 def parse(
     arguments: argparse.ArgumentParser, argv: Sequence[str] | None, folder: str, *files: str
 ) -> tuple[argparse.Namespace, Trained]:
@@ -74,6 +89,8 @@ def parse(
     check_sampling(args, overrides)
     check_writable(args.out, *files)
     trained = load(args.workdir, args.checkpoint, overrides=overrides)
+    if args.guide_with:
+        trained = with_weak(trained, args.guide_with)
     if not trained.meta.config.data.dir:  # an export
         if not args.data:
             raise UserError(f"{args.workdir}: an exported system comes without data; give a dataset folder with --data")

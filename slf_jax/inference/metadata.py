@@ -30,9 +30,14 @@ def describe(trained: Trained, settings: SampleSettings, stages: Sequence[str], 
         "sampler": settings.sampler,
         "NFE": f"{settings.evaluations} per stage",
         "stages": ", ".join(stages),
-        "checkpoints": ", ".join(f"{name} {trained.digests[name]}" for name in stages),
+        "checkpoints": _digests(trained, stages),
+        **({"guided with": _digests(trained.weak, stages)} if trained.weak else {}),
         "Software": software(),
     }
+
+
+def _digests(trained: Trained, stages: Sequence[str]) -> str:
+    return ", ".join(f"{name} {trained.digests[name]}" for name in stages)
 
 
 def write_faces(images: np.ndarray, names: Sequence[str], out: Path, notes: Sequence[Mapping]) -> list[Path]:

@@ -17,7 +17,7 @@ from slf_jax import distributed
 from slf_jax.cascade.images import to_float, to_uint8
 from slf_jax.cascade.settings import SampleSettings, sample_settings
 from slf_jax.cascade.sizes import SIZES, STAGES
-from slf_jax.cascade.system import person_noise
+from slf_jax.cascade.system import AUTO, person_noise
 from slf_jax.diffusion.guidance import area_average
 from slf_jax.inference.trained import Trained
 
@@ -48,7 +48,9 @@ class Sampler:
         self._system, self._stages = trained.system, tuple(stages)
         self._mesh, self._limit = distributed.make_mesh(), chunk
         self._memory = memory * 1e9 or _free_memory()
-        self._params = distributed.replicate(self._mesh, {name: trained.params[name] for name in stages})
+        self._weak = trained.weak.system if trained.weak else None
+        both = [{name: each.params[name] for name in stages} for each in (trained, trained.weak) if each]
+        self._params = distributed.replicate(self._mesh, both)
         self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._params))
         self._first_noise, self._jit = jax.jit(_first_noise), jax.jit(self._run, static_argnames="groups")
         # Programs also by rows in a chunk.
@@ -56,7 +58,7 @@ class Sampler:
         self._fits: dict[Swept, int] = {}  # maximum rows in a chunk, if limited by memory
 
     def _run(
-        self, params: Mapping, clips: Mapping, people: jax.Array, draws: jax.Array, has_thumbnail: jax.Array,
+        self, params: Sequence[Mapping], clips: Mapping, people: jax.Array, draws: jax.Array, has_thumbnail: jax.Array,
         first: Mapping[str, jax.Array], seed: jax.Array, scales: jax.Array, numbers: Mapping[str, jax.Array],
         groups: Groups,
     ) -> jax.Array:  # fmt: skip
@@ -64,8 +66,9 @@ class Sampler:
         noise = person_noise(seed, people, draws)
         noise = {name: dataclasses.replace(noise[name], first=first[name]) for name in self._stages}
         images = self._system.sample(
-            params, clips, low, has_thumbnail, noise, scales, self.settings, self._stages, numbers, groups
-        )
+            params[0], clips, low, has_thumbnail, noise, scales, self.settings, self._stages, numbers, groups,
+            (self._weak, params[1]) if self._weak else None,
+        )  # fmt: skip
         return to_uint8(images)
 
     def __call__(
@@ -84,13 +87,15 @@ class Sampler:
           without: inputs to mask.
           progress: label of the progress bar; "": none.
           groups: groups of inputs with their own scale, in the order in which guidance adds them; inputs in none of
-            them are masked. (): all inputs are one group.
+            them are masked. (): all inputs are one group. Of a system with a weak one, the last is `(AUTO,)`.
           numbers: values to use for some of the settings' numbers, each one value, or one for each of the S scales.
 
         Raises `UserError` if a single person does not fit into memory.
         """
         count, system = len(people) * samples, self._system.without(without)
         if groups:
+            if (groups[-1] == (AUTO,)) != bool(self._weak):
+                raise ValueError("the last group must be (AUTO,) for a system with a weak one, and not for others")
             system = system.without([name for name in system.inputs if name not in itertools.chain(*groups)])
         clips, strengths = system.mask_unused_inputs(clips), np.asarray(scales, np.float32)
         if groups:

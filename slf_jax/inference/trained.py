@@ -25,18 +25,22 @@ PRETRAINED = Path(__file__).parents[1] / "pretrained" / "demo"  # drawn people; 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained system: the metadata of its run, and by stage the EMA parameters, their digests and training steps."""
+    """A trained system: the metadata of its run, and by stage the EMA parameters, their digests and training steps.
+
+    `weak`: a worse system to guide it with (`inference.weak`).
+    """
 
     meta: Meta
     system: System
     params: dict[str, Any]
     digests: dict[str, str]
     steps: dict[str, int]
+    weak: Trained | None = None
 
 
 def load(
     source: str | Path,
-    which: str = "newest",
+    which: str | Mapping[str, int] = "newest",
     stages: Sequence[str] = STAGES,
     overrides: Mapping[str, str] | None = None,
 ) -> Trained:
@@ -44,7 +48,8 @@ def load(
 
     Args:
       source: a run directory, an exported folder, or `hf://owner/name`.
-      which: one of `CHECKPOINTS`; "best" is the one of lowest validation loss; a run has several, an export one.
+      which: one of `CHECKPOINTS`; "best" is the one of lowest validation loss; a run has several, an export one. Or the
+        training step of each stage's checkpoint.
       overrides: changes of the run's config, as in `{"sample.steps": "32"}`; checked before the weights are read.
 
     Raises `UserError` if a stage is missing or damaged, or a setting is invalid.
@@ -55,9 +60,12 @@ def load(
     return _load_run(folder, which, stages, overrides or {})
 
 
-def _load_exported(folder: Path, which: str, stages: Sequence[str], overrides: Mapping[str, str]) -> Trained:
+def _load_exported(
+    folder: Path, which: str | Mapping[str, int], stages: Sequence[str], overrides: Mapping[str, str]
+) -> Trained:
     if which != "newest":
-        raise UserError(f"{folder}: an exported system has one checkpoint; leave out --checkpoint {which}")
+        flag = f"--checkpoint {which}" if isinstance(which, str) else "@STEP"
+        raise UserError(f"{folder}: an exported system has one checkpoint; leave out {flag}")
     meta, saved = exported.read(folder)
     system = _build(meta, overrides)
     if missing := [name for name in stages if name not in saved]:
@@ -67,7 +75,9 @@ def _load_exported(folder: Path, which: str, stages: Sequence[str], overrides: M
     return Trained(meta, system, params, digests, {name: saved[name]["step"] for name in stages})
 
 
-def _load_run(workdir: Path, which: str, stages: Sequence[str], overrides: Mapping[str, str]) -> Trained:
+def _load_run(
+    workdir: Path, which: str | Mapping[str, int], stages: Sequence[str], overrides: Mapping[str, str]
+) -> Trained:
     meta, system, params, digests, steps = None, None, {}, {}, {}
     for name in stages:
         with open_checkpoints(workdir, name) as checkpoints:
@@ -84,7 +94,12 @@ def _load_run(workdir: Path, which: str, stages: Sequence[str], overrides: Mappi
     return Trained(meta, system, params, digests, steps)
 
 
-def _choose_step(checkpoints: Checkpoints, which: str, workdir: Path, name: str) -> int:
+def _choose_step(checkpoints: Checkpoints, which: str | Mapping[str, int], workdir: Path, name: str) -> int:
+    if not isinstance(which, str):
+        if which[name] not in checkpoints.steps():
+            steps = ", ".join(map(str, checkpoints.steps()))
+            raise UserError(f"{workdir}: no checkpoint of stage {name!r} at step {which[name]}; there are: {steps}")
+        return which[name]
     step = checkpoints.best() if which == "best" else checkpoints.latest()
     if step is None:
         without_loss = f"{workdir}: no checkpoint of stage {name!r} has a validation loss; use the newest"

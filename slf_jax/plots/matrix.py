@@ -56,16 +56,16 @@ def confusions(tables: Mapping[str, tuple[Sequence[str], np.ndarray]], path: Pat
     save_figure(figure, path)
 
 
-def heat_maps(tables: Mapping[str, Sequence[float]], axes: Mapping[str, Sequence[float]], path: Path) -> None:
+def heat_maps(tables: Mapping[str, Sequence[float]], axes: Mapping[str, Sequence[str]], path: Path) -> None:
     """Draws one heat map for each measure.
 
     Args:
       tables: values by title of the measure, for all combinations of `axes`, whose last one varies fastest.
-      axes: the values along each axis by its name: down, and across if there are two.
+      axes: the values along each axis by its title: down, and across if there are two.
     """
     plt = import_pyplot()
     (down, rows), *others = axes.items()
-    across, columns = others[0] if others else ("", [None])
+    across, columns = others[0] if others else ("", [""])
     size = (1.6 + 0.75 * len(columns)) * len(tables), 1.8 + 0.5 * len(rows)
     figure, panels = plt.subplots(1, len(tables), figsize=size, layout="constrained", squeeze=False)
     for panel, (title, values) in zip(panels[0], tables.items(), strict=True):
@@ -74,9 +74,9 @@ def heat_maps(tables: Mapping[str, Sequence[float]], axes: Mapping[str, Sequence
         for (row, column), value in np.ndenumerate(table):
             ink = "white" if picture.norm(value) < 0.6 else "black"
             panel.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink, fontsize=8)
-        panel.set(title=title, xlabel=f"scale of {across}" if across else "", ylabel=f"scale of {down}")
-        panel.set_xticks(range(len(columns)), [f"{x:g}" if across else "" for x in columns])
-        panel.set_yticks(range(len(rows)), [f"{y:g}" for y in rows])
+        panel.set(title=title, xlabel=across, ylabel=down)
+        panel.set_xticks(range(len(columns)), columns)
+        panel.set_yticks(range(len(rows)), rows)
     save_figure(figure, path)
 
 

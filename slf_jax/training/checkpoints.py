@@ -135,6 +135,10 @@ class Checkpoints:
         """The newest step, None if there is none."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """All steps, in ascending order."""
+        return sorted(self._manager.all_steps())
+
     def best(self) -> int | None:
         """The step of lowest validation loss; None if no checkpoint has one."""
         return next(iter(self._by_loss()), None)
@@ -190,7 +194,7 @@ class Checkpoints:
                 f"{error}, though it has just been written: check the disk. The same command with --skip-damaged "
                 f"resumes {resumes}"
             ) from None
-        steps = sorted(self._manager.all_steps())
+        steps = self.steps()
         for old in set(steps[: -self._max_to_keep]) - set(self._by_loss()[: self._keep_best]):
             self._manager.delete(old)
 

@@ -37,6 +37,17 @@ def test_inputs_in_no_group_are_masked(run):
     assert groups.parse("0,2:1", load(run.workdir), ("age",)) == (Scales(((0, 0), (2, 1))), ("age",))
 
 
+def test_the_thumbnail_is_a_group_of_systems_trained_without_it(run):
+    scales, without = groups.parse("thumbnail=0:2,all=1", load(run.workdir), ())
+    assert scales.groups == (("thumbnail",), ("mel", "age", "gender")) and without == ()
+    assert groups.parse("mel+thumbnail=1", load(run.workdir), ())[0].groups == (("mel", "thumbnail"),)
+    with pytest.raises(UserError, match="there is no thumbnail with --no-thumbnail"):
+        groups.parse("thumbnail=0:2,all=1", load(run.workdir), (), use_thumbnail=False)
+    always = load(run.workdir, overrides={"train.thumbnail_drop": "0.0"})
+    with pytest.raises(UserError, match="always trained with the thumbnail .config.train.thumbnail_drop=0"):
+        groups.parse("thumbnail=0:2,all=1", always, ())
+
+
 def test_two_scales_are_swept_as_a_grid(run, swept, tmp_path):
     """The first group goes down and the second one across; equal scales give the faces of a single scale."""
     flags = ["--scales", "voice=0:2,attributes=0:1:2", "--people", "3", "--out", str(tmp_path)]
@@ -56,10 +67,45 @@ def test_two_scales_are_swept_as_a_grid(run, swept, tmp_path):
         assert np.abs(ours - theirs).max() <= 1
 
 
+def test_noise_on_the_upsamplers_input_is_swept_like_a_scale(run, swept, tmp_path):
+    flags = ["--scales", "1,2.5:1", "--lowres-aug", "0,0.15", "--people", "5", "--out", str(tmp_path)]
+    sweep.main(["--workdir", run.workdir, *flags])
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(report["scales"]) == [f"{scale}, lowres_aug {aug}" for scale in ("1", "2.5:1") for aug in ("0", "0.15")]
+    assert report["controls"]["other_persons_conditions"]["scale"] == "2.5:1, lowres_aug 0"
+    psnr = {name: each["psnr"] for name, each in report["scales"].items()}
+    assert psnr["1, lowres_aug 0"] != pytest.approx(psnr["1, lowres_aug 0.15"], abs=1e-3)
+    grid = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"), int)  # columns: thumbnail, 0, 0.15, real
+    single = np.asarray(Image.open(swept / "grid.png").convert("RGB"), int)  # columns: thumbnail, 0, 1, 2.5:1, real
+    left = grid.shape[1] - 4 * 130
+    for row, scale in enumerate((1, 2)):  # of the first person
+        ours = grid[20 + 130 * row :][:128, left + 130 :][:, :128]
+        theirs = single[20:][:128, 130 * (1 + scale) :][:, :128]
+        assert np.abs(ours - theirs).max() <= 1
+
+
+def test_noise_is_combined_with_every_scale(run):
+    trained = load(run.workdir)
+    scales = groups.with_lowres_aug(groups.parse("mel=0:2", trained, ())[0], "0,0.1", trained)
+    assert scales.points == [(0, 0), (0, 0.1), (2, 0), (2, 0.1)] and scales.strengths == [(0,), (0,), (2,), (2,)]
+    assert (
+        scales.numbers == {"lowres_aug": [0, 0.1, 0, 0.1]} and scales.label(scales.points[3]) == "mel 2, lowres_aug 0.1"
+    )
+    assert scales.axes() == {"mel": (0, 2), "lowres_aug": (0, 0.1)}
+    pairs = groups.with_lowres_aug(groups.parse("1,4:2", trained, ())[0], "0.1", trained)
+    assert pairs.axes() == {"scale": ("1", "4:2"), "lowres_aug": (0.1,)}
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--scales", "0,nan"], "finite"),
+        (["--scales", "1", "--lowres-aug", "0,0.2"], "--lowres-aug 0,0.2: give numbers from 0 to 0.15, the most in"),
+        (["--scales", "1", "--lowres-aug", "-0.1"], "--lowres-aug -0.1: give numbers from 0"),
+        (["--scales", "1", "--lowres-aug", "nan"], "--lowres-aug nan: give numbers from 0"),
+        (["--scales", "1", "--lowres-aug", "0;1"], "--lowres-aug 0;1: give comma-separated numbers"),
+        (["--scales", "1", "--lowres-aug", "0,0.0"], "--lowres-aug 0,0.0: 0 is given twice"),
+        (["--scales", "mel=1,age=1", "--lowres-aug", "0"], "--lowres-aug 0: a picture has two axes"),
         (["--scales", "1", "--people", "0"], "--people 0: give at least 1"),
         (["--scales", "1", "--samples", "0"], "--samples 0: give at least 1"),
         (["--scales", "1", "--memory", "nan"], "--memory nan: give gigabytes"),
@@ -72,9 +118,11 @@ def test_two_scales_are_swept_as_a_grid(run, swept, tmp_path):
         (["--scales", "1", "--config.sample.sampler=euler"], "sampler='euler': must be one of: ancestral, ddim"),
         (["--scales", "1", "--config.sample.steps=0"], "config.sample.steps=0: must be"),
         (["--scales", "voice=0:2,1"], "1 names no group; give NAME=SCALE:SCALE"),
-        (["--scales", "tone=0:2"], "no group or input 'tone'; a group is voice, attributes, or inputs joined by"),
+        (["--scales", "tone=0:2"], "no group or input 'tone'; a group is voice, attributes, all, or inputs joined by"),
         (["--scales", "attributes=1", "--without", "age,gender"], "no input in the group attributes; its inputs: mel"),
         (["--scales", "voice=1,mel=2"], "mel is given twice"),
+        (["--scales", "all=1,auto=2"], "auto is the scale of a worse system; give that with --guide-with"),
+        (["--scales", "1", "--guide-with", "nowhere"], "nowhere: no checkpoint of stage 'base'"),
         (["--scales", "voice=1:1"], "voice=1 is given twice"),
         (["--scales", "voice=-1"], "--scales voice=-1: a guidance scale is a finite number of at least 0"),
         (["--scales", "voice=1,age=1,gender=1"], "at most 2 groups"),

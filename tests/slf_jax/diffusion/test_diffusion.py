@@ -54,6 +54,18 @@ def test_samplers_converge_with_their_order(name, order):
     assert (np.abs(orders - order) < 0.3).all() or (order == 2 and (orders > 1.7).all()), (errors, orders)
 
 
+def test_restandardised_denoiser_equals_the_analytic_one():
+    """Faces ~ N(0.4, 0.3^2), standardised as with a thumbnail (its image, 0.18) and without (0, 0.5)."""
+    mean, std = jax.random.normal(jax.random.key(0), (2, 4, 4, 3)), jnp.full((2, 1, 1, 1), 0.18)
+    own = jnp.zeros_like(mean), jnp.full((2, 1, 1, 1), 0.5)
+    x, sigma = 3 * jax.random.normal(jax.random.key(1), mean.shape), jnp.array([0.5, 7.0])
+    without = lambda x, sigma, cond: gaussian((0.4 - own[0]) / own[1], 0.3 / own[1])(x, sigma)  # noqa: E731
+    found = denoiser.restandardised(without, own, (mean, std))(x, sigma, None)
+    np.testing.assert_allclose(found, gaussian((0.4 - mean) / std, 0.3 / std)(x, sigma), atol=1e-4)
+    same = denoiser.restandardised(without, own, own)(x, sigma, None)
+    np.testing.assert_allclose(same, without(x, sigma, None), atol=1e-5)
+
+
 def test_ancestral_step_equals_the_ddpm_posterior():
     """Ho et al. 2020, Eq. 6-7, in their variance-preserving parameterisation."""
     betas = np.linspace(1e-4, 0.02, 1000)

@@ -167,6 +167,17 @@ def test_a_scale_for_each_group_of_inputs(estimates):
     np.testing.assert_allclose(largest.std(1), cond.std(1), rtol=1e-4)
 
 
+def test_autoguidance_is_added_to_that_of_the_inputs(estimates):
+    """`cond + (s - 1) (cond - uncond) + (a - 1) (cond - weak)`; cfg for a = 1, autoguidance alone for s = 1."""
+    x, sigma, cond, uncond = estimates
+    weak = np.asarray(HALFWAY(x, sigma), np.float64).reshape(3, -1)
+    for s, a in ((3.0, 2.5), (3.0, 1.0), (1.0, 4.0), (0.0, 1.0), (1.0, 0.0)):
+        scales = guidance.weak_scales(jnp.array([s, a]))
+        found = evaluate(guidance.classifier_free((UNCOND, HALFWAY, COND), scales), x, sigma)
+        expected = cond + (s - 1) * (cond - uncond) + (a - 1) * (cond - weak)
+        np.testing.assert_allclose(found, expected, atol=2e-4, err_msg=f"{s}, {a}")
+
+
 def test_sampling_without_guidance_leaves_out_the_groups_of_scale_zero(estimates):
     x, sigma, cond, uncond = estimates
     middle = np.asarray(HALFWAY(x, sigma), np.float64).reshape(3, -1)

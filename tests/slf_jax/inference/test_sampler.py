@@ -96,6 +96,19 @@ def test_groups_of_inputs_have_their_own_scale(trained, people, one_chunk):
     assert np.abs(reverse[0] - images[1]).mean() > 0.01
 
 
+def test_the_thumbnail_has_its_own_scale(people, one_chunk):
+    """At 0 faces do not depend on it; equal scales are those of one group of thumbnail and inputs."""
+    (batch, numbers), sampler, inputs = people, one_chunk[0], ("mel", "age", "gender")
+    others = {**batch, "face": np.roll(batch["face"], 1, 0)}
+    points, groups = ((0, 0), (1, 1), (3, 3), (0.5, 1)), (("thumbnail",), inputs)
+    own, other = (sampler(each, numbers, points, 7, groups=groups).astype(int) for each in (batch, others))
+    assert np.abs(own[0] - other[0]).max() <= 1
+    assert all(np.abs(own[i] - other[i]).mean() > 1 for i in (1, 2, 3))
+    assert np.abs(own[1] - sampler(*people, ((1, 1),), 7)[0]).max() <= 1
+    whole = sampler(batch, numbers, ((0,), (3,)), 7, groups=(("thumbnail", *inputs),)).astype(int)
+    assert np.abs(whole[0] - own[0]).max() <= 1 and np.abs(whole[1] - own[2]).max() <= 1
+
+
 def test_samples_differ_and_the_first_equals_a_single_sample(trained, people, one_chunk):
     images = one_chunk[1].astype(int)
     assert np.abs(images[:, :, 0] - images[:, :, 1]).mean() > 0.1
