@@ -133,7 +133,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.base = ml_collections.ConfigDict(
         dict(
-            preconditioning="edm",  # what the network predicts: "edm", "v", "eps" or "x0"
+            preconditioning="edm",  # what the network predicts: "edm", "v", "eps", "x0" or "flow"
             sigma_distribution="lognormal",  # noise levels in training: "lognormal", "cosine" or "linear"
             p_mean=-0.4,  # mean of ln(sigma), for lognormal; larger images need a larger mean
             p_std=1.2,  # standard deviation of ln(sigma), for lognormal
@@ -143,6 +143,7 @@ def get_config() -> ml_collections.ConfigDict:
             sigma_data=0.5,  # standard deviation of the diffused data, pixels being in [-1, 1]
             sigma_data_no_lowres=0.5,  # the same for samples without a low-resolution image
             lowres_aug_max=0.0,  # maximum std of the noise added to the low-resolution image in training
+            flow_noise=0.1,  # for flow: std of the noise added to the posterior mean, in units of sigma_data
         )
     )
     config.diffusion.upsampler = ml_collections.ConfigDict(
@@ -157,6 +158,7 @@ def get_config() -> ml_collections.ConfigDict:
             sigma_data=0.15,
             sigma_data_no_lowres=0.15,
             lowres_aug_max=0.3,
+            flow_noise=0.1,
         )
     )
     config.train = ml_collections.ConfigDict(
