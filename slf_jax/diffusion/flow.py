@@ -5,7 +5,8 @@ straight lines z_s = x + s (z_1 - x). With the time s in place of sigma, `denois
 of x0 as in diffusion, and the flow dz/ds = E[z_1 - x | z_s] = (z_s - denoise(z_s, s)) / s is the one that the samplers
 integrate: guidance, corrections and deterministic samplers apply unchanged. `samplers.ddim` is Euler's method.
 
-The posterior mean comes from the same network, which estimates it at the level `MEAN_LEVEL` without an image.
+The posterior mean comes from the same network, which estimates it at the level `MEAN_LEVEL` from zeros. A guidance
+interval is in units of time, so that it guides the posterior mean if it includes `MEAN_LEVEL`.
 """
 
 from __future__ import annotations
