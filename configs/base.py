@@ -133,8 +133,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.base = ml_collections.ConfigDict(
         dict(
-            preconditioning="edm",  # what the network predicts: "edm", "v", "eps" or "x0"
-            sigma_distribution="lognormal",  # noise levels in training: "lognormal", "cosine" or "linear"
+            preconditioning="edm",  # what the network predicts: "edm", "v", "eps", "x0" or "flow"
+            sigma_distribution="lognormal",  # noise levels in training (not of a flow): "lognormal", "cosine", "linear"
             p_mean=-0.4,  # mean of ln(sigma), for lognormal; larger images need a larger mean
             p_std=1.2,  # standard deviation of ln(sigma), for lognormal
             weight="edm",  # loss weight: "edm" is (sigma^2 + 1) / sigma^2, "snr" is 1 / sigma^2
@@ -143,6 +143,7 @@ def get_config() -> ml_collections.ConfigDict:
             sigma_data=0.5,  # standard deviation of the diffused data, pixels being in [-1, 1]
             sigma_data_no_lowres=0.5,  # the same for samples without a low-resolution image
             lowres_aug_max=0.0,  # maximum std of the noise added to the low-resolution image in training
+            flow_noise=0.1,  # for flow: std of the noise added to the posterior mean, in units of sigma_data
         )
     )
     config.diffusion.upsampler = ml_collections.ConfigDict(
@@ -157,6 +158,7 @@ def get_config() -> ml_collections.ConfigDict:
             sigma_data=0.15,
             sigma_data_no_lowres=0.15,
             lowres_aug_max=0.3,
+            flow_noise=0.1,
         )
     )
     config.train = ml_collections.ConfigDict(
@@ -206,7 +208,7 @@ def get_config() -> ml_collections.ConfigDict:
             apg_beta=-0.5,  # for apg: momentum of the update over evaluations; the paper's are negative
             cfgpp_renoise=1.0,  # for cfgpp: maximum scale of the estimate that gives the noise; 0: as published
             guidance_interval=dict(
-                base=(),  # (low, high): apply guidance only at noise levels in this interval; (): at all
+                base=(),  # (low, high): noise levels (flow: times up to 1, posterior mean 2) with guidance; (): all
                 upsampler=(),
             ),
             lowres_aug=0.0,  # std of the noise added to the upsampler's low-resolution image, up to lowres_aug_max

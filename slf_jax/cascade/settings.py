@@ -57,6 +57,7 @@ _diffusion = {
     "sigma_data": real(1e-3, 10),  # in units of pixels in [-1, 1]
     "sigma_data_no_lowres": real(1e-3, 10),
     "lowres_aug_max": real(0, 10),
+    "flow_noise": real(0, 10),
 }
 _sample = {
     "sampler": choice(samplers.SAMPLERS),
@@ -161,6 +162,13 @@ def _check_sample(config: ml_collections.ConfigDict) -> None:
             f"config.sample.churn={sample.churn:g}: must be 0 with config.sample.sampler={sample.sampler!r}; "
             "only heun supports churn"
         )
+    flows = [name for name in STAGES if config.diffusion[name].preconditioning == "flow"]
+    if flows and (sample.churn or sample.sampler == "ancestral"):
+        key = "churn" if sample.churn else "sampler"
+        raise UserError(
+            f"config.sample.{key}={sample[key]!r}: must not add noise, since "
+            f"config.diffusion.{flows[0]}.preconditioning is 'flow'; use dpmpp_2m, ddim, or heun without churn"
+        )
     if sample.lowres_aug > (most := config.diffusion.upsampler.lowres_aug_max):
         raise UserError(
             f"config.sample.lowres_aug={sample.lowres_aug:g}: must be at most {most:g}, the most in training "
@@ -205,7 +213,7 @@ class SampleSettings:
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the guided denoiser (NFE) in each stage."""
+        """Evaluations of the guided denoiser (NFE) in each stage; the posterior mean of a flow is one more."""
         return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
 
     def to_json(self) -> dict[str, Any]:

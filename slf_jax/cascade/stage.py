@@ -15,12 +15,13 @@ from typing import NamedTuple, cast
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from slf_jax import features
 from slf_jax.cascade.images import upsample
 from slf_jax.cascade.settings import SampleSettings
 from slf_jax.cascade.sizes import SIZES, STAGES
-from slf_jax.diffusion import denoiser, guidance, noise
+from slf_jax.diffusion import denoiser, flow, guidance, noise
 from slf_jax.diffusion.denoiser import Denoiser
 from slf_jax.models.conditioning import Cond, Conditioner
 from slf_jax.models.unet import UNet
@@ -75,11 +76,17 @@ class Stage:
     sigma_data: float
     sigma_data_no_lowres: float
     lowres_aug_max: float
+    flow_noise: float
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether this stage is a flow from its posterior mean, with times in place of noise levels."""
+        return self.preconditioning == "flow"
 
     @property
     def sigmas(self) -> noise.SigmaDistribution:
-        """The distribution of sigma in training."""
-        return noise.SigmaDistribution(self.sigma_distribution, self.p_mean, self.p_std)
+        """The distribution of sigma in training, or of the times of a flow."""
+        return noise.SigmaDistribution("uniform" if self.is_flow else self.sigma_distribution, self.p_mean, self.p_std)
 
     @property
     def lowres_size(self) -> int:
@@ -137,7 +144,7 @@ class Stage:
         self, params: Mapping, faces: jax.Array, matrix: jax.Array, mask: jax.Array, keys: jax.Array,
         batch_index: jax.Array, count: int, *, thumbnail_drop: float, dropout: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, Cond]:  # fmt: skip
-        """Weighted denoising loss [B], the noise levels [B] at which it was evaluated, and the encoded conditions.
+        """Weighted loss [B], the noise levels [B] at which it was evaluated, and the encoded conditions.
 
         Args:
           faces: [B, 128, 128, 3] in [-1, 1].
@@ -161,6 +168,8 @@ class Stage:
         denoise = self.denoiser(params, lowres, drops["unet"])
         weight = denoiser.loss_weight(self.weight, sigma, self.max_weight)
         unit = normal(stream(keys, "noise"), data.shape[1:])
+        if self.is_flow:
+            return flow.flow_loss(denoise, data, self.flow_noise * unit, sigma, cond, weight), sigma, cond
         return denoiser.denoising_loss(denoise, data, unit, sigma, cond, weight), sigma, cond
 
     def augment(self, lowres: LowResCond, level: jax.Array | float, keys: jax.Array) -> LowResCond:
@@ -210,12 +219,22 @@ class Stage:
             lowres = self.augment(lowres, numbers["lowres_aug"], noise.keys)
         links = self._links(params, conds, lowres, lowres_known, weak)
         guided = self._guided(links, scales, some_zero, settings, numbers)
-        sigmas = settings.sigmas(self.sigmas)
-        x = sigmas[0] * settings.init_noise_scale * noise.first
+        guided = guidance.with_x0_correction(guided, correct)
+        sigmas, x = self._start(guided, settings, noise.first)
         if not all(lowres_known):
             x -= mean / std * jnp.maximum(1 - thumbnail_scale, 0)  # starts around 0 instead of the low-resolution image
-        x0 = settings.run(guidance.with_x0_correction(guided, correct), x, sigmas, noise.keys)
+        x0 = settings.run(guided, x, sigmas, noise.keys)
         return consistent(jnp.clip(mean + std * x0, -1, 1), guidance.match_average_in_range)
+
+    def _start(
+        self, guided: guidance.Guided, settings: SampleSettings, first: jax.Array
+    ) -> tuple[np.ndarray, jax.Array]:
+        """The sampler's noise levels, and where it starts: from noise, or for a flow from the posterior mean."""
+        if self.is_flow:
+            added = self.flow_noise * settings.init_noise_scale * first
+            return self.sigmas.sigmas(settings.steps), flow.posterior_mean(guided, first) + added
+        sigmas = settings.sigmas(self.sigmas)
+        return sigmas, sigmas[0] * settings.init_noise_scale * first
 
     def _links(
         self, params: Mapping, conds: Sequence[Cond], lowres: LowResCond, lowres_known: Sequence[bool],

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 # (x [B, H, W, C], sigma [B], cond) -> estimate of the clean data [B, H, W, C]
 Denoiser = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
-PRECONDITIONINGS = ("edm", "v", "eps", "x0")
+PRECONDITIONINGS = ("edm", "v", "eps", "x0", "flow")
 WEIGHTS = ("edm", "snr")
 
 
@@ -26,10 +26,13 @@ def coefficients(kind: str, sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax
     "edm": Karras et al. 2022, Table 1. "v": Salimans & Ho 2022; for data of unit variance this equals edm with
     the sign of the network flipped. "eps": the network predicts the noise (Ho et al. 2020). "x0": the network predicts
     the clean data itself; better for short training runs, or if the network is narrower than its patches and cannot
-    pass the noise through.
+    pass the noise through. "flow": the network predicts the velocity `z_1 - x0` of a rectified flow, and `sigma` is its
+    time from 1 to 0 (diffusion/flow.py).
     """
+    if kind == "flow":
+        return jnp.ones_like(sigma), -sigma, jnp.ones_like(sigma), sigma
     std = jnp.sqrt(sigma**2 + 1)
-    # The input is always x / sqrt(sigma^2 + 1), the x of the variance-preserving process.
+    # The input is x / sqrt(sigma^2 + 1), the x of the variance-preserving process.
     c_in, c_noise = 1 / std, jnp.log(sigma) / 4
     if kind == "edm":
         return 1 / std**2, sigma / std, c_in, c_noise

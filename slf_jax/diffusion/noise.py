@@ -27,7 +27,8 @@ class SigmaDistribution:
 
     "lognormal": ln sigma ~ N(p_mean, p_std^2) (Karras et al. 2022); larger images need a larger mean, since
     neighbouring pixels are redundant (Hoogeboom et al. 2023). "cosine" (Nichol & Dhariwal 2021) and "linear" (Ho et
-    al. 2020, continuous as in imagen-pytorch): a variance-preserving process at uniformly distributed times.
+    al. 2020, continuous as in imagen-pytorch): a variance-preserving process at uniformly distributed times. "uniform":
+    the times of a flow (diffusion/flow.py), which only its preconditioning uses.
     """
 
     kind: str
@@ -42,6 +43,8 @@ class SigmaDistribution:
             sigma = jnp.tan(jnp.pi / 2 * jnp.minimum((quantile + 0.008) / 1.008, 1 - 1e-6))
         elif self.kind == "linear":
             sigma = jnp.sqrt(jnp.expm1(1e-4 + 10 * quantile**2))
+        elif self.kind == "uniform":
+            sigma = quantile
         else:
             raise ValueError(f"sigma distribution {self.kind!r} must be one of {', '.join(DISTRIBUTIONS)}")
         return jnp.clip(sigma, *SIGMA_RANGE)

@@ -12,7 +12,7 @@ from slf_jax.features import check_same_features
 from slf_jax.inference.trained import Trained, load
 
 # Of `config.diffusion`, what determines the diffused data, on which both systems are evaluated.
-DATA = ("preconditioning", "residual", "sigma_data", "sigma_data_no_lowres", "lowres_aug_max")
+DATA = ("preconditioning", "residual", "sigma_data", "sigma_data_no_lowres", "lowres_aug_max", "flow_noise")
 
 
 def with_weak(trained: Trained, text: str) -> Trained:

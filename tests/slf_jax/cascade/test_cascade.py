@@ -224,7 +224,7 @@ def test_thumbnail_dropout_changes_the_loss_only_in_the_base_stage(system, param
         ("model.base.head_width", 7, "multiple of head_width=7"),
         ("data.inputs", ("mel", "melody"), "unknown constituent 'melody'"),
         ("model.supported_inputs", ("mel", "gender"), "'age', which is missing from config.model.supported_inputs"),
-        ("diffusion.base.preconditioning", "x1", "edm, v, eps, x0"),
+        ("diffusion.base.preconditioning", "x1", "edm, v, eps, x0, flow"),
         ("diffusion.base.sigma_distribution", "normal", "lognormal, cosine, linear"),
         ("diffusion.upsampler.weight", "p2", "weight='p2': must be one of: edm, snr"),
         ("sample.sampler", "euler", "ancestral, ddim, heun, dpmpp_2m"),

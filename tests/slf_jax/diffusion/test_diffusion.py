@@ -174,6 +174,7 @@ def test_each_preconditioning_predicts_its_textbook_target():
     alpha, noisy = 1 / scale, denoiser.expand(sigma, clean) / scale
     x = clean + denoiser.expand(sigma, clean) * unit
     targets = {"x0": clean, "eps": unit, "v": alpha * unit - noisy * clean, "edm": noisy * clean - alpha * unit}
+    targets["flow"] = unit  # of a flow, whose line from clean to clean + unit is x at the time sigma
     assert set(targets) == set(denoiser.PRECONDITIONINGS)
     for kind, target in targets.items():
         inputs = []
@@ -184,7 +185,7 @@ def test_each_preconditioning_predicts_its_textbook_target():
 
         denoise = denoiser.make_denoiser(network, kind)
         np.testing.assert_allclose(denoise(x, sigma, None), clean, atol=1e-5)
-        np.testing.assert_allclose(inputs[0], alpha * clean + noisy * unit, atol=1e-5)
+        np.testing.assert_allclose(inputs[0], x if kind == "flow" else alpha * clean + noisy * unit, atol=1e-5)
     with pytest.raises(ValueError, match="edm"):
         denoiser.coefficients("none", jnp.ones(1))
 

@@ -28,6 +28,7 @@ SHIPPED = (
     "configs/ablations.py:demo",
 )
 NAN, INF = float("nan"), float("inf")
+FLOW = {"diffusion.base.preconditioning": "flow"}
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,7 @@ BAD = [
     ("diffusion.upsampler.sigma_data", 0),
     ("diffusion.upsampler.sigma_data_no_lowres", 1e-45),
     ("diffusion.upsampler.lowres_aug_max", -0.1),
+    ("diffusion.upsampler.flow_noise", -0.1),
     ("sample.sampler", "euler"),
     ("sample.steps", 0),
     ("sample.sigma_schedule", "even"),
@@ -194,6 +196,8 @@ def test_invalid_value_is_reported_in_one_line(demo, key, value):
         ({"model.supported_inputs": ("mel",)}, "data.inputs: has 'pyaudioanalysis', which is missing from"),
         ({"sample.sigma_min": 50.0}, "sigma_min=50: must be below config.sample.sigma_max=20"),
         ({"sample.churn": 40.0}, "churn=40: must be 0 with config.sample.sampler='dpmpp_2m'"),
+        ({**FLOW, "sample.sampler": "ancestral"}, "sampler='ancestral': must not add noise, since .*base.*flow"),
+        ({**FLOW, "sample.sampler": "heun", "sample.churn": 4.0}, "churn=4.0: must not add noise, .* without churn"),
         ({"sample.lowres_aug": 0.2}, "lowres_aug=0.2: must be at most 0.15, the most in training"),
         ({"train.steps_per_dispatch": 3}, "must be a multiple of config.train.steps_per_dispatch=3"),
         ({"train.base.accumulate": 3}, "batch_size=16: must be a multiple of config.train.base.accumulate=3"),
