@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -27,12 +28,33 @@ class System:
     """A cascade: the layout and statistics of its features, the inputs that it uses, and its stages.
 
     The networks may support more inputs than are used; the others are masked in all records (`mask_unused_inputs`).
+    Those of a distilled system take guidance scales up to `max_scale` as input, one for each of the `groups` of inputs,
+    or one for all if there are no groups; `max_scale` is 0 for other systems.
     """
 
     layout: features.Layout
     statistics: Mapping[str, Mapping[str, np.ndarray]]
     inputs: tuple[str, ...]
     stages: Mapping[str, Stage]
+    groups: tuple[tuple[str, ...], ...] = ()
+    max_scale: float = 0.0
+
+    def check_scales(
+        self, scales: Sequence[Sequence[float]], groups: Sequence[Sequence[str]] = (), where: str = ""
+    ) -> None:
+        """Raises `UserError`, which begins with `where`, for scales or groups that a distilled system does not take.
+
+        Inputs of a group may be masked, and one scale may be given for all groups.
+        """
+        if not self.max_scale:
+            return
+        own = tuple(tuple(name for name in group if name in self.inputs) for group in self.groups)
+        if groups and tuple(map(tuple, groups)) != own:
+            other = ",".join(f"{'+'.join(group)}=..." for group in self.groups)
+            give = f"give {other}, or one scale for both" if other else "give one scale for all of them"
+            raise UserError(f"{where}this system was distilled for other groups of inputs; {give}")
+        if (most := max(itertools.chain(*scales))) > self.max_scale:
+            raise UserError(f"{where}this system was distilled for scales up to {self.max_scale:g}, not for {most:g}")
 
     def without(self, names: Sequence[str]) -> System:
         """The same system with some of its inputs masked. Raises `UserError` for a name that is not one of them."""
@@ -99,7 +121,7 @@ class System:
         Returns: images [S, B, side, side, 3] in [-1, 1], of the last stage.
         """
         matrix, mask = self.features(clips)
-        conds = {name: self._conds(name, params, matrix, mask, groups) for name in stages}
+        conds = {name: self.conditions(name, params[name], matrix, mask, groups) for name in stages}
         scales = scales.reshape(*scales.shape[:2], -1)
         thumbnail, some_zero = make_thumbnail(low), (scales == 0).any((0, 2))
 
@@ -119,17 +141,22 @@ class System:
         axes = {name: 0 if jnp.ndim(value) else None for name, value in values.items()}
         return jax.vmap(sample_at, (0, axes))(scales, values)
 
-    def _conds(
+    def conditions(
         self, name: str, params: Mapping, matrix: jax.Array, mask: jax.Array, groups: Sequence[Sequence[str]]
     ) -> list[Cond]:
-        """The conditions of the unconditional branch, shared by all people, then with one more group of inputs each."""
+        """The conditions of the unconditional branch, shared by all people, then with one more group of inputs each.
+
+        `params`: of the stage. Of a distilled system, only those with all groups.
+        """
         stage = self.stages[name]
-        conds = [stage.condition(params[name], jnp.zeros_like(matrix[:1]), jnp.zeros_like(mask[:1]))]
+        if stage.scales:
+            return [stage.condition(params, matrix, mask)]
+        conds = [stage.condition(params, jnp.zeros_like(matrix[:1]), jnp.zeros_like(mask[:1]))]
         for count in range(1, len(groups)):
             names = [each for group in groups[:count] for each in group]
             known = np.isin(np.arange(features.MATRIX_ROWS), features.rows_of(names, self.layout))
-            conds.append(stage.condition(params[name], matrix, mask & known))
-        return [*conds, stage.condition(params[name], matrix, mask)]
+            conds.append(stage.condition(params, matrix, mask & known))
+        return [*conds, stage.condition(params, matrix, mask)]
 
 
 def person_noise(
@@ -154,6 +181,8 @@ def build_system(
     supported = tuple(config.model.supported_inputs) or inputs
     features.check_inputs((*inputs, *supported), layout)
     dtype = jnp.dtype(_dtype(config.model.dtype))
+    groups = tuple(tuple(group.split("+")) for group in config.distill.groups)
+    scales = max(1, len(groups)) if config.distill.max_scale else 0
     stages = {}
     for name in STAGES:
         net = UNetConfig(**{key: plain(value) for key, value in config.model[name].items()})
@@ -161,8 +190,8 @@ def build_system(
             layout, supported, net.cond_width, net.cross_widths, net.head_width, net.dropout, dtype,
             config.model.identity_width,
         )  # fmt: skip
-        stages[name] = Stage(name, cond, UNet(net, dtype), **config.diffusion[name].to_dict())
-    return System(layout, statistics, inputs, stages)
+        stages[name] = Stage(name, cond, UNet(net, dtype), **config.diffusion[name].to_dict(), scales=scales)
+    return System(layout, statistics, inputs, stages, groups, config.distill.max_scale)
 
 
 def _dtype(name: str) -> str:

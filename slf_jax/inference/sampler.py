@@ -92,6 +92,7 @@ class Sampler:
         count, system = len(people) * samples, self._system.without(without)
         if groups:
             system = system.without([name for name in system.inputs if name not in itertools.chain(*groups)])
+        system.check_scales(scales, groups)
         clips, strengths = system.mask_unused_inputs(clips), np.asarray(scales, np.float32)
         if groups:
             strengths = np.repeat(strengths[:, None], len(STAGES), 1)
