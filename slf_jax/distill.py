@@ -104,7 +104,8 @@ def check_data(trained: Trained, config: ml_collections.ConfigDict) -> None:
     )  # fmt: skip
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The flags, and the overrides of the teacher's config. Raises `UserError`."""
     parser = cli.parser(
         "slf_jax.distill",
         "Trains a student that makes guided estimates in one evaluation, and takes fewer steps; run the same command "
@@ -142,6 +143,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"--config.{fixed[0]}: cannot be changed here; the student has the teacher's networks and inputs"
         )
+    return args, overrides
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args, overrides = parse_flags(argv)
     trained = load(args.workdir, overrides=overrides)
     teacher = make_teacher(trained, args)
     config = make_config(trained, teacher, args, overrides)
