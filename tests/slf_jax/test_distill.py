@@ -93,7 +93,7 @@ def test_a_stopped_student_resumes_to_identical_weights(run, student, tmp_path):
         (["--groups", "voice,haircut"], "--groups voice,haircut: no group or input 'haircut'"),
         (["--max-scale", "2"], "config.distill.max_scale=2.0: must be 0, or a finite number from 4 to 1000"),
         (["--steps", "2"], r"--steps 2: must divide the teacher's 3 steps \(config.sample.steps\)"),
-        (["--steps", "1", "--config.sample.sampler=heun"], "'heun' cannot be distilled; .*--config.sample.sampler=ddim"),
+        (["--steps", "1", "--config.sample.sampler=heun"], "'heun' cannot be distilled; .*sampler=ddim"),
         (["--config.model.base.width=32"], "--config.model.base.width: cannot be changed here"),
         (["--config.data.dir=nowhere"], "nowhere: "),
         (["--workdir", "nowhere"], "nowhere: no checkpoint of stage 'base'"),
