@@ -102,8 +102,7 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
         # ---- compile
         step = make_step(run.system, name, optimizer, schedule, settings, run.teacher)
         compiled = distributed.compile_steps(lambda s, b, shared: step(s, b, *shared), run.mesh, config.parallel)
-        shared = (key, taught_by)
-        program = _compile(compiled, state, batch, shared, name)
+        program = _compile(compiled, state, batch, (key, taught_by), name)
         distributed.wait_for_all(f"{name} compiled")
         preview = Preview(config, run.system, name, run.held_out or run.clips, run.teacher, taught_by)
         # ---- loop (metrics are read one dispatch late, while the devices work on the next)
@@ -111,7 +110,7 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
         pending, stopping = None, False
         with jax.transfer_guard("disallow"), contextlib.closing(Profile(run.workdir, config.profile_steps, first)) as p:
             for number in range(first + stride, steps + 1, stride):
-                state, metrics = program(state, batch, shared)
+                state, metrics = program(state, batch, (key, taught_by))
                 p.step(number, metrics)
                 previous, pending = pending, (number, metrics, pipeline.host)
                 if number < steps:
