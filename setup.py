@@ -37,7 +37,7 @@ EXTRACT = [
 # `make docs`; mkdocstrings reads the sources without importing them.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2", "ruff>=0.12,<1"]
 # Console commands in addition to `python -m ...`: `slf-train`, `slf-face`, ...; see app/commands.py.
-COMMANDS = ("extract", "train", "sample", "sweep", "evaluate", "export", "face", "serve")
+COMMANDS = ("extract", "train", "distill", "sample", "sweep", "evaluate", "export", "face", "serve")
 
 setup(
     name="slf-jax",

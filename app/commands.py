@@ -14,6 +14,7 @@ def _command(module: str) -> Callable[[], None]:
 
 extract = _command("extract.run")
 train = _command("slf_jax.train")
+distill = _command("slf_jax.distill")
 sample = _command("slf_jax.sample")
 sweep = _command("slf_jax.sweep")
 evaluate = _command("slf_jax.evaluate")

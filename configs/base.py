@@ -161,6 +161,18 @@ def get_config() -> ml_collections.ConfigDict:
             flow_noise=0.1,
         )
     )
+    config.distill = ml_collections.ConfigDict(
+        dict(  # set by slf_jax.distill, which trains networks that take guidance scales as input
+            teacher="",  # the system whose guided estimates they learn
+            digests=dict(
+                base="",  # digest of the teacher's weights, with which alone the run resumes
+                upsampler="",
+            ),
+            max_scale=0.0,  # maximum guidance scale, at least 4; 0: the networks take no scales
+            groups=(),  # inputs with a scale of their own, as in ("ecapa+mel", "age+gender"); (): one scale for all
+            substeps=1,  # sampler steps of the teacher that one step replaces
+        )
+    )
     config.train = ml_collections.ConfigDict(
         dict(
             steps_per_dispatch=1,  # steps per call of the compiled program; more: less overhead for very short steps
@@ -199,6 +211,7 @@ def get_config() -> ml_collections.ConfigDict:
             sigma_min=0.005,  # lowest noise level, in units of sigma_data
             sigma_max=160.0,  # highest noise level, in units of sigma_data
             rho=7.0,  # exponent of the karras schedule; larger: more steps at low noise
+            sigma_stride=1,  # visit only every n-th noise level, of a schedule of n * steps (set by slf_jax.distill)
             churn=0.0,  # noise added before each step (S_churn), for heun only
             init_noise_scale=1.0,  # factor on the initial noise; below 1 trades diversity for fidelity
             guidance="cfg",  # kind of guidance: "cfg", "rescaled", "apg" or "cfgpp" (docs/guidance.md)

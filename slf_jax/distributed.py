@@ -156,8 +156,8 @@ def compile_steps(step: Callable, mesh: Mesh, mode: str) -> jax.stages.Wrapped:
     """Compiles `step(state, batch, key) -> (state, metrics)`, written for one device, over the mesh.
 
     The result takes the batches of K steps from `split_steps` and runs all K in one dispatch; its metrics are
-    [K, ...]. The step sees its device's part of the batch and uses collectives over axis `"data"`; state, key and
-    metrics are the same on every device. The state is donated.
+    [K, ...]. The step sees its device's part of the batch and uses collectives over axis `"data"`; state, key (or any
+    pytree in its place) and metrics are the same on every device. The state is donated.
 
     `mode`: "shard_map" (one program by `jit`) or "pmap"; the numbers are the same. With several processes, pmap's
     result must be compiled ahead of time, `.lower(...).compile()`: called directly, it returns process-local arrays.

@@ -6,14 +6,11 @@ samples/*.png, tensorboard/ and Orbax checkpoints/.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 
 from slf_common import cli
-from slf_common.files import local_path
-from slf_jax import distributed
-from slf_jax.training.loop import train
+from slf_jax.training.loop import train_command
 from slf_jax.training.settings import RULES, check_config
 
 
@@ -36,21 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, config = cli.parse_with_config(parser, argv, RULES)
     check_config(config)
     config.init_from = args.init_from or config.init_from
-    with distributed.processes(config):
-        finished = train(config, skip_damaged=args.skip_damaged)
-        if distributed.is_main():
-            _report(finished, config.workdir, sys.argv[1:] if argv is None else argv)
-
-
-def _report(finished: bool, workdir: str, argv: Sequence[str]) -> None:
-    if finished:
-        path = local_path(workdir)
-        name = shlex.quote(str(path))
-        print(f"{workdir}: trained. Previews: {path / 'samples'}; curves: tensorboard --logdir {name}, or")
-        print(f"  python -m slf_jax.report --workdir {name}")
-    else:
-        command = [arg for arg in argv if arg != "--skip-damaged"]
-        print(f"{workdir}: stopped and saved. To resume:\n  python -m slf_jax.train {shlex.join(command)}")
+    arguments = sys.argv[1:] if argv is None else argv
+    train_command(config, "slf_jax.train", arguments, skip_damaged=args.skip_damaged)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ FORBIDDEN = {
 # Within slf_jax, a module or folder may import only those before it; the commands come last.
 ORDER = (
     "streams", "distributed", "plots", "features", "diffusion", "models", "cascade", "training", "inference",
-    "evaluation", "train", "sample", "sweep", "evaluate", "ablate", "report", "export",
+    "evaluation", "train", "distill", "sample", "sweep", "evaluate", "ablate", "report", "export",
 )  # fmt: skip
 COMMANDS = ORDER[ORDER.index("train") :]
 CODE = [name for name in PACKAGES if name != "configs"]  # configs are tables of any length

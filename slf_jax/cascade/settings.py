@@ -12,13 +12,13 @@ import numpy as np
 
 from slf_common import rules
 from slf_common.errors import UserError
-from slf_common.rules import Rule, choice, each, flag, integer, real, text
+from slf_common.rules import Rule, choice, constant, each, either, flag, integer, real, text
 from slf_jax.cascade.sizes import SIZES, STAGES
 from slf_jax.diffusion import denoiser, guidance, noise, samplers
 from slf_jax.models.blocks import ATTENTIONS, norm_groups
 
 PER_LEVEL = ("mults", "blocks", "self_attention", "cross_attention")
-SYSTEM = ("model.", "diffusion.", "data.inputs")  # settings that define a trained system
+SYSTEM = ("model.", "diffusion.", "distill.", "data.inputs")  # settings that define a trained system
 SAMPLE = ("sample.",)
 # The numbers of `config.sample` that are traced, so that a new value does not recompile.
 NUMBERS = ("rescaled_phi", "apg_eta", "apg_r", "apg_beta", "cfgpp_renoise", "lowres_aug")
@@ -67,6 +67,7 @@ _sample = {
     "sigma_max": real(1e-6, 1e6),
     "rho": real(1, 1000),
     "churn": real(0),
+    "sigma_stride": integer(1, 100_000),
     "init_noise_scale": real(0),
     "guidance": choice(guidance.KINDS),
     "rescaled_phi": real(0, 1),
@@ -78,6 +79,13 @@ _sample = {
     "x0_threshold": choice(guidance.THRESHOLDS),
     "dynamic_threshold_percentile": real(above=0, most=1),
     "thumbnail_consistency": flag(),
+}
+_distill = {
+    "teacher": text(),
+    # Previews and the examples of exports have scales up to 4.
+    "max_scale": either(constant(0.0), real(4, 1000)),
+    "groups": NAMES,
+    "substeps": integer(1, 100_000),
 }
 
 
@@ -92,6 +100,8 @@ RULES: dict[str, Rule] = {
     "model.identity_width": integer(0, 2**16),
     **{key: rule for name in STAGES for key, rule in group(f"model.{name}", _network).items()},
     **{key: rule for name in STAGES for key, rule in group(f"diffusion.{name}", _diffusion).items()},
+    **group("distill", _distill),
+    **group("distill.digests", dict.fromkeys(STAGES, text())),
     **group("sample", _sample),
     **group("sample.guidance_interval", dict.fromkeys(STAGES, INTERVAL)),
     "data.inputs": NAMES,
@@ -187,6 +197,7 @@ class SampleSettings:
     sigma_max: float
     rho: float
     churn: float
+    sigma_stride: int
     init_noise_scale: float
     guidance: str
     rescaled_phi: float
@@ -202,9 +213,10 @@ class SampleSettings:
 
     def sigmas(self, training: noise.SigmaDistribution) -> np.ndarray:
         """The noise levels [steps + 1] of the sampler, for a stage with this distribution in training."""
+        steps = self.steps * self.sigma_stride
         if self.sigma_schedule == "training":
-            return training.sigmas(self.steps)
-        return noise.karras_sigmas(self.steps, self.sigma_min, self.sigma_max, self.rho)
+            return training.sigmas(steps)[:: self.sigma_stride]
+        return noise.karras_sigmas(steps, self.sigma_min, self.sigma_max, self.rho)[:: self.sigma_stride]
 
     @property
     def numbers(self) -> dict[str, float]:

@@ -59,9 +59,48 @@ class Weak(NamedTuple):
     cond: Cond
 
 
+class Items(NamedTuple):
+    """The items of a batch from which a lesson makes its task.
+
+    Attributes:
+      quantile: [B], of the distribution of noise levels.
+      data, unit: [B, H, W, 3], the clean data and unit noise.
+      lowres: the low-resolution image that the network sees.
+      clean: the same without added noise.
+      faces: [B, 128, 128, 3] in [-1, 1].
+      matrix, mask: the features after conditions were dropped.
+      keys: one per item.
+    """
+
+    quantile: jax.Array
+    data: jax.Array
+    unit: jax.Array
+    lowres: LowResCond
+    clean: LowResCond
+    faces: jax.Array
+    matrix: jax.Array
+    mask: jax.Array
+    keys: jax.Array
+
+
+class Task(NamedTuple):
+    """What a distilled network is trained on: x, sigma [B] and scales [B, G], and the x0 estimate it must give."""
+
+    x: jax.Array
+    sigma: jax.Array
+    scales: jax.Array
+    target: jax.Array
+
+
+Lesson = Callable[[Items], Task]
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One U-Net of the cascade with its diffusion settings (`config.diffusion`, documented in configs/base.py)."""
+    """One U-Net of the cascade with its diffusion settings (`config.diffusion`, documented in configs/base.py).
+
+    `scales`: number of guidance scales that a distilled network takes as input; 0: it takes none.
+    """
 
     name: str
     conditioner: Conditioner
@@ -77,6 +116,7 @@ class Stage:
     sigma_data_no_lowres: float
     lowres_aug_max: float
     flow_noise: float
+    scales: int = 0
 
     @property
     def is_flow(self) -> bool:
@@ -104,7 +144,8 @@ class Stage:
         keys = {part: stream(key, part) for part in ("conditioner", "unet")}
         cond, conditioner = self.conditioner.init_with_output(keys["conditioner"], matrix, matrix[:, :, 0] > 0)
         images = jnp.zeros((1, self.size, self.size, 6))
-        unet = self.unet.init(keys["unet"], images, jnp.zeros(1), jnp.zeros((1, 2)), cond)
+        scales = jnp.zeros((1, self.scales)) if self.scales else None
+        unet = self.unet.init(keys["unet"], images, jnp.zeros(1), jnp.zeros((1, 2)), cond, scales=scales)
         return {"conditioner": conditioner["params"], "unet": unet["params"]}
 
     def condition(self, params: Mapping, matrix: jax.Array, mask: jax.Array, dropout: jax.Array | None = None) -> Cond:
@@ -116,13 +157,17 @@ class Stage:
         cond = self.conditioner.apply(variables, matrix, mask, dropout is not None, rngs=_rngs(dropout))
         return cast(Cond, cond)
 
-    def denoiser(self, params: Mapping, lowres: LowResCond, dropout: jax.Array | None = None) -> denoiser.Denoiser:
-        """`denoise(x, sigma, cond)` on this stage's standardised data."""
+    def denoiser(
+        self, params: Mapping, lowres: LowResCond, dropout: jax.Array | None = None, scales: jax.Array | None = None
+    ) -> denoiser.Denoiser:
+        """`denoise(x, sigma, cond)` on this stage's standardised data; `scales` [B, G] or [1, G] if it is distilled."""
         extras = jnp.stack([lowres.has_image, lowres.aug_level], -1)
 
         def network(x: jax.Array, c_noise: jax.Array, cond: Cond) -> jax.Array:
             images, variables = jnp.concatenate([x, lowres.image], -1), {"params": params["unet"]}
-            out = self.unet.apply(variables, images, c_noise, extras, cond, dropout is not None, rngs=_rngs(dropout))
+            out = self.unet.apply(
+                variables, images, c_noise, extras, cond, dropout is not None, scales, rngs=_rngs(dropout)
+            )
             return cast(jax.Array, out)
 
         return denoiser.make_denoiser(network, self.preconditioning)
@@ -143,6 +188,7 @@ class Stage:
     def loss(
         self, params: Mapping, faces: jax.Array, matrix: jax.Array, mask: jax.Array, keys: jax.Array,
         batch_index: jax.Array, count: int, *, thumbnail_drop: float, dropout: jax.Array | None = None,
+        lesson: Lesson | None = None,
     ) -> tuple[jax.Array, jax.Array, Cond]:  # fmt: skip
         """Weighted loss [B], the noise levels [B] at which it was evaluated, and the encoded conditions.
 
@@ -152,6 +198,7 @@ class Stage:
           batch_index, count: index of each item in the global batch and the batch's size, to stratify noise levels.
           thumbnail_drop: share of items trained without their thumbnail (base only).
           dropout: key of the dropout masks; None: no dropout.
+          lesson: of a distilled network: what it must estimate, instead of the clean data.
         """
         face, low = guidance.area_average(faces, self.size), guidance.area_average(faces, self.lowres_size)
         has_image = jnp.ones(len(faces))
@@ -162,12 +209,19 @@ class Stage:
         # The network is conditioned on the noisy image, but its target is the difference from the clean one.
         clean, lowres = (self.lowres_cond(images, has_image, aug_level) for images in (low, noisy))
         data = (face - self.data_mean(clean)) / self.data_std(has_image)
-        sigma = self.sigmas(noise.stratified(_uniform(stream(keys, "sigma")), batch_index, count))
+        quantile = noise.stratified(_uniform(stream(keys, "sigma")), batch_index, count)
         drops = {part: None if dropout is None else stream(dropout, part) for part in ("conditioner", "unet")}
         cond = self.condition(params, matrix, mask, drops["conditioner"])
+        unit = normal(stream(keys, "noise"), data.shape[1:])
+        if lesson is not None:
+            task = lesson(Items(quantile, data, unit, lowres, clean, faces, matrix, mask, keys))
+            denoise = self.denoiser(params, lowres, drops["unet"], task.scales)
+            error = denoise(task.x, task.sigma, cond) - task.target
+            weight = denoiser.loss_weight(self.weight, task.sigma, self.max_weight)
+            return weight * jnp.square(error).mean((1, 2, 3)), task.sigma, cond
+        sigma = self.sigmas(quantile)
         denoise = self.denoiser(params, lowres, drops["unet"])
         weight = denoiser.loss_weight(self.weight, sigma, self.max_weight)
-        unit = normal(stream(keys, "noise"), data.shape[1:])
         if self.is_flow:
             return flow.flow_loss(denoise, data, self.flow_noise * unit, sigma, cond, weight), sigma, cond
         return denoiser.denoising_loss(denoise, data, unit, sigma, cond, weight), sigma, cond
@@ -191,7 +245,8 @@ class Stage:
         """Samples images [B, size, size, 3] at one guidance scale for each group of inputs.
 
         Args:
-          conds: unconditional, then with one more group of inputs each; with `weak` may be the last one alone.
+          conds: unconditional, then with one more group of inputs each; of a distilled network, and maybe with `weak`,
+            only the last one.
           scales: [G], of each group, and of `weak` last.
           lowres: without noise; the upsampler's network sees it with noise of `numbers["lowres_aug"]`.
           numbers: traced values of the settings `settings.NUMBERS`.
@@ -204,27 +259,35 @@ class Stage:
             result depends on it.
         """
         std, mean = self.data_std(lowres.has_image), self.data_mean(lowres)
-
-        def consistent(image: jax.Array, match: Callable) -> jax.Array:
-            if not settings.thumbnail_consistency:
-                return image
-            return jnp.where((has_thumbnail * thumbnail_scale)[:, None, None, None] > 0, match(image, thumbnail), image)
-
-        def correct(x0: jax.Array) -> jax.Array:
-            kind, percentile = settings.x0_threshold, settings.dynamic_threshold_percentile
-            image = guidance.threshold(mean + std * x0, kind, percentile)
-            return (consistent(image, guidance.match_average) - mean) / std
-
+        has_thumbnail = has_thumbnail * thumbnail_scale
+        correct = self.correction(lowres, settings, thumbnail, has_thumbnail)
         if self.name == "upsampler":
             lowres = self.augment(lowres, numbers["lowres_aug"], noise.keys)
-        links = self._links(params, conds, lowres, lowres_known, weak)
-        guided = self._guided(links, scales, some_zero, settings, numbers)
+        guided = self.guided(params, conds, lowres, scales, some_zero, settings, numbers, weak, lowres_known)
         guided = guidance.with_x0_correction(guided, correct)
         sigmas, x = self._start(guided, settings, noise.first)
         if not all(lowres_known):
             x -= mean / std * jnp.maximum(1 - thumbnail_scale, 0)  # starts around 0 instead of the low-resolution image
         x0 = settings.run(guided, x, sigmas, noise.keys)
-        return consistent(jnp.clip(mean + std * x0, -1, 1), guidance.match_average_in_range)
+        image = jnp.clip(mean + std * x0, -1, 1)
+        if not settings.thumbnail_consistency:
+            return image
+        return _where(has_thumbnail, guidance.match_average_in_range(image, thumbnail), image)
+
+    def correction(
+        self, lowres: LowResCond, settings: SampleSettings, thumbnail: jax.Array, has_thumbnail: jax.Array
+    ) -> Callable[[jax.Array], jax.Array]:
+        """Brings x0 estimates into the range of pixels, and to the thumbnail where there is one; see `sample`."""
+        std, mean = self.data_std(lowres.has_image), self.data_mean(lowres)
+
+        def correct(x0: jax.Array) -> jax.Array:
+            kind, percentile = settings.x0_threshold, settings.dynamic_threshold_percentile
+            image = guidance.threshold(mean + std * x0, kind, percentile)
+            if settings.thumbnail_consistency:
+                image = _where(has_thumbnail, guidance.match_average(image, thumbnail), image)
+            return (image - mean) / std
+
+        return correct
 
     def _start(
         self, guided: guidance.Guided, settings: SampleSettings, first: jax.Array
@@ -236,9 +299,28 @@ class Stage:
         sigmas = settings.sigmas(self.sigmas)
         return sigmas, sigmas[0] * settings.init_noise_scale * first
 
-    def _links(
-        self, params: Mapping, conds: Sequence[Cond], lowres: LowResCond, lowres_known: Sequence[bool],
-        weak: Weak | None,
+    def guided(
+        self, params: Mapping, conds: Sequence[Cond], lowres: LowResCond, scales: jax.Array, some_zero: jax.Array,
+        settings: SampleSettings, numbers: Mapping[str, jax.Array | float], weak: Weak | None = None,
+        lowres_known: Sequence[bool] = (),
+    ) -> guidance.Guided:  # fmt: skip
+        """Guidance within this stage's interval of sigma, or at all noise levels if the interval is empty.
+
+        A distilled network gives the guided estimate itself, in one evaluation. For the arguments see `sample`.
+        """
+        if self.scales:
+            at_scales = self.denoiser(params, lowres, scales=jnp.broadcast_to(scales, (1, self.scales)))
+            return guidance.as_guided(lambda x, sigma: at_scales(x, sigma, conds[-1]))
+        chain = self._chain(params, conds, lowres, weak, lowres_known)
+        guided = guidance.guide(settings.guidance, chain, scales, numbers)
+        interval = settings.guidance_interval[STAGES.index(self.name)]
+        if not interval:
+            return guided
+        return guidance.guidance_interval(interval, guided, guidance.unguided(chain, scales, some_zero))
+
+    def _chain(
+        self, params: Mapping, conds: Sequence[Cond], lowres: LowResCond, weak: Weak | None,
+        lowres_known: Sequence[bool],
     ) -> guidance.Chain:  # fmt: skip
         """The chain of denoisers for guidance, of data standardised as with the low-resolution image."""
         denoise = self.denoiser(params, lowres)
@@ -256,21 +338,15 @@ class Stage:
         own, to = ((self.data_mean(each), self.data_std(each.has_image)) for each in (none, lowres))
         return denoiser.restandardised(self.denoiser(params, none), own, to)
 
-    def _guided(
-        self, chain: guidance.Chain, scales: jax.Array, some_zero: jax.Array, settings: SampleSettings,
-        numbers: Mapping[str, jax.Array | float],
-    ) -> guidance.Guided:  # fmt: skip
-        """Guidance within this stage's interval of sigma, or at all noise levels if the interval is empty."""
-        interval = settings.guidance_interval[STAGES.index(self.name)]
-        guided = guidance.guide(settings.guidance, chain, scales, numbers)
-        if not interval:
-            return guided
-        return guidance.guidance_interval(interval, guided, guidance.unguided(chain, scales, some_zero))
-
 
 def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal noise [B, *shape], one key per item."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def _where(known: jax.Array, images: jax.Array, others: jax.Array) -> jax.Array:
+    """Each item [B, H, W, C] of `images` whose `known` [B] is above 0, else of `others`."""
+    return jnp.where(known[:, None, None, None] > 0, images, others)
 
 
 def _denoise(denoise: Denoiser, cond: Cond, x: jax.Array, sigma: jax.Array) -> jax.Array:

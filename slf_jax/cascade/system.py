@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -31,12 +32,33 @@ class System:
     """A cascade: the layout and statistics of its features, the inputs that it uses, and its stages.
 
     The networks may support more inputs than are used; the others are masked in all records (`mask_unused_inputs`).
+    Those of a distilled system take guidance scales up to `max_scale` as input, one for each of the `groups` of inputs,
+    or one for all if there are no groups; `max_scale` is 0 for other systems.
     """
 
     layout: features.Layout
     statistics: Mapping[str, Mapping[str, np.ndarray]]
     inputs: tuple[str, ...]
     stages: Mapping[str, Stage]
+    groups: tuple[tuple[str, ...], ...] = ()
+    max_scale: float = 0.0
+
+    def check_scales(
+        self, scales: Sequence[Sequence[float]], groups: Sequence[Sequence[str]] = (), where: str = ""
+    ) -> None:
+        """Raises `UserError`, which begins with `where`, for scales or groups that a distilled system does not take.
+
+        Inputs of a group may be masked, and one scale may be given for all groups.
+        """
+        if not self.max_scale:
+            return
+        own = tuple(tuple(name for name in group if name in self.inputs) for group in self.groups)
+        if groups and tuple(map(tuple, groups)) != own:
+            other = ",".join(f"{'+'.join(group)}=..." for group in self.groups)
+            give = f"give {other}, or one scale for both" if other else "give one scale for all of them"
+            raise UserError(f"{where}this system was distilled for other groups of inputs; {give}")
+        if (most := max(itertools.chain(*scales))) > self.max_scale:
+            raise UserError(f"{where}this system was distilled for scales up to {self.max_scale:g}, not for {most:g}")
 
     def without(self, names: Sequence[str]) -> System:
         """The same system with some of its inputs masked. Raises `UserError` for a name that is not one of them."""
@@ -110,7 +132,7 @@ class System:
         """
         matrix, mask = self.features(clips)
         of_inputs = [group for group in groups if AUTO not in group]
-        conds = {name: self._conds(name, params, matrix, mask, of_inputs) for name in stages}
+        conds = {name: self.conditions(name, params[name], matrix, mask, of_inputs) for name in stages}
         scales, worse = scales.reshape(*scales.shape[:2], -1), dict.fromkeys(stages)
         known, thumbnail_scales, scales = _thumbnail_scales(scales, of_inputs)
         if weak:
@@ -145,17 +167,22 @@ class System:
         known = np.isin(np.arange(features.MATRIX_ROWS), features.rows_of(self.inputs, self.layout))
         return Weak(self.stages[name], params, self.stages[name].condition(params, matrix, mask & known))
 
-    def _conds(
+    def conditions(
         self, name: str, params: Mapping, matrix: jax.Array, mask: jax.Array, groups: Sequence[Sequence[str]]
     ) -> list[Cond]:
-        """The conditions of the unconditional branch, shared by all people, then with one more group of inputs each."""
+        """The conditions of the unconditional branch, shared by all people, then with one more group of inputs each.
+
+        `params`: of the stage. Of a distilled system, only those with all groups.
+        """
         stage = self.stages[name]
-        conds = [stage.condition(params[name], jnp.zeros_like(matrix[:1]), jnp.zeros_like(mask[:1]))]
+        if stage.scales:
+            return [stage.condition(params, matrix, mask)]
+        conds = [stage.condition(params, jnp.zeros_like(matrix[:1]), jnp.zeros_like(mask[:1]))]
         for count in range(1, len(groups)):
             names = [each for group in groups[:count] for each in group if each != THUMBNAIL]
             known = np.isin(np.arange(features.MATRIX_ROWS), features.rows_of(names, self.layout))
-            conds.append(stage.condition(params[name], matrix, mask & known))
-        return [*conds, stage.condition(params[name], matrix, mask)]
+            conds.append(stage.condition(params, matrix, mask & known))
+        return [*conds, stage.condition(params, matrix, mask)]
 
 
 def _thumbnail_scales(scales: jax.Array, groups: Sequence[Sequence[str]]) -> tuple[list[bool], jax.Array, jax.Array]:
@@ -194,6 +221,8 @@ def build_system(
     supported = tuple(config.model.supported_inputs) or inputs
     features.check_inputs((*inputs, *supported), layout)
     dtype = jnp.dtype(_dtype(config.model.dtype))
+    groups = tuple(tuple(group.split("+")) for group in config.distill.groups)
+    scales = max(1, len(groups)) if config.distill.max_scale else 0
     stages = {}
     for name in STAGES:
         net = UNetConfig(**{key: plain(value) for key, value in config.model[name].items()})
@@ -201,8 +230,8 @@ def build_system(
             layout, supported, net.cond_width, net.cross_widths, net.head_width, net.dropout, dtype,
             config.model.identity_width,
         )  # fmt: skip
-        stages[name] = Stage(name, cond, UNet(net, dtype), **config.diffusion[name].to_dict())
-    return System(layout, statistics, inputs, stages)
+        stages[name] = Stage(name, cond, UNet(net, dtype), **config.diffusion[name].to_dict(), scales=scales)
+    return System(layout, statistics, inputs, stages, groups, config.distill.max_scale)
 
 
 def _dtype(name: str) -> str:

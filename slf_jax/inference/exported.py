@@ -30,8 +30,8 @@ DTYPES = ("float32", "bfloat16")
 STORED = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16)}  # by their names in safetensors
 # Settings about one machine, which are emptied.
 MACHINE = (
-    "workdir", "init_from", "coordinator", "data.dir", "extract.videos", "extract.out", "extract.attributes",
-    "extract.deepface.home",
+    "workdir", "init_from", "coordinator", "distill.teacher", "data.dir", "extract.videos", "extract.out",
+    "extract.attributes", "extract.deepface.home",
 )  # fmt: skip
 
 

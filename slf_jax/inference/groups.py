@@ -36,9 +36,12 @@ def parse(
     becomes the last one. Also returns the inputs to mask: those of `--without`, and those in no group. Raises
     `UserError`.
     """
-    inputs = trained.system.without(without).inputs
+    system = trained.system.without(without)
+    inputs = system.inputs
     if "=" not in text:
-        return Scales(parse_scales(text)), tuple(without)
+        points = parse_scales(text)
+        system.check_scales(points, where=f"--scales {text}: ")
+        return Scales(points), tuple(without)
     names, groups, values = [], [], []
     parts = filter(None, map(str.strip, text.split(",")))
     for part in sorted(parts, key=lambda part: part.partition("=")[0].strip() == AUTO):
@@ -46,7 +49,7 @@ def parse(
         if not found:
             raise UserError(f"--scales {text}: {part} names no group; {NOTHING_NAMED}")
         names.append(name.strip())
-        groups.append(_members(text, names[-1], trained, inputs))
+        groups.append(members(f"--scales {text}", names[-1], trained, inputs))
         values.append(tuple(parse_scale(number, f"--scales {text}") for number in numbers.split(":")))
         check_distinct([f"{name}={value:g}" for value in values[-1]], f"--scales {text}")
     check_distinct(names, f"--scales {text}")
@@ -57,8 +60,10 @@ def parse(
         raise UserError(f"--scales {text}: with --guide-with, give all=1:2,{AUTO}=1:2, or its scales alone, as in 1,2")
     if len(names) > MOST_GROUPS:
         raise UserError(f"--scales {text}: give at most {MOST_GROUPS} groups; inputs of one group are joined by +")
-    masked = (name for name in inputs if name not in itertools.chain(*groups))
-    return Scales(tuple(itertools.product(*values)), tuple(groups), tuple(names)), (*without, *masked)
+    masked = [name for name in inputs if name not in itertools.chain(*groups)]
+    scales = Scales(tuple(itertools.product(*values)), tuple(groups), tuple(names))
+    system.without(masked).check_scales(scales.points, groups, f"--scales {text}: ")
+    return scales, (*without, *masked)
 
 
 def with_lowres_aug(scales: Scales, text: str, trained: Trained) -> Scales:
@@ -96,19 +101,18 @@ def _check_thumbnail(text: str, trained: Trained, use_thumbnail: bool) -> None:
         raise UserError(f"--scales {text}: a flow starts from the {THUMBNAIL}, which cannot have a scale of its own")
 
 
-def _members(text: str, name: str, trained: Trained, inputs: Sequence[str]) -> tuple[str, ...]:
+def members(where: str, name: str, trained: Trained, inputs: Sequence[str]) -> tuple[str, ...]:
+    """The inputs of a group: one of `named_groups`, or joined by +. Raises `UserError`, which begins with `where`."""
     named = named_groups(trained, inputs)
     if name == AUTO:
         if not trained.weak:
-            raise UserError(f"--scales {text}: {AUTO} is the scale of a worse system; give that with --guide-with")
+            raise UserError(f"{where}: {AUTO} is the scale of a worse system; give that with --guide-with")
         return (AUTO,)
-    members = named.get(name, tuple(name.split("+")))
-    if not members:
-        raise UserError(
-            f"--scales {text}: this system has no input in the group {name}; its inputs: {', '.join(inputs)}"
-        )
-    for member in members:
+    found = named.get(name, tuple(name.split("+")))
+    if not found:
+        raise UserError(f"{where}: this system has no input in the group {name}; its inputs: {', '.join(inputs)}")
+    for member in found:
         if member not in (*inputs, THUMBNAIL):
             options = f"{', '.join(named)}, or inputs joined by +, of: {', '.join(inputs)}, {THUMBNAIL}"
-            raise UserError(f"--scales {text}: no group or input {member!r}; a group is {options}")
-    return members
+            raise UserError(f"{where}: no group or input {member!r}; a group is {options}")
+    return found

@@ -97,6 +97,7 @@ class Sampler:
             if (groups[-1] == (AUTO,)) != bool(self._weak):
                 raise ValueError("the last group must be (AUTO,) for a system with a weak one, and not for others")
             system = system.without([name for name in system.inputs if name not in itertools.chain(*groups)])
+        system.check_scales(scales, groups)
         clips, strengths = system.mask_unused_inputs(clips), np.asarray(scales, np.float32)
         if groups:
             strengths = np.repeat(strengths[:, None], len(STAGES), 1)

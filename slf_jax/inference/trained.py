@@ -19,6 +19,7 @@ from slf_jax.features import make_layout
 from slf_jax.inference import exported, hub
 from slf_jax.training.checkpoints import Checkpoints, Damaged, Meta, open_checkpoints
 
+DISTILLED = ("sample.guidance", "sample.rescaled_", "sample.apg_", "sample.cfgpp_")  # have no effect after distillation
 CHECKPOINTS = ("newest", "best")
 PRETRAINED = Path(__file__).parents[1] / "pretrained" / "demo"  # drawn people; made by `make pretrained`
 
@@ -109,6 +110,8 @@ def _choose_step(checkpoints: Checkpoints, which: str | Mapping[str, int], workd
 
 def _build(meta: Meta, overrides: Mapping[str, str]) -> System:
     override(meta.config, overrides)
+    if meta.config.distill.max_scale and (fixed := [key for key in overrides if key.startswith(DISTILLED)]):
+        raise UserError(f"--config.{fixed[0]}: this system's guidance was distilled into its networks")
     check_sample(meta.config)
     return build_system(meta.config, make_layout(meta.schema), meta.statistics)
 

@@ -23,6 +23,8 @@ def with_weak(trained: Trained, text: str) -> Trained:
     """
     source, steps = _parse(text)
     weak, flag = load(source, steps or "newest"), f"--guide-with {text}"
+    if trained.system.max_scale or weak.system.max_scale:
+        raise UserError(f"{flag}: guidance was distilled into the networks of one of the two systems; give others")
     for name in STAGES:
         ours, theirs = (each.meta.config.diffusion[name] for each in (trained, weak))
         for key in DATA:

@@ -67,8 +67,9 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, c_noise: jax.Array, extras: jax.Array, cond: Cond, train: bool = False
-    ) -> jax.Array:
+        self, images: jax.Array, c_noise: jax.Array, extras: jax.Array, cond: Cond, train: bool = False,
+        scales: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
         """Denoises images; returns [B, H, W, 3] float32.
 
         Args:
@@ -76,9 +77,10 @@ class UNet(nn.Module):
           c_noise: [B], the embedded noise level.
           extras: [B, E], further numbers to condition on.
           cond: the encoded conditions.
+          scales: [B, G] or [1, G], guidance scales of a distilled network; None: of one that takes none.
         """
         config = self.config
-        embedding = self._embed(c_noise, extras, cond)
+        embedding = self._embed(c_noise, extras, cond, scales)
         cross = iter(zip(cond.keys, cond.values, strict=True))
         x = nn.Dense(config.widths[0], **EXACT, name="stem")(space_to_depth(images, config.patch))
         pos_embed = self.param("pos_embed", nn.initializers.normal(0.02), x.shape[1:])
@@ -115,17 +117,33 @@ class UNet(nn.Module):
         strength = nn.Dense(1, **EXACT, bias_init=nn.initializers.ones, name="sketch_strength")(embedding)
         return strength[..., None, None] * picture
 
-    def _embed(self, c_noise: jax.Array, extras: jax.Array, cond: Cond) -> jax.Array:
+    def _embed(self, c_noise: jax.Array, extras: jax.Array, cond: Cond, scales: jax.Array | None) -> jax.Array:
         """Embeds noise level, extras and pooled conditions as one vector [B, 2 D] for the blocks' scale and shift.
 
         The pooled conditions are also appended directly, since the path through the mixing layers is slow to learn.
+        Layers for guidance scales start at zero: without an effect on a network that was trained without them.
         """
         width = self.config.cond_width
         noise = nn.Dense(width, dtype=self.dtype, name="noise")(fourier(c_noise, 64))
         extra = nn.Dense(width, dtype=self.dtype, name="extras")(extras)
-        mixed = nn.silu(nn.LayerNorm(dtype=self.dtype, name="mix_norm")(noise + extra + cond.pooled))
+        total, direct = noise + extra + cond.pooled, cond.pooled
+        if scales is not None:
+            embedded = embed_scales(scales)
+            total += nn.Dense(width, dtype=self.dtype, kernel_init=ZERO, name="scales")(embedded)
+            direct *= 1 + nn.Dense(width, dtype=self.dtype, kernel_init=ZERO, name="scale_gate")(embedded)
+        mixed = nn.silu(nn.LayerNorm(dtype=self.dtype, name="mix_norm")(total))
         mixed = nn.silu(nn.Dense(width, dtype=self.dtype, name="embedding")(mixed))
-        return jnp.concatenate([mixed, jnp.broadcast_to(cond.pooled, mixed.shape)], -1)
+        return jnp.concatenate([mixed, jnp.broadcast_to(direct, mixed.shape)], -1)
+
+
+def embed_scales(scales: jax.Array) -> jax.Array:
+    """Features [B, G * 65] of guidance scales [B, G]: of log(1 + scale), and whether the scale is above 0.
+
+    At 0 the conditions are ignored; with a guidance interval, any scale above 0 uses them outside it.
+    """
+    waves = fourier(jnp.log1p(scales).ravel(), 64).reshape(*scales.shape, 64)
+    used = (scales > 0).astype(waves.dtype)[..., None]
+    return jnp.concatenate([waves, used], -1).reshape(len(scales), -1)
 
 
 class Block(nn.Module):

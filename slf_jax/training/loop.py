@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import ml_collections
@@ -12,7 +13,9 @@ import numpy as np
 import optax
 
 from slf_common.errors import UserError
+from slf_common.files import local_path
 from slf_jax import distributed
+from slf_jax.cascade.distillation import Teacher, add_parameters
 from slf_jax.streams import stream
 from slf_jax.training.checkpoints import Checkpoints, latest_ema
 from slf_jax.training.input_pipeline import InputPipeline
@@ -27,17 +30,39 @@ from slf_jax.training.state import TrainState, init_state, start_state
 from slf_jax.training.step import first_not_finite, make_loss, make_step
 
 
-def train(config: ml_collections.ConfigDict, *, skip_damaged: bool = False) -> bool:
+def train_command(
+    config: ml_collections.ConfigDict, module: str, argv: Sequence[str], *, skip_damaged: bool = False,
+    teacher: Teacher | None = None,
+) -> None:  # fmt: skip
+    """`train` for the command `python -m module`, given `argv`, in all processes; prints what to do next."""
+    with distributed.processes(config):
+        finished = train(config, skip_damaged=skip_damaged, teacher=teacher)
+        if not distributed.is_main():
+            return
+        if finished:
+            path = local_path(config.workdir)
+            name = shlex.quote(str(path))
+            print(f"{config.workdir}: trained. Previews: {path / 'samples'}; curves: tensorboard --logdir {name}, or")
+            print(f"  python -m slf_jax.report --workdir {name}")
+        else:
+            command = shlex.join(arg for arg in argv if arg != "--skip-damaged")
+            print(f"{config.workdir}: stopped and saved. To resume:\n  python -m {module} {command}")
+
+
+def train(config: ml_collections.ConfigDict, *, skip_damaged: bool = False, teacher: Teacher | None = None) -> bool:
     """Trains the stages of `config.stage`; returns False if a signal stopped it early (the state is saved).
 
-    `skip_damaged`: resume from the checkpoint before a damaged one. Raises `UserError`.
+    `skip_damaged`: resume from the checkpoint before a damaged one. `teacher`: what a distilled system learns from.
+    Raises `UserError`.
     """
     check_config(config)
+    if config.distill.max_scale and not teacher:
+        raise UserError(f"config.distill.max_scale={config.distill.max_scale:g}: use slf_jax.distill, which sets it")
     names = stages_of(config)
     distributed.use_compilation_cache(config.compilation_cache)
     for name in names:
         _check_batch(train_settings(config, name), name)
-    run = prepare(config, skip_damaged)
+    run = prepare(config, skip_damaged, teacher)
     steps = sum(config.train[name].steps for name in names)
     with (
         explain_resource_errors(config),
@@ -65,7 +90,8 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
                 f"{checkpoints.path / str(first)}: not a multiple of config.train.steps_per_dispatch={stride}; set it "
                 "to 1"
             )
-        state, key = distributed.replicate(run.mesh, (state, root))
+        taught_by = run.teacher.params[name] if run.teacher else None
+        state, key, taught_by = distributed.replicate(run.mesh, (state, root, taught_by))
         log.begin(name, first, batch_size)
         # ---- data
         pipeline = InputPipeline(
@@ -74,16 +100,17 @@ def train_stage(name: str, run: Run, log: Log, stop: Callable[[], bool]) -> bool
         )  # fmt: skip
         batch = next(pipeline)
         # ---- compile
-        step = make_step(run.system, name, optimizer, schedule, settings)
-        step = _compile(distributed.compile_steps(step, run.mesh, config.parallel), state, batch, key, name)
+        step = make_step(run.system, name, optimizer, schedule, settings, run.teacher)
+        compiled = distributed.compile_steps(lambda s, b, shared: step(s, b, *shared), run.mesh, config.parallel)
+        program = _compile(compiled, state, batch, (key, taught_by), name)
         distributed.wait_for_all(f"{name} compiled")
-        preview = Preview(config, run.system, name, run.held_out or run.clips)
+        preview = Preview(config, run.system, name, run.held_out or run.clips, run.teacher, taught_by)
         # ---- loop (metrics are read one dispatch late, while the devices work on the next)
         log.start(first, pipeline.waited)
         pending, stopping = None, False
         with jax.transfer_guard("disallow"), contextlib.closing(Profile(run.workdir, config.profile_steps, first)) as p:
             for number in range(first + stride, steps + 1, stride):
-                state, metrics = step(state, batch, key)
+                state, metrics = program(state, batch, (key, taught_by))
                 p.step(number, metrics)
                 previous, pending = pending, (number, metrics, pipeline.host)
                 if number < steps:
@@ -127,7 +154,8 @@ def _log(
         step = number - len(metrics["finite"]) + 1 + index
         batch = {key: value[index] for key, value in host.items()}
         with jax.transfer_guard("allow"):
-            loss_of = make_loss(run.system, name, train_settings(run.config, name))
+            lesson = run.teacher.lesson(name, run.teacher.params[name]) if run.teacher else None
+            loss_of = make_loss(run.system, name, train_settings(run.config, name), lesson)
             params = jax.device_get(state.params)
             where = first_not_finite(loss_of, params, batch, stream(jax.device_get(key), "step", step - 1))
         loss, norm = (metrics[kind][index] for kind in ("loss", "grad_norm"))
@@ -143,12 +171,16 @@ def _log(
 def _restore_or_init(
     name: str, run: Run, optimizer: optax.GradientTransformation, checkpoints: Checkpoints, key: jax.Array
 ) -> TrainState:
-    """The stage's newest checkpoint; without one a new state, random or with the weights of `config.init_from`."""
+    """The stage's newest checkpoint; without one a new state: random, with the weights of `config.init_from`, or with
+    those of the teacher.
+    """
     stage = run.system.stages[name]
     like = jax.eval_shape(lambda: init_state(stage, optimizer, key))
     state = checkpoints.resume(like, run.skip_damaged)
     if state is not None:
         return state
+    if run.teacher:
+        return start_state(add_parameters(run.teacher.params[name], jax.jit(stage.init)(key)), optimizer)
     if not run.config.init_from:
         return init_state(stage, optimizer, key)
     return start_state(latest_ema(run.config.init_from, name, like.params), optimizer)
@@ -169,10 +201,10 @@ def _check_batch(settings: TrainSettings, name: str) -> None:
         )
 
 
-def _compile(step: jax.stages.Wrapped, state: TrainState, batch: Mapping, key: jax.Array, name: str) -> Callable:
+def _compile(step: jax.stages.Wrapped, state: TrainState, batch: Mapping, shared: tuple, name: str) -> Callable:
     """Compiles the step ahead of time and prints its size and cost."""
     start = time.perf_counter()
-    lowered = step.lower(state, batch, key)
+    lowered = step.lower(state, batch, shared)
     compiled = lowered.compile()
     if not distributed.is_main():
         return compiled

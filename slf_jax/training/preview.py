@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from slf_jax.cascade.distillation import Teacher
 from slf_jax.cascade.images import downscale, to_float, to_uint8
 from slf_jax.cascade.settings import sample_settings
 from slf_jax.cascade.system import System, person_noise
@@ -25,9 +26,16 @@ VALIDATION_CLIPS = 64  # clips that the validation loss is computed on
 
 
 class Preview:
-    """Computes validation loss and sample pictures of one stage on `clips`, held-out ones if the data has any."""
+    """Computes validation loss and sample pictures of one stage on `clips`, held-out ones if the data has any.
 
-    def __init__(self, config: ml_collections.ConfigDict, system: System, name: str, clips: Clips) -> None:
+    With a `teacher`, whose parameters of the stage are `taught_by`, the loss is the distance to its estimates.
+    """
+
+    def __init__(
+        self, config: ml_collections.ConfigDict, system: System, name: str, clips: Clips,
+        teacher: Teacher | None = None, taught_by: Any = None,
+    ) -> None:  # fmt: skip
+        self._teacher, self._taught_by = teacher, taught_by
         self._system, self._stage = system, system.stages[name]
         self._settings = sample_settings(config)
         self._source = clips
@@ -42,7 +50,7 @@ class Preview:
     def loss(self, params: Any) -> dict[str, Any]:
         """Mean training loss, overall and by noise level, always with the same noise so that steps are comparable."""
         with jax.transfer_guard("allow"):
-            mean, (sums, items), cosine = jax.device_get(self._loss(params, self._clips))
+            mean, (sums, items), cosine = jax.device_get(self._loss(params, self._clips, self._taught_by))
         by_sigma = (sums / np.maximum(items, 1)).tolist()
         identity = {} if cosine is None else {IDENTITY: cosine.item()}
         return {VALIDATION: mean.item(), f"{VALIDATION}_by_sigma": by_sigma, **identity}
@@ -56,7 +64,7 @@ class Preview:
         by_scale = {f"scale {scale:g}": images for scale, images in zip(PREVIEW_SCALES, samples, strict=True)}
         return {f"{low}x{low}": inputs, **by_scale, "real": real}
 
-    def _losses(self, params: Any, clips: Mapping) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    def _losses(self, params: Any, clips: Mapping, taught_by: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         count = len(clips["face"])
         root = stream(stream(jax.random.key(0), "validation"), self._stage.name)
         keys = stream(root, "item", jnp.arange(count))
@@ -64,7 +72,10 @@ class Preview:
         batch_index = jax.random.permutation(stream(root, "order"), count)
         matrix, mask = self._system.features(clips)
         faces = to_float(clips["face"])
-        loss, sigma, cond = self._stage.loss(params, faces, matrix, mask, keys, batch_index, count, thumbnail_drop=0.0)
+        lesson = self._teacher.lesson(self._stage.name, taught_by) if self._teacher else None
+        loss, sigma, cond = self._stage.loss(
+            params, faces, matrix, mask, keys, batch_index, count, thumbnail_drop=0.0, lesson=lesson
+        )
         cosine = self._system.identity_cosine(cond, clips, mask)
         identity = None if cosine is None else jnp.nanmean(cosine)
         return loss.mean(), bucket_by_sigma(self._stage, loss, sigma), identity

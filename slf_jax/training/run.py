@@ -15,6 +15,7 @@ import ml_collections
 from slf_common.errors import UserError
 from slf_common.files import check_writable, local_path, write_atomically
 from slf_jax import distributed, features
+from slf_jax.cascade.distillation import Teacher
 from slf_jax.cascade.sizes import STAGES
 from slf_jax.cascade.system import System, build_system
 from slf_jax.training.checkpoints import Checkpoints, Damaged, Meta, checkpoint_folder
@@ -24,13 +25,13 @@ from tfrecords.schema import FACE_EMBEDDING
 
 # Settings that determine the meaning of a checkpoint's values: a run cannot resume with others. Some of the model's
 # settings only affect how it is computed.
-FIXED = ("model", "diffusion", "data.inputs", "train.base.batch_size", "train.upsampler.batch_size", "seed")
-HARMLESS = (".attention", ".remat")
+FIXED = ("model", "diffusion", "distill", "data.inputs", "train.base.batch_size", "train.upsampler.batch_size", "seed")
+HARMLESS = (".attention", ".remat", ".teacher")  # a teacher may have been moved; its digests are fixed
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The state that all stages of a run share. `meta` is saved in every checkpoint."""
+    """The state that all stages of a run share. `meta` is saved in every checkpoint, `teacher` is not."""
 
     meta: Meta
     system: System
@@ -38,6 +39,7 @@ class Run:
     held_out: Clips | None
     mesh: jax.sharding.Mesh
     skip_damaged: bool
+    teacher: Teacher | None = None
 
     @property
     def config(self) -> ml_collections.ConfigDict:
@@ -48,7 +50,7 @@ class Run:
         return local_path(self.config.workdir)
 
 
-def prepare(config: ml_collections.ConfigDict, skip_damaged: bool) -> Run:
+def prepare(config: ml_collections.ConfigDict, skip_damaged: bool, teacher: Teacher | None = None) -> Run:
     """Opens the data, builds the system, and starts or resumes the run directory. Raises `UserError`."""
     if distributed.is_main():
         check_writable(
@@ -61,7 +63,7 @@ def prepare(config: ml_collections.ConfigDict, skip_damaged: bool) -> Run:
     features.check_inputs(tuple(config.train.constituent_drop), layout)
     _check_identity(config.model.identity_width, clips)
     meta = Meta(config, clips.schema, clips.statistics, clips.provenance)
-    run = Run(meta, system, clips, held_out, distributed.make_mesh(), skip_damaged)
+    run = Run(meta, system, clips, held_out, distributed.make_mesh(), skip_damaged, teacher)
     changes = check_same_run(config, run.workdir)
     _check_same_data(run)
     if distributed.is_main():
@@ -116,12 +118,12 @@ def check_same_run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str
     new = _flat(json.loads(config.to_json()))
     changes = {key: (old.get(key), new.get(key)) for key in sorted(new.keys() | old.keys())}
     changes = {key: both for key, both in changes.items() if both[0] != both[1]}
-    fixed = [key for key in changes if key.startswith(FIXED) and not key.endswith(HARMLESS)]
+    # How a distilled system is sampled is also how its teacher is.
+    own, flag = (("sample",), "--out") if config.distill.max_scale else ((), "--config.workdir")
+    fixed = [key for key in changes if key.startswith(FIXED + own) and not key.endswith(HARMLESS)]
     if fixed:
         differing = "; ".join(f"{key} is {changes[key][1]!r}, there it is {changes[key][0]!r}" for key in fixed)
-        raise UserError(
-            f"{workdir}: holds a run made with another config: {differing}. Choose another --config.workdir"
-        )
+        raise UserError(f"{workdir}: holds a run made with another config: {differing}. Choose another {flag}")
     return changes
 
 

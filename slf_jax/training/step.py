@@ -11,22 +11,25 @@ import jax.numpy as jnp
 import optax
 
 from slf_jax import distributed, features
+from slf_jax.cascade.distillation import Teacher
 from slf_jax.cascade.images import to_float
-from slf_jax.cascade.stage import Stage
+from slf_jax.cascade.stage import Lesson, Stage
 from slf_jax.cascade.system import System
 from slf_jax.streams import stream
 from slf_jax.training.settings import TrainSettings
 from slf_jax.training.state import TrainState
 
 BUCKETS = 4  # ranges of noise levels, equally likely in training, for which the loss is reported separately
-Step = Callable[[TrainState, Mapping, jax.Array], tuple[TrainState, dict]]
+Step = Callable[..., tuple[TrainState, dict]]
 
 
 def make_step(
     system: System, name: str, optimizer: optax.GradientTransformation, schedule: optax.Schedule,
-    settings: TrainSettings,
+    settings: TrainSettings, teacher: Teacher | None = None,
 ) -> Step:  # fmt: skip
     """`step(state, batch, key) -> (state, metrics)`, with collectives over axis `"data"`.
+
+    With a teacher, the step takes its parameters of the stage as well: `step(state, batch, key, params)`.
 
     A batch contains raw records, the `batch_index` of each in the global batch (an item's random key is derived from
     it, so that results do not depend on how items are distributed over devices), and `stop`, true where the item's
@@ -34,9 +37,9 @@ def make_step(
     (`settings.skip_spikes`), changes only the counters.
     """
     stage = system.stages[name]
-    loss_of = make_loss(system, name, settings)
 
-    def step(state: TrainState, batch: Mapping, key: jax.Array) -> tuple[TrainState, dict]:
+    def step(state: TrainState, batch: Mapping, key: jax.Array, taught_by: Any = None) -> tuple[TrainState, dict]:
+        loss_of = make_loss(system, name, settings, teacher.lesson(name, taught_by) if teacher else None)
         key = stream(key, "step", state.step)
         grads, (loss, sigma, cosine) = _gradients(loss_of, state.params, batch, key, settings.accumulate)
         mean, grads = jax.lax.pmean((loss.mean(), grads), distributed.AXIS)
@@ -69,13 +72,13 @@ def make_step(
     return step
 
 
-def make_loss(system: System, name: str, settings: TrainSettings) -> Callable:
+def make_loss(system: System, name: str, settings: TrainSettings, lesson: Lesson | None = None) -> Callable:
     """`loss(params, batch, key, dropout, total) -> (objective, (loss [B], sigma [B], cosine [B]))` of B items of a
     global batch.
 
-    The objective is the mean denoising loss. An identity head adds `settings.identity_weight` times the mean of
-    1 - cosine between the predicted embedding of the face and its own (NaN where it or all conditions are unknown;
-    without this head, `cosine` is None).
+    The objective is the mean denoising loss, with a lesson the mean distillation loss. An identity head adds
+    `settings.identity_weight` times the mean of 1 - cosine between the predicted embedding of the face and its own (NaN
+    where it or all conditions are unknown; without this head, `cosine` is None).
     `key` is the step's key, `dropout` the key of these items' dropout masks, `total` the size of the global batch.
     """
     stage = system.stages[name]
@@ -96,7 +99,7 @@ def make_loss(system: System, name: str, settings: TrainSettings) -> Callable:
         )
         loss, sigma, cond = stage.loss(
             params, faces, matrix, mask, keys, batch["batch_index"], total,
-            thumbnail_drop=settings.thumbnail_drop, dropout=dropout,
+            thumbnail_drop=settings.thumbnail_drop, dropout=dropout, lesson=lesson,
         )  # fmt: skip
         cosine = system.identity_cosine(cond, batch, mask)
         distance = 0.0 if cosine is None else jnp.where(jnp.isnan(cosine), 0, 1 - cosine).mean()
