@@ -61,8 +61,11 @@ class Scales:
         """
         if not (self.groups or self.augmented):
             return {}
-        columns: dict[str, Sequence] = dict(zip(self.names, zip(*self.strengths, strict=True), strict=True))
-        columns = columns or {"scale": [format_scale((pair[0], pair[1])) for pair in self.strengths]}
+        columns: dict[str, Sequence]
+        if self.groups:
+            columns = dict(zip(self.names, zip(*self.strengths, strict=True), strict=True))
+        else:
+            columns = {"scale": [format_scale((pair[0], pair[1])) for pair in self.strengths]}
         return {name: tuple(dict.fromkeys(column)) for name, column in (columns | self.numbers).items()}
 
 

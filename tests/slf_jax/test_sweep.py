@@ -74,7 +74,7 @@ def test_noise_on_the_upsamplers_input_is_swept_like_a_scale(run, swept, tmp_pat
     assert list(report["scales"]) == [f"{scale}, lowres_aug {aug}" for scale in ("1", "2.5:1") for aug in ("0", "0.15")]
     assert report["controls"]["other_persons_conditions"]["scale"] == "2.5:1, lowres_aug 0"
     psnr = {name: each["psnr"] for name, each in report["scales"].items()}
-    assert psnr["1, lowres_aug 0"] != pytest.approx(psnr["1, lowres_aug 0.15"], abs=1e-3)
+    assert psnr["1, lowres_aug 0"] != pytest.approx(psnr["1, lowres_aug 0.15"], abs=1e-5)
     grid = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"), int)  # columns: thumbnail, 0, 0.15, real
     single = np.asarray(Image.open(swept / "grid.png").convert("RGB"), int)  # columns: thumbnail, 0, 1, 2.5:1, real
     left = grid.shape[1] - 4 * 130
