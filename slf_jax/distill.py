@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 import ml_collections
 
 from slf_common import cli
+from slf_common.config import override
 from slf_common.errors import UserError
 from slf_common.files import local_path
 from slf_common.rules import set_value
-from slf_jax import features
+from slf_jax import distributed, features
 from slf_jax.cascade.distillation import STEPPERS, Teacher
 from slf_jax.cascade.settings import sample_settings
 from slf_jax.cascade.sizes import STAGES
@@ -34,6 +35,13 @@ MAX_SCALE = 8.0
 LEARNING_RATE = 1 / 3  # of the teacher's: the student starts near its goal
 # Settings of the teacher that its student shares, or that are set here.
 OWN = ("model.", "diffusion.", "distill.", "data.inputs", "init_from", "workdir", "sample.steps", "sample.sigma_stride")
+
+
+def read_processes(overrides: Mapping[str, str]) -> ml_collections.ConfigDict:
+    """The settings of the processes of a run, which are not the teacher's. Raises `UserError`."""
+    config = ml_collections.ConfigDict({"distributed": False, "coordinator": "", "num_processes": 0, "process_id": -1})
+    override(config, {key: text for key, text in overrides.items() if key in config})
+    return config
 
 
 def read_groups(text: str, trained: Trained) -> tuple[tuple[str, ...], ...]:
@@ -153,13 +161,15 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[st
 
 def main(argv: Sequence[str] | None = None) -> None:
     args, overrides = parse_flags(argv)
-    trained = load(args.workdir, overrides=overrides)
-    teacher = make_teacher(trained, args)
-    config = make_config(trained, teacher, args, overrides)
-    check_config(config)
-    check_data(trained, config)
-    command = sys.argv[1:] if argv is None else argv
-    train_command(config, "slf_jax.distill", command, skip_damaged=args.skip_damaged, teacher=teacher)
+    with distributed.processes(processes := read_processes(overrides)):  # before JAX is used
+        trained = load(args.workdir, overrides=overrides)
+        trained.meta.config.update(processes)
+        teacher = make_teacher(trained, args)
+        config = make_config(trained, teacher, args, overrides)
+        check_config(config)
+        check_data(trained, config)
+        command = sys.argv[1:] if argv is None else argv
+        train_command(config, "slf_jax.distill", command, skip_damaged=args.skip_damaged, teacher=teacher)
 
 
 if __name__ == "__main__":

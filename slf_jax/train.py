@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from slf_common import cli
+from slf_jax import distributed
 from slf_jax.training.loop import train_command
 from slf_jax.training.settings import RULES, check_config
 
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_config(config)
     config.init_from = args.init_from or config.init_from
     arguments = sys.argv[1:] if argv is None else argv
-    train_command(config, "slf_jax.train", arguments, skip_damaged=args.skip_damaged)
+    with distributed.processes(config):
+        train_command(config, "slf_jax.train", arguments, skip_damaged=args.skip_damaged)
 
 
 if __name__ == "__main__":

@@ -34,19 +34,18 @@ def train_command(
     config: ml_collections.ConfigDict, module: str, argv: Sequence[str], *, skip_damaged: bool = False,
     teacher: Teacher | None = None,
 ) -> None:  # fmt: skip
-    """`train` for the command `python -m module`, given `argv`, in all processes; prints what to do next."""
-    with distributed.processes(config):
-        finished = train(config, skip_damaged=skip_damaged, teacher=teacher)
-        if not distributed.is_main():
-            return
-        if finished:
-            path = local_path(config.workdir)
-            name = shlex.quote(str(path))
-            print(f"{config.workdir}: trained. Previews: {path / 'samples'}; curves: tensorboard --logdir {name}, or")
-            print(f"  python -m slf_jax.report --workdir {name}")
-        else:
-            command = shlex.join(arg for arg in argv if arg != "--skip-damaged")
-            print(f"{config.workdir}: stopped and saved. To resume:\n  python -m {module} {command}")
+    """`train` for the command `python -m module`, given `argv`; prints what to do next."""
+    finished = train(config, skip_damaged=skip_damaged, teacher=teacher)
+    if not distributed.is_main():
+        return
+    if finished:
+        path = local_path(config.workdir)
+        name = shlex.quote(str(path))
+        print(f"{config.workdir}: trained. Previews: {path / 'samples'}; curves: tensorboard --logdir {name}, or")
+        print(f"  python -m slf_jax.report --workdir {name}")
+    else:
+        command = shlex.join(arg for arg in argv if arg != "--skip-damaged")
+        print(f"{config.workdir}: stopped and saved. To resume:\n  python -m {module} {command}")
 
 
 def train(config: ml_collections.ConfigDict, *, skip_damaged: bool = False, teacher: Teacher | None = None) -> bool:
