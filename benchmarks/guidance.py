@@ -4,7 +4,7 @@ Samples the people of a split with each kind at each scale, from the same noise;
 with a plot, and the first person's faces. Kinds are compared at matched recall rather than at matched scale, since
 scales mean different strengths: a kind is better where its curve of R@1 against PSNR lies further to the upper right.
 Choose on validation people (the default), then give `--split test --kinds cfg,CHOSEN --samples 3`: differences to cfg
-are paired over people.
+are paired over people. `--against` adds other systems, such as one that was trained as a flow.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -30,7 +30,7 @@ from slf_jax.inference import arguments
 from slf_jax.inference.people import person_number
 from slf_jax.inference.sampler import Sampler
 from slf_jax.inference.scales import format_scale, parse_scales
-from slf_jax.inference.trained import Trained
+from slf_jax.inference.trained import Trained, load
 from slf_jax.plots import grids
 from slf_jax.plots.pyplot import import_pyplot, save_figure
 from tfrecords.reader import Clips
@@ -54,37 +54,56 @@ AUTO_KINDS: dict[str, dict[str, Any]] = {
     "cfg2+auto-interval": {"guidance": "cfg", **MIDDLE},
 }
 FILES = ("guidance.json", "guidance.png", "faces.png")
-COLUMNS = {"psnr": "PSNR", "ssim": "SSIM", "r@1": "R@1 %", "r@10": "R@10 %", "auc": "AUC %", "clipped": "clipped %"}
+COLUMNS = {  # by key: heading, and factor
+    "psnr": ("PSNR", 1), "ssim": ("SSIM", 1), "r@1": ("R@1 %", 100), "r@10": ("R@10 %", 100), "auc": ("AUC %", 100),
+    "clipped": ("clipped %", 100), "kid": ("KID x 1000", 1000), "frechet": ("Frechet", 1),
+}  # fmt: skip
+
+
+class Case(NamedTuple):
+    """A system, how to sample it, and with how many scales of groups of inputs."""
+
+    trained: Trained
+    settings: SampleSettings
+    both: bool = False  # autoguidance on top of classifier-free guidance at scale 2
 
 
 def measure(
-    trained: Trained, scorer: FaceScorer, kinds: Mapping[str, SampleSettings], args: Any
+    scorer: FaceScorer, cases: Mapping[str, Case], args: Any
 ) -> tuple[dict[str, dict[str, Scores]], dict[str, np.ndarray]]:
-    """The scores of all people by kind and scale, and the first person's faces [S, 128, 128, 3] by kind.
+    """The scores of all people by case and scale, and the first person's faces [S, 128, 128, 3] by case.
 
-    Each kind is one program for all scales.
+    Each case is one program for all scales.
     """
     people, found, faces = scorer.people, {}, {}
     numbers = np.array([person_number(clip_id) for clip_id in people.ids])
-    for name, settings in tqdm(kinds.items(), unit="kind"):
-        system = trained if name in AUTO_KINDS else dataclasses.replace(trained, weak=None)
-        sampler, points, groups = (
-            Sampler(system, settings=settings, chunk=args.chunk, memory=args.memory),
-            args.scales,
-            (),
-        )
-        if name.startswith("cfg2+"):
-            points, groups = (
-                [(2.0, scale) for scale, _ in points],
-                (trained.system.without(args.without).inputs, (AUTO,)),
-            )
+    for name, case in tqdm(cases.items(), unit="kind"):
+        sampler = Sampler(case.trained, settings=case.settings, chunk=args.chunk, memory=args.memory)
+        inputs = case.trained.system.without(args.without).inputs
         images = sampler(
-            people.probe, numbers, points, args.seed, samples=args.samples, progress=name,
-            use_thumbnail=not args.no_thumbnail, without=args.without, groups=groups,
+            people.probe, numbers, [(2.0, scale) for scale, _ in args.scales] if case.both else args.scales, args.seed,
+            samples=args.samples, progress=name, use_thumbnail=not args.no_thumbnail, without=args.without,
+            groups=(inputs, (AUTO,)) if case.both else (),
         )  # fmt: skip
         found[name] = {format_scale(scale): scorer.score(each) for scale, each in zip(args.scales, images, strict=True)}
         faces[name] = images[:, 0, 0]
     return found, faces
+
+
+def choose_cases(trained: Trained, args: Any) -> dict[str, Case]:
+    """The kinds of guidance of `--kinds`, with cfg, and the other systems of `--against`. Raises `UserError`."""
+    known, settings = KINDS | (AUTO_KINDS if args.guide_with else {}), sample_settings(trained.meta.config)
+    names = dict.fromkeys(("cfg", *(arguments.parse_names(args.kinds, "--kinds") or known)))
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--kinds {args.kinds}: no kind {unknown[0]!r}; there are: {', '.join(known)}")
+    cases = {}
+    for name in names:
+        system = trained if name in AUTO_KINDS else dataclasses.replace(trained, weak=None)
+        cases[name] = Case(system, dataclasses.replace(settings, **known[name]), name.startswith("cfg2+"))
+    for source in arguments.parse_names(args.against, "--against"):
+        other = load(source)
+        cases[Path(source).name] = Case(other, sample_settings(other.meta.config))
+    return cases
 
 
 def row(scores: Scores, people: protocol.EvaluationSet) -> dict[str, float]:
@@ -93,7 +112,8 @@ def row(scores: Scores, people: protocol.EvaluationSet) -> dict[str, float]:
     rates = {name: found[name]["rate"] for name in ("r@1", "r@10")}
     rates["auc"] = found["identity"]["verification"]["auc"]["rate"]
     means = {name: found[name]["mean"] for name in ("psnr", "ssim", "clipped")}
-    return {**rates, **means}
+    distances = found["distribution"] or {"kid": float("nan"), "frechet": float("nan")}
+    return {**rates, **means, "kid": distances["kid"], "frechet": distances["frechet"]}
 
 
 def gain_at_equal_recall(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> float | None:
@@ -132,10 +152,10 @@ def against_cfg(
 
 def report(rows: Mapping[str, Mapping[str, Mapping]], compared: Mapping[str, Any]) -> str:
     """The table of all kinds, and the differences to cfg."""
-    lines = [f"{'kind':20}{'scale':>6}" + "".join(f"{text:>11}" for text in COLUMNS.values())]
+    lines = [f"{'kind':20}{'scale':>6}" + "".join(f"{text:>11}" for text, _ in COLUMNS.values())]
     for name, scales in rows.items():
         for scale, found in scales.items():
-            values = [found[key] * (1 if key in ("psnr", "ssim") else 100) for key in COLUMNS]
+            values = [found[key] * factor for key, (_, factor) in COLUMNS.items()]
             lines.append(f"{name:20}{scale:>6}" + "".join(f"{value:11.2f}" for value in values))
     for name, each in compared.items():
         lines.append(f"{name}: at equal R@1 up to {each['gain_at_equal_recall'] or 0:+.2f} dB over cfg")
@@ -182,6 +202,9 @@ def main() -> None:
     )
     parser.add_argument("--same-clip", action="store_true", help="use the thumbnail's own clip in the gallery")
     parser.add_argument("--kinds", default="", help="comma-separated kinds (default: all)")
+    parser.add_argument(
+        "--against", default="", metavar="RUNS", help="other systems of the same data, each sampled as its config says"
+    )
     parser.add_argument("--at", default="8", help="scale at which kinds are compared, one of --scales (default: 8)")
     parser.add_argument("--people", type=int, default=0, help="number of speakers (default: all)")
     args, trained = arguments.parse(parser, None, "guidance", *FILES)
@@ -189,23 +212,18 @@ def main() -> None:
     at = format_scale(parse_scales(args.at, "--at")[0])
     if at not in map(format_scale, args.scales):
         raise UserError(f"--at {args.at}: must be one of --scales")
-    known = KINDS | (AUTO_KINDS if args.guide_with else {})
-    names = dict.fromkeys(("cfg", *(arguments.parse_names(args.kinds, "--kinds") or known)))
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"--kinds {args.kinds}: no kind {unknown[0]!r}; there are: {', '.join(known)}")
-    settings = sample_settings(trained.meta.config)
-    kinds = {name: dataclasses.replace(settings, **known[name]) for name in names}
+    cases = choose_cases(trained, args)
     clips = arguments.open_clips(trained, args, args.without)
     people = protocol.choose(clips, args.people, same_clip=args.same_clip)
     embedder = choose_embedder(args.embedder, "", "", Clips(clips.directory, "train"), people.faces)
     scorer = FaceScorer(people, embedder, scorers.gallery_folder(args.workdir, args.out) / args.split)
-    scores, faces = measure(trained, scorer, kinds, args)
+    scores, faces = measure(scorer, cases, args)
     rows = {name: {scale: row(each, people) for scale, each in scales.items()} for name, scales in scores.items()}
     compared = against_cfg(scores, rows, at)
     title = f"{len(people)} people of the {args.split} split, {args.samples} sample(s) of each, seed {args.seed}"
     real = 100 * float(metrics.clipped(people.probe["face"]).mean())
     print(f"{title}; clipped in real faces: {real:.2f} %", report(rows, compared), sep="\n")
-    about = {name: settings.to_json() for name, settings in kinds.items()}
+    about = {name: case.settings.to_json() for name, case in cases.items()}
     result = {"title": title, "clipped_real": real, "rows": rows, "against_cfg": compared, "settings": about}
     write_atomically(args.out / "guidance.json", json.dumps(result, indent=2).encode())
     plot(rows, title, args.out / "guidance.png")
