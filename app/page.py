@@ -120,7 +120,8 @@ def _controls(handlers: Handlers) -> dict[str, Any]:
                     choices = [UNKNOWN, *labels[name]]
                     controls[name] = gr.Dropdown(choices, value=UNKNOWN, label=name.capitalize(), min_width=120)
         sweep = gr.Checkbox(label="Sweep: a row of guidance scales", elem_id="sweep")
-        scale = gr.Slider(0, 10, 2, step=0.5, label="Guidance scale", info=texts.SCALE)
+        most = system.trained.system.max_scale or 10  # of a distilled system, or any
+        scale = gr.Slider(0, most, 2, step=0.5, label="Guidance scale", info=texts.SCALE)
         scales = gr.Textbox("0, 1, 2, 4, 8", label="Guidance scales", info=texts.SCALE, visible=False)
         sweep.change(
             lambda on: (gr.Slider(visible=not on), gr.Textbox(visible=on)),

@@ -65,9 +65,9 @@ def count(params: Mapping) -> int:
 
 
 def read_results(path: Path, digests: Mapping[str, str]) -> dict | None:
-    """The contents of a JSON file of results; None if it is missing, damaged, or of other weights."""
+    """The contents of a JSON file of results; None if it is missing, damaged, of other weights, or of two systems."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return results if results.get("checkpoints") == digests else None
+    return results if results.get("checkpoints") == digests and not results.get("guided_with") else None
