@@ -12,7 +12,9 @@ import pytest
 from tiny import set_stages
 
 import slf_jax
-from slf_jax.cascade.system import person_noise
+from slf_jax.cascade.distillation import Teacher, add_parameters
+from slf_jax.cascade.settings import sample_settings
+from slf_jax.cascade.system import build_system, person_noise
 from slf_jax.diffusion import noise, samplers
 from slf_jax.streams import generator, stream
 from slf_jax.training.loop import root_key
@@ -49,8 +51,9 @@ def key_uses(monkeypatch):
     return uses
 
 
-def draw_all(config, system, params, batch, people):
+def draw_all(config, system, params, batch, people, teacher=None):
     """Runs everything random: two training steps of each stage, validation, a preview and sampling, all with seed 0."""
+    taught_by = teacher.params if teacher else dict.fromkeys(params)
     records = {key: value[:4] for key, value in batch.items()}
     index = np.arange(4, dtype=np.int32)
     batches = {**records, "batch_index": index, "stop": np.zeros(4, bool)}
@@ -59,14 +62,14 @@ def draw_all(config, system, params, batch, people):
     for name, stage in system.stages.items():
         root = root_key(0, name)
         stage.init(stream(root, "init"))
-        one = make_step(system, name, optax.sgd(0.1), lambda count: 0.1, train_settings(config, name))
+        one = make_step(system, name, optax.sgd(0.1), lambda count: 0.1, train_settings(config, name), teacher)
         state = start_state(params[name], optax.sgd(0.1))
         # Simulates two devices: the step uses only the name of their axis.
-        several = jax.vmap(one, in_axes=(None, 0, None), axis_name="data")
+        several = jax.vmap(one, in_axes=(None, 0, None, None), axis_name="data")
         for number in range(2):
-            several(state.replace(step=jnp.array(number)), batches, root)
-        preview = Preview(config, system, name, people)
-        preview._losses(params[name], records)
+            several(state.replace(step=jnp.array(number)), batches, root, taught_by[name])
+        preview = Preview(config, system, name, people, teacher, taught_by[name])
+        preview._losses(params[name], records, taught_by[name])
         if name == "base":  # draws the noise of both stages
             preview._images(params[name], records)
     # Small clip numbers, which could collide with those of the preview, of steps and of items.
@@ -91,6 +94,23 @@ def test_no_key_is_used_for_two_purposes(config, system, params, batch, dataset,
     jax.effects_barrier()
     items = 4 * DEVICES
     assert len(key_uses) > 2 * 2 * 7 * items  # flips, drops, levels, noise... of two steps of two stages
+    assert max(key_uses.values()) == 1, [key for key, number in key_uses.items() if number > 1]
+
+
+def test_nor_in_distillation(config, system, params, batch, dataset, key_uses):
+    distilled = config.copy_and_resolve_references()
+    distilled.distill.update(max_scale=8.0, groups=("mel", "age+gender"))
+    student = build_system(distilled, system.layout, system.statistics)
+    teacher = Teacher(system, params, sample_settings(config), (("mel",), ("age", "gender")), 8.0, 1)
+
+    @jax.jit
+    def program(params):
+        initial = {name: stage.init(stream(jax.random.key(1), name)) for name, stage in student.stages.items()}
+        params = {name: add_parameters(params[name], initial[name]) for name in params}
+        draw_all(distilled, student, params, batch, Clips(dataset, "test"), teacher)
+
+    program(params)
+    jax.effects_barrier()
     assert max(key_uses.values()) == 1, [key for key, number in key_uses.items() if number > 1]
 
 
