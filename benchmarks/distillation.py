@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from unittest import mock
 
 import jax
@@ -89,7 +90,8 @@ def table(found: Mapping[str, Mapping]) -> str:
     lines.append(" " * 64 + "".join(f"{scale:>6}" for scale in scales))
     for name, each in found.items():
         ratios = [each[key] / first[key] for key in ("seconds", "flops")]
-        row = f"{name[-23:]:24}{each['steps']:6}{each['seconds']:10.2f}{ratios[0]:7.2f}{each['flops'] / 1e9:8.0f}"
+        label = Path(name).name[:23]
+        row = f"{label:24}{each['steps']:6}{each['seconds']:10.2f}{ratios[0]:7.2f}{each['flops'] / 1e9:8.0f}"
         values = each["psnr_to_teacher"].values() if each in students else ()
         lines.append(f"{row}{ratios[1]:7.2f}  " + "".join(f"{value:6.1f}" for value in values))
     return "\n".join(lines)

@@ -53,13 +53,11 @@ def get_config(size: str = "demo") -> ml_collections.ConfigDict:
 
 
 def _flow(demo: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Posterior mean, then flow (docs/sampling.md): half of the steps, each of which takes twice the time."""
+    """Posterior mean, then flow (docs/sampling.md). A training step takes about twice the demo's time."""
     config = copy.deepcopy(demo)
     config.workdir = "runs/flow"
     for stage in (config.diffusion.base, config.diffusion.upsampler):
         stage.update(preconditioning="flow", weight="snr", max_weight=1e4)
-    config.train.base.steps, config.train.upsampler.steps = demo.train.base.steps // 2, demo.train.upsampler.steps // 2
-    config.train.update(validate_every=150, preview_every=150, checkpoint_every=150)
     config.sample.update(sampler="ddim", steps=4, init_noise_scale=0.5)
     return config
 
