@@ -62,11 +62,10 @@ start = jax.device_get(jax.jit(system.stages["base"].init)(jax.random.key(0)))
 found = {{}}
 for name in optimizers:
     one, eight = run(one_device, "shard_map", name), run(all_devices, "shard_map", name)
-    pmap = run(all_devices, "pmap", name)
     found[name] = dict(
         moved=gap(one[0], start), one_to_eight=gap(one[0], eight[0]), metrics=gap(one[1], eight[1]),
-        shard_map_to_pmap=gap(eight[0], pmap[0]),
     )
+found["shard_map_to_pmap"] = gap(eight[0], run(all_devices, "pmap", name)[0])
 parts, pairs = run(one_device, "shard_map", "adamw", accumulate=2), run(all_devices, "pmap", "adamw", stride=2)
 print(json.dumps(dict(found, devices=jax.device_count(), accumulated=gap(one, parts), in_pairs=gap(one, pairs))))
 """
@@ -91,9 +90,8 @@ def test_eight_devices_train_like_one(gaps, optimizer):
     assert found["metrics"] < 1e-3
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_pmap_and_shard_map_agree(gaps, optimizer):
-    assert gaps[optimizer]["shard_map_to_pmap"] < 1e-6
+def test_pmap_and_shard_map_agree(gaps):
+    assert gaps["shard_map_to_pmap"] < 1e-6
 
 
 @pytest.mark.parametrize("how", ["accumulated", "in_pairs"])
