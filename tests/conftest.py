@@ -63,7 +63,8 @@ def dataset(once, schema):
 LONG = (
     "test_processes.py", "test_distributed.py", "test_train.py", "test_distill.py", "test_ablate.py",
     "test_evaluate.py", "test_crash_recovery.py", "test_end_to_end.py", "test_test_people.py", "test_page.py",
-    "test_run.py", "test_identity_head.py", "test_sampler.py", "test_streams.py", "test_precision.py", "test_cascade.py",
+    "test_run.py", "test_identity_head.py", "test_sampler.py", "test_streams.py", "test_precision.py",
+    "test_cascade.py",
 )  # fmt: skip
 
 
