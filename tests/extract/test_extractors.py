@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from recordings import voice
 from extract.extractors import registry
 from extract.extractors.values import storable
 from extract.media import CLIP_SAMPLES, fit_audio
+from extract.talkers.identity import draw_identity
+from extract.talkers.population import make_clip
 from slf_common.errors import UserError
 from tfrecords.schema import AUDIO_CONSTITUENTS
 
@@ -57,12 +60,16 @@ def test_a_batch_equals_single_clips_and_is_deterministic(loaded, waves, name):
     assert not np.array_equal(batch[0], batch[1])
 
 
+DEGENERATE = {
+    "silence": np.zeros(CLIP_SAMPLES),
+    "constant": np.ones(CLIP_SAMPLES),
+    "tiny": np.full(CLIP_SAMPLES, 1e-30),
+    "full": np.resize([1, -1], CLIP_SAMPLES),
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "wave",
-    [np.zeros(CLIP_SAMPLES), np.ones(CLIP_SAMPLES), np.full(CLIP_SAMPLES, 1e-30), np.resize([1, -1], CLIP_SAMPLES)],
-    ids=["silence", "constant", "tiny", "full"],
-)
+@pytest.mark.parametrize("wave", DEGENERATE.values(), ids=DEGENERATE)
 def test_degenerate_sounds_give_storable_values(loaded, name, wave):
     values = storable(loaded[name](wave[None].astype(np.float32)))
     assert np.isfinite(values.astype(np.float16)).all()
@@ -99,6 +106,34 @@ def test_pyaudioanalysis_reflects_pitch_and_changes(loaded):
     np.testing.assert_allclose(low[:, 0], 2 * 200 / 16_000, rtol=0.02)
     np.testing.assert_allclose(high[:, 0], 2 * 2000 / 16_000, rtol=0.02)
     np.testing.assert_allclose(low[1:, 34:36], np.diff(low[:, :2], axis=0), atol=1e-6)
+
+
+NOISE = np.random.default_rng(0).normal(0, 1, CLIP_SAMPLES)
+SOUNDS = {
+    "talker": fit_audio(make_clip(draw_identity(0, 7), 1)[1]),
+    "short": fit_audio(voice(0.3)[0]),
+    "stereo": fit_audio(voice(5, channels=2).mean(0)),
+    "noise": 0.1 * NOISE,
+    "clipped": np.clip(2 * NOISE, -1, 1),
+    "silence in half": np.where(np.arange(CLIP_SAMPLES) < CLIP_SAMPLES // 2, 0.1 * NOISE, 0),
+    "last bits": np.round(3 * NOISE) / 32768,
+    "click": np.eye(1, CLIP_SAMPLES, 777)[0],
+    "square": np.sign(np.sin(2 * np.pi * 100 / 16_000 * np.arange(CLIP_SAMPLES))),
+    **DEGENERATE,
+}
+
+
+@pytest.mark.parametrize("sound", SOUNDS)
+def test_pyaudioanalysis_equals_the_package(loaded, sound):
+    from pyAudioAnalysis.ShortTermFeatures import feature_extraction
+
+    wave = SOUNDS[sound].astype(np.float32)
+    reference, names = feature_extraction(wave, 16_000, 8000, 4800)
+    ours = loaded["pyaudioanalysis"](wave[None])[0]
+    assert ours.shape == (79, len(names)) and f"pyAudioAnalysis {version('pyAudioAnalysis')}" == (
+        loaded["pyaudioanalysis"].constituent.extractor
+    )
+    np.testing.assert_allclose(ours, reference.T, rtol=1e-5, atol=1e-9)
 
 
 def test_rows_that_float16_cannot_represent_become_nan():
