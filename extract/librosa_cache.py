@@ -24,7 +24,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from types import ModuleType
 
-# What the extractors use. Not librosa.core.pitch: numba cannot cache its stencil and compiles it for 6 s each time.
+# What NeMo uses. Not librosa.core.pitch: numba cannot cache its stencil and compiles it for 6 s each time.
 MODULES = ("librosa.core.spectrum", "librosa.filters", "librosa.util.utils")
 
 

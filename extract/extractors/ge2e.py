@@ -17,14 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from extract.extractors.mel import mel_filters, spectrum
 from extract.extractors.registry import Windows, count_windows, format_windows
 from extract.extractors.weights import digest
 from extract.frameworks import apply_in_batches, device
-from extract.librosa_cache import import_librosa
 from extract.media import SAMPLE_RATE
 from tfrecords.schema import EMBEDDING, Constituent
-
-librosa = import_librosa()
 
 WIDTH, BANDS, LAYERS = 256, 40, 3
 FRAME, HOP = SAMPLE_RATE * 25 // 1000, SAMPLE_RATE // 100  # samples of a mel frame, and between two
@@ -32,7 +30,7 @@ PARTIAL, STEP = 160, 77  # frames of a partial utterance, and between two: 1.3 i
 MIN_COVERAGE = 0.75  # share of the last partial utterance, or of a window, that must be speech
 LOUDNESS = 10 ** (-30 / 20)  # root mean square at -30 dBFS
 MIN_REPETITION = 64  # samples; a shorter match at the end of a sound may be chance
-MEL = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=FRAME, n_mels=BANDS)
+MEL = mel_filters(BANDS, FRAME)
 
 
 class SpeechEncoder(torch.nn.Module):
@@ -135,9 +133,9 @@ def partial_utterances(sound: np.ndarray) -> np.ndarray:
     starts = range(0, max(1, frames - PARTIAL + STEP + 1), STEP)
     if len(starts) > 1 and (len(sound) - starts[-1] * HOP) / (PARTIAL * HOP) < MIN_COVERAGE:
         starts = starts[:-1]
-    padded = np.pad(sound, (0, max(0, (starts[-1] + PARTIAL) * HOP - len(sound))))
-    # Not librosa.feature.melspectrogram, whose import compiles for some seconds in each process.
-    mel = MEL @ np.square(np.abs(librosa.stft(padded, n_fft=FRAME, hop_length=HOP)))
+    missing = max(0, (starts[-1] + PARTIAL) * HOP - len(sound))
+    padded = np.pad(sound, (FRAME // 2, missing + FRAME // 2))  # frames are centred
+    mel = MEL @ np.square(np.abs(spectrum(padded, FRAME, HOP))).T
     return np.stack([mel.T[start : start + PARTIAL] for start in starts])
 
 

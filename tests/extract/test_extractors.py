@@ -11,7 +11,9 @@ import pytest
 from recordings import voice
 
 from extract.extractors import registry
+from extract.extractors.mel import mel_filters, spectrum
 from extract.extractors.values import storable
+from extract.librosa_cache import import_librosa
 from extract.media import CLIP_SAMPLES, fit_audio
 from extract.talkers.identity import draw_identity
 from extract.talkers.population import make_clip
@@ -73,6 +75,16 @@ DEGENERATE = {
 def test_degenerate_sounds_give_storable_values(loaded, name, wave):
     values = storable(loaded[name](wave[None].astype(np.float32)))
     assert np.isfinite(values.astype(np.float16)).all()
+
+
+@pytest.mark.parametrize("bands, window, hop", [(128, 1024, 576), (40, 400, 160)], ids=["mel", "ge2e"])
+def test_spectra_and_mel_filters_equal_librosas(waves, bands, window, hop):
+    librosa = import_librosa()
+    reference = librosa.stft(waves[0], n_fft=window, hop_length=hop, center=False)
+    np.testing.assert_array_equal(spectrum(waves[0], window, hop), reference.T)
+    np.testing.assert_array_equal(
+        mel_filters(bands, window), librosa.filters.mel(sr=16_000, n_fft=window, n_mels=bands)
+    )
 
 
 def test_mel_covers_every_sample(loaded):
@@ -149,15 +161,15 @@ def test_extractors_are_loaded_in_the_order_of_the_config():
 
 
 def test_a_missing_package_is_reported_with_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "librosa", None)
-    monkeypatch.delitem(sys.modules, "extract.extractors.mel", raising=False)
-    with pytest.raises(UserError, match=r'mel.*librosa: pip install -e "\.\[demo\]"'):
-        load("mel")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "extract.extractors.ge2e", raising=False)
+    with pytest.raises(UserError, match=r'ge2e.*torch: pip install -e "\.\[extract\]"'):
+        load("ge2e")
 
 
 @pytest.mark.frameworks
 def test_extracting_needs_neither_jax_nor_torch_nor_tensorflow():
-    heavy = "{'jax', 'torch', 'tensorflow', 'slf_jax'}"
+    heavy = "{'jax', 'torch', 'tensorflow', 'slf_jax', 'librosa', 'pyAudioAnalysis'}"
     load_all = f"import sys, extract.run, extract.extractors.registry as r; r.load({{'extractors': {NAMES}}})"
     code = f"{load_all}; sys.exit(str({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -11,13 +11,13 @@ import pytest
 from recordings import moving_frames, voice, write_video
 
 pytest.importorskip("torch", reason="needs the extra `extract`")
-pytest.importorskip("librosa", reason="needs the extra `extract`")
 
 from extract import frameworks
 from extract.chunk import Models, RunSpec, process_chunk
 from extract.clips import Clip
-from extract.extractors import ge2e, registry  # before the package imports librosa
+from extract.extractors import ge2e, registry
 from extract.extractors.values import storable
+from extract.librosa_cache import import_librosa
 from extract.media import CLIP_SAMPLES, decode_audio, fit_audio
 from extract.plan import Chunk
 from extract.recordings import RecordingExtractor
@@ -31,6 +31,7 @@ try:
 except ImportError:  # webrtcvad needs pkg_resources, which current setuptools lacks
     # The package imports it, but calls it only to cut out pauses (trim_long_silences), which is not tested here.
     sys.modules["webrtcvad"] = types.ModuleType("webrtcvad")
+import_librosa()  # before the package imports it
 resemblyzer = pytest.importorskip("resemblyzer", reason="needs the extra `extract`")
 
 pytestmark = pytest.mark.frameworks
