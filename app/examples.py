@@ -40,7 +40,7 @@ def write_examples(folder: Path, count: int = len(PEOPLE)) -> list[Example]:
         person, rng = draw_identity(SEED, index), np.random.default_rng([SEED, index])
         files = folder / f"person{number}.wav", folder / f"person{number}.png"
         _write_wav(files[0], voice.synthesize(person, SECONDS, rng), voice.RATE)
-        Image.fromarray(face.render(person, draw_scene(rng), 0.2)).save(files[1])
+        Image.fromarray(face.render(person, draw_scene(rng), [0.2])[0]).save(files[1])
         examples.append(Example(*files, round(person.age), person.gender, person.ethnicity))
     return examples
 

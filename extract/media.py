@@ -252,7 +252,7 @@ def _frame_at(
 def _display(media: _Media, stream: av.VideoStream, frame: av.VideoFrame) -> np.ndarray:
     """Returns a frame as RGB [H, W, 3], rotated and flipped by its display matrix, then resized to square pixels."""
     with media.guard("the frame cannot be converted"):
-        image = frame.to_ndarray(format="rgb24")
+        image = frame.to_ndarray(format="rgb24", threads=1)
         data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]  # PyAV's stub: keys are str
         matrix = np.frombuffer(bytes(data), np.int32) if data else UPRIGHT
         ratio = stream.sample_aspect_ratio

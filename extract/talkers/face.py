@@ -6,6 +6,8 @@ Coordinates are fractions of the frame from its centre, x to the right and y dow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -28,8 +30,8 @@ _EYE_Y, _MOUTH_Y, _EAR_Y = -0.02, 0.22, 0.03
 _FACE_Y, _TOP, _CHIN = 0.02, 0.36, 0.35  # the widest line, and the heights above and below it
 
 
-def render(identity: Identity, scene: Scene, mouth_open: float) -> np.ndarray:
-    """Draws one frame, uint8 [160, 160, 3] RGB; `mouth_open` from 0 (closed) to 1."""
+def render(identity: Identity, scene: Scene, openings: Sequence[float]) -> np.ndarray:
+    """Draws one frame for each opening of the mouth, from 0 (closed) to 1: uint8 [openings, 160, 160, 3] RGB."""
     image = Image.new("RGB", (SIZE * _SUPERSAMPLING,) * 2, scene.background)
     canvas = Canvas(image, scene.shift, scene.angle, scene.scale)
     skin = SKIN_TONES[identity.palette.skin]
@@ -42,11 +44,15 @@ def render(identity: Identity, scene: Scene, mouth_open: float) -> np.ndarray:
     _age_lines(canvas, identity, skin)
     _beard(canvas, identity, skin, hair)
     _nose(canvas, identity, skin)
-    _mouth(canvas, identity, skin, scene.smile, mouth_open)
     _eyes(canvas, identity, skin)
     _brows(canvas, identity, hair)
     _glasses(canvas, identity)
-    return apply_light(np.asarray(image.reduce(_SUPERSAMPLING)), scene)
+    frames = []
+    for opening in openings:  # everything else is drawn only once
+        frame = image.copy()
+        _mouth(Canvas(frame, scene.shift, scene.angle, scene.scale), identity, skin, scene.smile, opening)
+        frames.append(np.asarray(frame.reduce(_SUPERSAMPLING)))
+    return apply_light(np.stack(frames), scene)
 
 
 def _half_width(identity: Identity) -> float:

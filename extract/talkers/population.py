@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from extract.talkers import face, video, voice
+from extract.frameworks import keep_memory
+from extract.talkers import face, video
 from extract.talkers.identity import Identity, draw_identity
 from extract.talkers.scene import draw_scene
 from slf_common import cli
@@ -38,14 +39,16 @@ class ClipTask:
 
 def make_clip(identity: Identity, clip: int) -> tuple[np.ndarray, np.ndarray]:
     """Makes one clip: frames uint8 [T, 160, 160, 3] at 4 fps, audio float32 [4000 T] at 16 kHz."""
+    from extract.talkers import voice  # here: only the workers need scipy.signal, whose import takes 2 s
+
     rng = np.random.default_rng([identity.seed, identity.index, clip])
     low, high = SECONDS
     count = round((low + (high - low) * rng.beta(1.0, 1.6)) * FPS)
     audio = voice.synthesize(identity, count / FPS, rng)
     scene = draw_scene(rng)
     steps = np.round(voice.loudness(audio, count) * (_MOUTHS - 1)).astype(int)
-    drawn = {int(s): face.render(identity, scene, s / (_MOUTHS - 1)) for s in np.unique(steps)}
-    return np.stack([drawn[int(s)] for s in steps]), audio
+    drawn, of_frame = np.unique(steps, return_inverse=True)
+    return face.render(identity, scene, (drawn / (_MOUTHS - 1)).tolist())[of_frame], audio
 
 
 def splits(people: int) -> list[str]:
@@ -78,7 +81,7 @@ def generate(out: Path, people: int = 1024, seed: int = 0, workers: int = 1) -> 
                 _write_clip(task)
                 progress.update()
         else:
-            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+            pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=keep_memory)
             try:
                 with cli.block_sigint_in_children():
                     written = pool.map(_write_clip, tasks, chunksize=4)
@@ -93,6 +96,8 @@ def generate(out: Path, people: int = 1024, seed: int = 0, workers: int = 1) -> 
 
 
 def _write_clip(task: ClipTask) -> None:
+    from extract.talkers import voice
+
     frames, audio = make_clip(draw_identity(task.seed, task.index), task.clip)
     video.write_mp4(task.path, frames, FPS, audio, voice.RATE)
 

@@ -65,7 +65,7 @@ def _draw_light(rng: np.random.Generator) -> tuple[tuple[float, ...], ...]:
 
 
 def apply_light(pixels: np.ndarray, scene: Scene) -> np.ndarray:
-    """Multiplies a frame [160, 160, 3] by a tinted gain that changes smoothly across it; uint8 [160, 160, 3]."""
+    """Multiplies frames [n, 160, 160, 3] by a tinted gain that changes smoothly across them; uint8."""
     field = _INTERPOLATION @ np.array(scene.light, dtype=np.float32) @ _INTERPOLATION.T
     lit = pixels * (field[..., None] * np.array(scene.tint, dtype=np.float32))
     return np.minimum(lit, 255.0, out=lit).astype(np.uint8)

@@ -40,7 +40,7 @@ def thumbnail(frame: np.ndarray) -> np.ndarray:
 
 
 def draw(identity: Identity, scene_seed: int = 0) -> np.ndarray:
-    return render(identity, draw_scene(np.random.default_rng(scene_seed)), 0.2)
+    return render(identity, draw_scene(np.random.default_rng(scene_seed)), [0.2])[0]
 
 
 def test_same_seed_same_clip_other_seed_other_clip():
@@ -68,7 +68,7 @@ def test_clips_of_a_person_differ_only_in_the_scene():
 def test_mouth_follows_the_voice():
     person = draw_identity(3, 2)
     scene = draw_scene(np.random.default_rng(0))
-    closed, wide = render(person, scene, 0.0), render(person, scene, 1.0)
+    closed, wide = render(person, scene, [0.0, 1.0])
     rows = np.abs(closed.astype(int) - wide).sum((1, 2)).nonzero()[0]
     assert rows.min() > 100 and rows.max() < 145  # only around the mouth
 
