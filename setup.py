@@ -7,10 +7,11 @@ from setuptools import find_packages, setup
 HUB = ["huggingface_hub>=0.30,<2"]
 # dlib's face detector and face embedding, with their weights (CC0, 100 MB); drawn people need neither.
 DLIB = ["dlib-bin>=20,<21", "face-recognition-models>=0.3,<0.4"]
-EVALUATE = ["scikit-image>=0.24,<1", "scikit-learn>=1.5,<2", "scipy>=1.11", "lancedb>=0.40,<1"]
+PIXELS = ["scikit-image>=0.24,<1"]  # PSNR and SSIM
+EVALUATE = [*PIXELS, "scikit-learn>=1.5,<2", "scipy>=1.11", "lancedb>=0.40,<1"]
 # Reads media and computes the features that need no weights.
 MEDIA = ["av>=17,<20", "scipy>=1.11"]
-DEMO = EVALUATE + MEDIA
+DEMO = [*PIXELS, *MEDIA]
 APP = [*DEMO, "gradio>=6.31,<7"]  # the page
 # The pretrained models. These versions import together in one process; Python 3.11.
 EXTRACT = [
@@ -76,12 +77,13 @@ setup(
         "app": APP,
         "docs": DOCS,
         "hub": HUB,
-        "lint": [*DEMO, "ruff>=0.12,<1", "mypy>=1.15,<3"],
+        "lint": [*DEMO, *EVALUATE, "ruff>=0.12,<1", "mypy>=1.15,<3"],
         "evaluate": [*EVALUATE, *DLIB],
         "extract": EXTRACT,
         "ray": ["ray>=2.40,<3"],
         "test": [
             *APP,
+            *EVALUATE,
             *HUB,
             "filelock>=3.12,<5",
             "playwright>=1.50,<2",
