@@ -4,9 +4,10 @@
     python benchmarks/extraction.py --weights weights --clips 16
 
 The plain calls take one clip at a time. Prints the seconds per clip of both and their ratio (medians of alternating
-repeats). Then runs the pipeline with all extractors, and with those that need no weights on about 100 and 1,000 clips;
-for each run it prints clips per second, the share of time outside the extractors, bytes per clip and peak memory. Clips
-are synthetic; speed does not depend on content. `benchmarks/faces.py` times the other detectors on real pictures.
+repeats); without --weights, only for the extractors that need none, in CPU time. Then runs the pipeline with all
+extractors, and with those that need no weights on about 100 and 1,000 clips; for each run it prints clips per second,
+the share of time outside the extractors, bytes per clip and peak memory. Clips are synthetic; speed does not depend on
+content. `benchmarks/faces.py` times the other detectors on real pictures.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from extract.clips import find_clips
 from extract.extractors.registry import load
 from extract.faces import find_face, whole_frame
 from extract.frameworks import keep_memory, quiet
+from extract.librosa_cache import import_librosa
 from extract.media import CLIP_SAMPLES, SAMPLE_RATE
 from extract.talkers.population import generate
 
@@ -94,9 +96,7 @@ def plain_calls(weights: Path) -> Calls:
         titanet, speakernet = nemo("titanet"), nemo("speakernet")
         model = Model.from_pretrained(weights / "pyannote")
     slides = [Inference(model, window="sliding", duration=d, step=s) for d, s in settings(weights).pyannote.windows]
-    mel, pyaudioanalysis, ge2e = load(
-        {"extractors": ("mel", "pyaudioanalysis", "ge2e"), "ge2e": settings(weights).ge2e.to_dict()}
-    )
+    (ge2e,) = load({"extractors": ("ge2e",), "ge2e": settings(weights).ge2e.to_dict()})
 
     def pyannote(wave: np.ndarray) -> None:
         for slide in slides:
@@ -113,8 +113,7 @@ def plain_calls(weights: Path) -> Calls:
         "pyannote": pyannote,
         "titanet": titanet.infer_segment,
         "speakernet": speakernet.infer_segment,
-        "pyaudioanalysis": lambda wave: pyaudioanalysis(wave[None]),
-        "mel": lambda wave: mel(wave[None]),
+        **package_calls(),
         "language": lambda wave: language.classify_batch(torch.from_numpy(wave)),
         "ge2e": lambda wave: ge2e(wave[None]),
     }
@@ -123,6 +122,39 @@ def plain_calls(weights: Path) -> Calls:
     return audio_calls | {
         name: lambda waves, call=call: _for_each(call, frames(len(waves))) for name, call in frame_calls.items()
     }
+
+
+def package_calls() -> dict[str, Callable[[np.ndarray], object]]:
+    """Returns calls, on one clip, of the packages whose features this package computes itself."""
+    librosa = import_librosa()
+    from pyAudioAnalysis.ShortTermFeatures import feature_extraction
+
+    def mel(wave: np.ndarray) -> np.ndarray:
+        power = librosa.feature.melspectrogram(y=wave, sr=SAMPLE_RATE, n_fft=1024, hop_length=576, n_mels=128)
+        return np.log(np.maximum(power, 1e-10))
+
+    window, step = SAMPLE_RATE // 2, SAMPLE_RATE * 3 // 10
+    return {"mel": mel, "pyaudioanalysis": lambda wave: feature_extraction(wave, SAMPLE_RATE, window, step)}
+
+
+def time_features(clips: int, repeats: int) -> None:
+    """Compares these packages with our own code, in turn in this process, in seconds of CPU time."""
+    keep_memory()
+    waves = np.random.default_rng(0).normal(0, 0.1, (clips, CLIP_SAMPLES)).astype(np.float32)
+    print(f"{'CPU s per clip':<18}{'ours':>9}{'package':>9}{'ratio':>8}")
+    for name, plain in package_calls().items():
+        (extractor,) = load({"extractors": (name,)})
+        calls = (extractor, functools.partial(_for_each, plain))
+        times = [[_cpu_seconds(call, waves) / clips for call in calls] for _ in range(repeats + 1)][1:]
+        ours, package = (statistics.median(side) for side in zip(*times, strict=True))
+        ratio = statistics.median(package / ours for ours, package in times)
+        print(f"{name:<18}{ours:>9.4f}{package:>9.4f}{ratio:>8.2f}", flush=True)
+
+
+def _cpu_seconds(call: Callable[[np.ndarray], object], waves: np.ndarray) -> float:
+    start = time.process_time()
+    call(waves)
+    return time.process_time() - start
 
 
 def _for_each(call: Callable[[np.ndarray], object], clips: np.ndarray) -> None:
@@ -201,6 +233,8 @@ def main() -> None:
     if args.weights:
         time_extractors(args.weights, args.clips, args.repeats)
         time_pipeline(settings(args.weights), args.clips, "all extractors")
+    else:
+        time_features(args.clips, args.repeats)
     for people in args.people:
         config = base.get_config().extract
         config.extractors, config.deepface.estimate = ("mel", "pyaudioanalysis"), ()
