@@ -6,8 +6,9 @@ PYTHON ?= python3.11
 SIZE = demo
 PEOPLE =
 PY = .venv/bin/python
-# Python compiles each module when it is first imported; compiling every installed one takes longer than unpacking them.
-PIP = $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
+# Downloads in parallel. With pip and its settings: `make demo INSTALL=".venv/bin/python -m pip install"`.
+UV = .venv/bin/uv
+INSTALL = $(UV) pip install --quiet --python $(PY)
 CONFIG = configs/demo.py$(if $(filter-out demo,$(SIZE)),:$(SIZE))
 
 .PHONY: demo pretrained app test lint docs clean
@@ -37,11 +38,12 @@ lint: .venv/lint
 docs: .venv/docs
 	$(PY) -m mkdocs build --strict
 
-$(PY):
+$(UV):
 	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check uv
 
-.venv/demo .venv/app .venv/test .venv/lint .venv/docs: setup.py | $(PY)
-	$(PIP) --editable ".[$(notdir $@)]"
+.venv/demo .venv/app .venv/test .venv/lint .venv/docs: setup.py | $(UV)
+	$(INSTALL) --editable ".[$(notdir $@)]"
 	touch $@
 
 clean:
