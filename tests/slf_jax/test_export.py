@@ -187,7 +187,10 @@ def server(tmp_path, monkeypatch):
 def test_a_pushed_system_is_loaded_from_the_hub(folder, server, tmp_path, capsys, monkeypatch):
     export.main(["--workdir", str(folder), "--out", str(tmp_path / "model"), "--push", "some-one/faces", "--private"])
     assert f"{server.url}/some-one/faces" in capsys.readouterr().out
-    assert set(server.repos["some-one/faces"]) == set(exported.FILES) - {exported.EXAMPLES}  # no data at hand
+    assert set(server.repos["some-one/faces"]) == set(exported.FILES) - {
+        exported.EXAMPLES,
+        exported.PROGRAM,
+    }  # no data at hand
     assert server.private == {"some-one/faces"} and server.tokens == {"Bearer hf_secret"}
     assert load("hf://some-one/faces").digests == load(folder).digests
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
