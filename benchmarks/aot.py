@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import collections
 import itertools
+import math
 import os
 import re
 import time
@@ -21,7 +22,9 @@ from importlib.metadata import version
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no metadata server of a TPU to ask
+# There is no TPU to ask about, nor one to lock.
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-4"  # else libtpu warns
 
 import cost
 import jax
@@ -47,7 +50,7 @@ CHIPS = {"v5e": (197.0, 819.0, 16.0)}
 PROGRAMS = (*STAGES, "sampler")
 BITS = {"pred": 8, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 16, "f32": 32, "s32": 32, "u32": 32}
 NO_TRAFFIC = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call")
-INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%\S+) = (.*?) ([a-z][\w-]*)\((.*)$")
 HEADER = (
     f"{'program':30}{'batch':>7}{'TFLOP':>8}{'GB':>8}{'FLOP/B':>8}{'ms, FLOPs':>11}{'ms, bytes':>11}{'MFU <=':>8}"
     f"{'GB, args':>10}{'GB, temp':>10}{'fits':>6}{'compiled in s':>15}"
@@ -140,8 +143,9 @@ def instructions(text: str) -> list[tuple[str, str, int]]:
             continue
         name, shape, kind, rest = match.groups()
         sizes[name] = sum(
-            int(np.prod([int(side) for side in sides.split(",") if side])) * BITS.get(dtype, 32) // 8
-            for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shape)
+            math.prod(int(side) for side in sides.split(",") if side) * BITS.get(dtype, 0) // 8
+            for dtype, sides, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape)
+            if "S(1)" not in layout  # in the chip's vector memory
         )
         if kind not in NO_TRAFFIC:
             operands = re.findall(r"%[\w.-]+", rest.partition("), ")[0])
