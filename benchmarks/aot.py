@@ -1,11 +1,16 @@
 """What XLA's TPU compiler makes of our programs, on a machine without a TPU: `python benchmarks/aot.py`.
 
 Compiles the training steps of configs and their sampling program in bfloat16 for a topology, and prints for one chip
-and one call: FLOPs and bytes accessed, as XLA counts them in the optimised program (the body of a loop once: one
-sampler step of each stage), their ratio, the time that the chip's peak and bandwidth allow, the MFU that follows, and
-memory. Nothing runs. The compiler comes from PyPI: `pip install libtpu` (0.0.42.1 for JAX 0.10.2). A program takes
-minutes and several GB. `--largest` also looks for the largest batch that fits, which compiles several programs; `--top`
-lists where the bytes of each program go.
+and one call (of a loop, one pass: one sampler step of each stage):
+
+- FLOPs, and the bytes that XLA's cost analysis counts, most of which never leave the chip;
+- bytes to and from the chip's memory (HBM): operands and results of the program's instructions that are not in vector
+  memory; the FLOPs for each; the time that the chip's peak and its bandwidth allow, and the MFU that follows;
+- memory of arguments and temporaries, whether they fit, and how long compiling took.
+
+Nothing runs. The compiler comes from PyPI: `pip install libtpu` (0.0.42.1 for JAX 0.10.2). A program takes minutes and
+several GB. `--largest` also looks for the largest batch that fits, which compiles several programs; `--top` lists where
+the HBM bytes of each program go.
 """
 
 from __future__ import annotations
@@ -45,15 +50,15 @@ from slf_jax.training.settings import train_settings
 from slf_jax.training.state import init_state
 from slf_jax.training.step import make_step
 
-# Dense bfloat16 TFLOP/s, GB/s and GB of memory per chip, from the vendor's data sheet.
+# Dense bfloat16 TFLOP/s, GB/s and GB of HBM per chip, from the vendor's data sheet.
 CHIPS = {"v5e": (197.0, 819.0, 16.0)}
 PROGRAMS = (*STAGES, "sampler")
 BITS = {"pred": 8, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 16, "f32": 32, "s32": 32, "u32": 32}
 NO_TRAFFIC = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%\S+) = (.*?) ([a-z][\w-]*)\((.*)$")
 HEADER = (
-    f"{'program':30}{'batch':>7}{'TFLOP':>8}{'GB':>8}{'FLOP/B':>8}{'ms, FLOPs':>11}{'ms, bytes':>11}{'MFU <=':>8}"
-    f"{'GB, args':>10}{'GB, temp':>10}{'fits':>6}{'compiled in s':>15}"
+    f"{'program':30}{'batch':>7}{'TFLOP':>8}{'GB, XLA':>10}{'GB, HBM':>8}{'FLOP/B':>8}{'ms, FLOPs':>11}"
+    f"{'ms, bytes':>11}{'MFU <=':>8}{'GB, args':>10}{'GB, temp':>10}{'fits':>6}{'compiled in s':>15}"
 )
 
 
@@ -118,7 +123,8 @@ class Program:
         self.seconds = time.perf_counter() - start
         counts, use = self.compiled.cost_analysis(), self.compiled.memory_analysis()
         peak, bandwidth, memory = CHIPS[chip]
-        self.tflop, self.traffic = counts["flops"] / 1e12, counts["bytes accessed"] / 1e9
+        self.tflop, self.accessed = counts["flops"] / 1e12, counts["bytes accessed"] / 1e9
+        self.traffic = sum(size for *_, size in instructions(self.compiled.as_text())) / 1e9
         self.arguments, self.temporaries = use.argument_size_in_bytes / 1e9, use.temp_size_in_bytes / 1e9
         self.fits = self.arguments + self.temporaries <= memory
         self.limits = self.tflop / peak, self.traffic / bandwidth  # seconds
@@ -126,33 +132,44 @@ class Program:
     def row(self) -> str:
         flops, traffic = self.limits
         return (
-            f"{self.tflop:8.3f}{self.traffic:8.2f}{1e3 * self.tflop / self.traffic:8.0f}{1e3 * flops:11.1f}"
-            f"{1e3 * traffic:11.1f}{100 * flops / max(flops, traffic):6.0f} %{self.arguments:10.2f}"
+            f"{self.tflop:8.3f}{self.accessed:10.2f}{self.traffic:8.2f}{1e3 * self.tflop / self.traffic:8.0f}"
+            f"{1e3 * flops:11.1f}{1e3 * traffic:11.1f}{100 * flops / max(flops, traffic):6.0f} %{self.arguments:10.2f}"
             f"{self.temporaries:10.2f}{'yes' if self.fits else 'no':>6}{self.seconds:15.0f}"
         )
 
 
 def instructions(text: str) -> list[tuple[str, str, int]]:
-    """Kind, module and bytes (operands and results) of every instruction outside of fusions in a compiled program."""
-    found, sizes, fused = [], {}, False
+    """Result, module and bytes read from and written to HBM of every instruction of a compiled program.
+
+    An upper bound: operands count in full, also where an instruction reads only a slice of them.
+    """
+    inner = set(re.findall(r"(?:calls|to_apply)=(%[\w.-]+)", text))  # of fusions and reductions
+    found, arrays, skip = [], {}, True
     for line in text.splitlines():
-        if line and not line[0].isspace():
-            fused, sizes = "fused_computation" in line or "region" in line, {}
-        match = INSTRUCTION.match(line)
-        if fused or not match:
+        if line.endswith("{"):
+            skip, arrays = line.removeprefix("ENTRY ").split()[0] in inner, {}
+        match = None if skip else INSTRUCTION.match(line)
+        if not match:
             continue
-        name, shape, kind, rest = match.groups()
-        sizes[name] = sum(
-            math.prod(int(side) for side in sides.split(",") if side) * BITS.get(dtype, 0) // 8
-            for dtype, sides, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape)
-            if "S(1)" not in layout  # in the chip's vector memory
-        )
-        if kind not in NO_TRAFFIC:
-            operands = re.findall(r"%[\w.-]+", rest.partition("), ")[0])
-            module = re.search(r'op_name="([^"]*)"', line)
-            total = sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
-            found.append((f"{kind} {shape.split('{')[0]}", module[1] if module else "", total))
+        name, result, kind, rest = match.groups()
+        arrays[name] = hbm_bytes(result)
+        if kind in NO_TRAFFIC or kind.endswith("-done"):
+            continue
+        names = re.findall(r"%[\w.-]+", rest.partition("), ")[0])
+        # The result of an asynchronous copy is a tuple: the copy, its source, and a counter.
+        size = (hbm_bytes(result, first=True) if kind == "copy-start" else arrays[name]) + sum(map(arrays.get, names))
+        module = re.search(r'op_name="([^"]*)"', line)
+        found.append((f"{kind} {result.partition('{')[0]}", module[1] if module else "", size))
     return found
+
+
+def hbm_bytes(shape: str, first: bool = False) -> int:
+    """Bytes of the arrays of a shape, or of its first one, that are in HBM and not in vector memory, S(1)."""
+    sizes = [
+        0 if "S(1)" in layout else math.prod(int(side) for side in sides.split(",") if side) * BITS.get(dtype, 0) // 8
+        for dtype, sides, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape)
+    ]
+    return sum(sizes[: 1 if first else None])
 
 
 def print_top(program: Program, count: int) -> None:
