@@ -70,7 +70,7 @@ def make_mesh(topology: str) -> Mesh:
         devices = topologies.get_topology_desc(topology, platform="tpu").devices
     except (RuntimeError, ValueError, NotImplementedError) as error:
         line = str(error).splitlines()[0][:150]
-        raise UserError(f"--topology {topology}: cannot be compiled for ({line}); pip install libtpu") from None
+        raise UserError(f"--topology {topology}: {line}; it takes libtpu and a size such as 2x2 or 4x4") from None
     return Mesh(np.array(devices), (distributed.AXIS,))
 
 
