@@ -26,9 +26,7 @@ def parse_platforms(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     for name in names:
         if name not in PLATFORMS or names.count(name) > 1:
-            raise UserError(
-                f"--platforms {text}: must be different ones of {', '.join(PLATFORMS)}, with commas between"
-            )
+            raise UserError(f"--platforms {text}: must be some of {', '.join(PLATFORMS)}, with commas between")
     return names
 
 
