@@ -152,24 +152,26 @@ def instructions(text: str) -> list[tuple[str, str, int]]:
         if not match:
             continue
         name, result, kind, rest = match.groups()
-        arrays[name] = hbm_bytes(result)
+        arrays[name] = sum(array_bytes(result))
         if kind in NO_TRAFFIC or kind.endswith("-done"):
             continue
         names = re.findall(r"%[\w.-]+", rest.partition("), ")[0])
-        # The result of an asynchronous copy is a tuple: the copy, its source, and a counter.
-        size = (hbm_bytes(result, first=True) if kind == "copy-start" else arrays[name]) + sum(map(arrays.get, names))
+        size = arrays[name] + sum(map(arrays.get, names))
+        if kind == "copy-start":  # a tuple: the copy, its source, and a counter
+            size = array_bytes(result)[0] + sum(map(arrays.get, names))
+        elif kind == "slice-start":  # a tuple: the source, its slice, and a counter
+            size = array_bytes(result.replace("S(1)", ""))[1]
         module = re.search(r'op_name="([^"]*)"', line)
         found.append((f"{kind} {result.partition('{')[0]}", module[1] if module else "", size))
     return found
 
 
-def hbm_bytes(shape: str, first: bool = False) -> int:
-    """Bytes of the arrays of a shape, or of its first one, that are in HBM and not in vector memory, S(1)."""
-    sizes = [
+def array_bytes(shape: str) -> list[int]:
+    """Bytes of each of the arrays of a shape; 0 for those in vector memory, which is S(1)."""
+    return [
         0 if "S(1)" in layout else math.prod(int(side) for side in sides.split(",") if side) * BITS.get(dtype, 0) // 8
         for dtype, sides, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape)
     ]
-    return sum(sizes[: 1 if first else None])
 
 
 def print_top(program: Program, count: int) -> None:
