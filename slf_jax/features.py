@@ -150,7 +150,7 @@ def assemble(
     Returns:
       matrix [B, 256, 768] float32 and row mask [B, 256] (True where a row is known).
     """
-    count = len(next(iter(clips.values())))
+    count = next(iter(clips.values())).shape[0]  # not len(), which symbolic shapes of jax.export do not have
     rows, known = [], []
     for block in layout.blocks:
         value, mask = _fill(clips, block, statistics, count)

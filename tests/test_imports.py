@@ -31,7 +31,7 @@ FORBIDDEN = {
 }
 # Within slf_jax, a module or folder may import only those before it; the commands come last.
 ORDER = (
-    "streams", "distributed", "plots", "features", "diffusion", "models", "cascade", "training", "inference",
+    "streams", "pytrees", "distributed", "plots", "features", "diffusion", "models", "cascade", "training", "inference",
     "evaluation", "train", "distill", "sample", "sweep", "evaluate", "ablate", "report", "export",
 )  # fmt: skip
 COMMANDS = ORDER[ORDER.index("train") :]

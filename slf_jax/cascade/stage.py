@@ -25,6 +25,7 @@ from slf_jax.diffusion import denoiser, flow, guidance, noise
 from slf_jax.diffusion.denoiser import Denoiser
 from slf_jax.models.conditioning import Cond, Conditioner
 from slf_jax.models.unet import UNet
+from slf_jax.pytrees import serializable
 from slf_jax.streams import stream
 
 
@@ -49,6 +50,9 @@ class Noise:
 
     first: jax.Array
     keys: jax.Array
+
+
+serializable(LowResCond, Noise)
 
 
 class Weak(NamedTuple):

@@ -149,12 +149,12 @@ class System:
             image, has_image = low, has_thumbnail
             for name in stages:
                 stage, i = self.stages[name], STAGES.index(name)
-                lowres = stage.lowres_cond(image, has_image, jnp.zeros(len(low)))
+                lowres = stage.lowres_cond(image, has_image, jnp.zeros(low.shape[0]))
                 image = stage.sample(
                     params[name], conds[name], lowres, pair[i], noise[name], settings, numbers, thumbnail,
                     has_thumbnail, some_zero[i], worse[name], known if name == "base" else (), thumbnail_scale,
                 )  # fmt: skip
-                has_image = jnp.ones(len(low))
+                has_image = jnp.ones(low.shape[0])
             return image
 
         values = settings.numbers | dict(numbers or {})
@@ -192,7 +192,7 @@ def _thumbnail_scales(scales: jax.Array, groups: Sequence[Sequence[str]]) -> tup
     """
     place = next((i for i, group in enumerate(groups) if THUMBNAIL in group), None)
     if place is None:
-        return [], jnp.ones(len(scales)), scales
+        return [], jnp.ones(scales.shape[0]), scales
     known, own = [count > place for count in range(len(groups) + 1)], scales[:, STAGES.index("base"), place]
     if len(groups[place]) == 1:
         scales = scales.at[:, STAGES.index("upsampler"), place].set(1.0)

@@ -25,7 +25,7 @@ MEAN_LEVEL = 2.0  # beyond all times of the flow
 def posterior_mean(denoise: ConditionedDenoiser | Guided, like: jax.Array) -> jax.Array:
     """The posterior mean of data shaped as `like` [B, H, W, C]; guided, if the denoiser is."""
     guided, nothing = as_guided(denoise), jnp.zeros_like(like)
-    return guided.evaluate(nothing, jnp.full(len(like), MEAN_LEVEL), guided.start(nothing)).x0
+    return guided.evaluate(nothing, jnp.full(like.shape[0], MEAN_LEVEL), guided.start(nothing)).x0
 
 
 def flow_loss(

@@ -230,7 +230,7 @@ def threshold(images: jax.Array, kind: str, percentile: float) -> jax.Array:
     is above 1, and divides by it (Saharia et al. 2022). "none" leaves them unchanged.
     """
     if kind == "dynamic":
-        limit = jnp.quantile(jnp.abs(images).reshape(len(images), -1), percentile, axis=-1)
+        limit = jnp.quantile(jnp.abs(images).reshape(images.shape[0], -1), percentile, axis=-1)
         limit = expand(jnp.maximum(limit, 1.0), images)
         return jnp.clip(images, -limit, limit) / limit
     return jnp.clip(images, -1, 1) if kind == "static" else images

@@ -24,7 +24,8 @@ from slf_common.files import URL, write_atomically
 from slf_jax.training.checkpoints import Meta, digest
 
 WEIGHTS, CONFIG, CARD, EXAMPLES = "model.safetensors", "config.json", "README.md", "examples.jpg"
-FILES = (WEIGHTS, CONFIG, CARD, EXAMPLES)
+PROGRAM = "sampler.jax_export"  # see inference/program.py
+FILES = (WEIGHTS, CONFIG, CARD, EXAMPLES, PROGRAM)
 FORMAT = 1
 DTYPES = ("float32", "bfloat16")
 STORED = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16)}  # by their names in safetensors

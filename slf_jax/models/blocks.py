@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from slf_common.errors import UserError
 
 ZERO = nn.initializers.zeros
 ATTENTIONS = ("xla", "cudnn")
@@ -83,9 +88,46 @@ def qk_norm(dtype: jnp.dtype, name: str) -> nn.RMSNorm:
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str) -> jax.Array:
-    """Softmax attention of [B, N, heads, head_width] by "xla", or by "cudnn" where it is available."""
-    fused = implementation == "cudnn" and q.dtype.itemsize == 2 and jax.default_backend() == "gpu"
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else "xla")
+    """Softmax attention of [B, N, heads, head_width] by "xla", or by "cudnn" in 16 bits where compiled for CUDA.
+
+    Raises `UserError` when a program with "cudnn" is lowered for CUDA on a machine without cuDNN.
+    """
+    plain = functools.partial(jax.nn.dot_product_attention, implementation="xla")
+    if implementation != "cudnn" or q.dtype.itemsize != 2:
+        return plain(q, k, v)
+    # All branches are traced, whatever platform is lowered for, and without cuDNN its attention cannot be traced.
+    fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn") if has_cudnn() else _refuse
+    return jax.lax.platform_dependent(q, k, v, cuda=fused, default=plain)
+
+
+@functools.cache
+def has_cudnn() -> bool:
+    """Whether JAX finds cuDNN on this machine."""
+    x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
+    try:
+        jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), x, x, x)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _refuse(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """The branch for CUDA on a machine without cuDNN: can be traced, but not lowered for CUDA."""
+    # Added to the queries, so that gradients need it too.
+    q += _no_cudnn_p.bind(np.zeros((), q.dtype))
+    return jax.nn.dot_product_attention(q, k, v, implementation="xla")
+
+
+def _no_cudnn(context: mlir.LoweringRuleContext, zero: mlir.ir.Value) -> list[mlir.ir.Value]:
+    raise UserError(
+        "attention='cudnn' cannot be compiled for CUDA on a machine where JAX finds no cuDNN; do it on a machine with "
+        "an NVIDIA GPU and the extra `gpu`, or set attention='xla' in config.model.base and config.model.upsampler"
+    )
+
+
+_no_cudnn_p = Primitive("no_cudnn")
+_no_cudnn_p.def_abstract_eval(lambda zero: zero)
+mlir.register_lowering(_no_cudnn_p, _no_cudnn)
 
 
 class SelfAttention(nn.Module):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from slf_jax.features import Block, Layout
 from slf_jax.models.blocks import EXACT, ZERO, qk_norm, split_heads
+from slf_jax.pytrees import serializable
 
 SKETCH = 32  # side in pixels of the image that is predicted from the conditions alone
 
@@ -32,6 +33,9 @@ class Cond:
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     identity: jax.Array | None = None
+
+
+serializable(Cond)
 
 
 class Conditioner(nn.Module):
@@ -59,7 +63,7 @@ class Conditioner(nn.Module):
         """`matrix` [B, 256, 768], `mask` [B, 256] (True: known)."""
         # One token is always present; a system without inputs has no other.
         always = self.param("always", nn.initializers.normal(0.02), (1, self.width)).astype(self.dtype)
-        tokens = [jnp.broadcast_to(always, (len(matrix), *always.shape))]
+        tokens = [jnp.broadcast_to(always, (matrix.shape[0], *always.shape))]
         summaries = [tokens[0][:, 0]]
         for block in (self.layout[name] for name in self.layout.names if name in self.inputs):
             rows = matrix[:, block.start : block.stop, : block.width].astype(self.dtype)

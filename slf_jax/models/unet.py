@@ -113,7 +113,7 @@ class UNet(nn.Module):
 
     def _sketch(self, embedding: jax.Array, cond: Cond, side: int) -> jax.Array:
         """The image predicted from the conditions alone, [B, side, side, 3] float32, weighted by noise level."""
-        picture = jax.image.resize(cond.sketch, (len(cond.sketch), side, side, 3), "linear")
+        picture = jax.image.resize(cond.sketch, (cond.sketch.shape[0], side, side, 3), "linear")
         strength = nn.Dense(1, **EXACT, bias_init=nn.initializers.ones, name="sketch_strength")(embedding)
         return strength[..., None, None] * picture
 
@@ -143,7 +143,7 @@ def embed_scales(scales: jax.Array) -> jax.Array:
     """
     waves = fourier(jnp.log1p(scales).ravel(), 64).reshape(*scales.shape, 64)
     used = (scales > 0).astype(waves.dtype)[..., None]
-    return jnp.concatenate([waves, used], -1).reshape(len(scales), -1)
+    return jnp.concatenate([waves, used], -1).reshape(scales.shape[0], -1)
 
 
 class Block(nn.Module):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from slf_jax.cascade.stage import Stage
+from slf_jax.pytrees import serializable
 
 
 @flax.struct.dataclass
@@ -29,6 +30,9 @@ class TrainState:
     params: Any
     ema: Any
     opt_state: Any
+
+
+serializable(TrainState)
 
 
 def init_state(stage: Stage, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:

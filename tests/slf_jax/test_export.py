@@ -45,7 +45,9 @@ def test_weights_and_faces_are_those_of_the_run(run, folder):
 
 
 def test_bfloat16_is_half_the_size_and_close(run, folder, tmp_path):
+    (tmp_path / exported.PROGRAM).touch()  # an earlier export's
     export.main(["--workdir", run.workdir, "--out", str(tmp_path), "--dtype", "bfloat16"])
+    assert not (tmp_path / exported.PROGRAM).exists()
     sizes = [(path / exported.WEIGHTS).stat().st_size for path in (tmp_path, folder)]
     assert sizes[0] < 0.6 * sizes[1]
     error = faces_of(tmp_path, run).astype(float) - faces_of(folder, run)
@@ -187,7 +189,10 @@ def server(tmp_path, monkeypatch):
 def test_a_pushed_system_is_loaded_from_the_hub(folder, server, tmp_path, capsys, monkeypatch):
     export.main(["--workdir", str(folder), "--out", str(tmp_path / "model"), "--push", "some-one/faces", "--private"])
     assert f"{server.url}/some-one/faces" in capsys.readouterr().out
-    assert set(server.repos["some-one/faces"]) == set(exported.FILES) - {exported.EXAMPLES}  # no data at hand
+    assert set(server.repos["some-one/faces"]) == set(exported.FILES) - {
+        exported.EXAMPLES,
+        exported.PROGRAM,
+    }  # no data at hand
     assert server.private == {"some-one/faces"} and server.tokens == {"Bearer hf_secret"}
     assert load("hf://some-one/faces").digests == load(folder).digests
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

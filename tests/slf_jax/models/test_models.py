@@ -1,10 +1,13 @@
 import dataclasses
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from slf_common.errors import UserError
+from slf_jax.models import blocks
 from slf_jax.models.conditioning import Cond
 from slf_jax.models.unet import UNet, UNetConfig
 
@@ -74,7 +77,25 @@ def test_bfloat16_compute_keeps_float32_output(params):
     assert 0 < np.abs(low - full).mean() < 0.05 * np.abs(full).mean()
 
 
-def test_fused_attention_falls_back_if_unavailable(params):
+def test_fused_attention_falls_back_if_unavailable():
     """A checkpoint trained with cuDNN attention also works on a machine without a GPU."""
-    found = apply(params, make_cond(CONFIG), dataclasses.replace(CONFIG, attention="cudnn"))
-    np.testing.assert_array_equal(found, apply(params, make_cond(CONFIG)))
+    with jax.default_device(jax.devices("cpu")[0]):
+        q, k, v = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 4, 2, 8)), jnp.bfloat16)
+        np.testing.assert_array_equal(blocks.attend(q, k, v, "cudnn"), blocks.attend(q, k, v, "xla"))
+
+
+def test_attention_is_chosen_by_the_platform_that_a_program_is_lowered_for():
+    """With cuDNN here, an export for CUDA uses it; without, it is refused instead of using XLA's attention."""
+    q = jax.ShapeDtypeStruct((2, 4, 2, 8), jnp.bfloat16)
+    loss = lambda q: blocks.attend(q, q, q, "cudnn").astype(jnp.float32).sum()  # noqa: E731
+    lower = lambda *platforms: jax.export.export(jax.jit(jax.grad(loss)), platforms=platforms)(q).mlir_module()  # noqa: E731
+    assert "fmha" not in lower("cpu", "tpu")
+    if blocks.has_cudnn():
+        assert "fmha" in lower("cuda")
+        return
+    for platforms in (("cuda",), ("cpu", "cuda")):
+        with pytest.raises(
+            UserError, match="attention='cudnn' cannot be compiled for CUDA on a machine where"
+        ) as error:
+            lower(*platforms)
+        assert "\n" not in str(error.value)
