@@ -127,6 +127,41 @@ def test_noise_does_not_depend_on_order_or_count(one_chunk):
         np.testing.assert_array_equal(all_keys[[3, 2]], few_keys)
 
 
+@pytest.mark.parametrize("count", [1, 3, 16, 33])
+def test_noise_of_many_people_is_that_of_each_alone(one_chunk, count):
+    """Bitwise: one dispatch for a chunk draws what one dispatch for each person drew."""
+    numbers, draws = np.arange(count) * 7919 % 104729, np.arange(count) % 3
+    noise = one_chunk[0].first_noise(5, numbers, draws)
+    alone = jax.jit(lambda person, draw: {name: each.first for name, each in person_noise(5, person, draw).items()})
+    for i in range(count):
+        for name, first in alone(numbers[i : i + 1], draws[i : i + 1]).items():
+            np.testing.assert_array_equal(noise[name][i], first[0])
+
+
+def test_the_next_chunk_is_dispatched_before_images_are_fetched(trained, people):
+    """Nothing waits for the device before the last chunk is dispatched, except for the images of earlier chunks."""
+    sampler, events = Sampler(trained, stages=("base",), chunk=2), []
+    sampler(*people, SCALES[1:], 7)
+    ((chunk, program),) = sampler._programs[1, (), ()].items()
+
+    class Images:
+        def __init__(self, images):
+            self.images = images
+
+        def __array__(self, dtype=None, copy=None):
+            events.append("fetched")
+            return np.asarray(self.images)
+
+    def run(*arguments):
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(arguments))
+        events.append("dispatched")
+        return Images(program(*arguments))
+
+    sampler._programs[1, (), ()][chunk] = run
+    sampler(*people, SCALES[1:], 7)
+    assert "".join(event[0] for event in events) == "ddfdff"
+
+
 def test_chunks_shrink_to_fit_the_memory(trained, people, one_chunk):
     ((chunk, program),) = one_chunk[0]._programs[2, (), ()].items()
     need = program.memory_analysis().temp_size_in_bytes
