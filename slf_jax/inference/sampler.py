@@ -116,7 +116,7 @@ class Sampler:
             return self._params, batch, numbers, draws, has_thumbnail, first, *rest
 
         chunk, program = self._program((len(scales), swept, groups), count, arguments)
-        # Each chunk is prepared and dispatched while the device samples the previous one, whose images are fetched after.
+        # Each chunk is prepared and dispatched before the previous one's images are fetched.
         parts: list[np.ndarray] = []
         pending: jax.Array | None = None
         for start in tqdm(range(0, count, chunk), desc=progress, unit="chunk", disable=not progress):
