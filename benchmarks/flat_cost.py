@@ -2,8 +2,8 @@
 
 Three parts, each of which should take the same time for one item at every size:
 
-- extraction: clips of a few synthetic people, linked under other names, through the log-mel extractor without a
-  detector, in one process. 100 and 1,000 clips; `--long` adds 10,000.
+- extraction: clips of a few synthetic people, copied to other names, through the log-mel extractor without a detector,
+  in one process. 100 and 1,000 clips; `--long` adds 10,000.
 - reader: small records (one constituent of 4 values) in shards of 10,000, read at random and in shuffled batches. 10^3
   and 10^5 records; `--long` adds 10^6. Also the seconds to open the dataset, to make its index again without the
   writer's, and to find a clip by id, and the index's bytes in memory per record.
@@ -18,8 +18,8 @@ import argparse
 import contextlib
 import io
 import multiprocessing
-import os
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -51,22 +51,23 @@ def timed() -> Iterator[list[float]]:
     found += [time.process_time() - cpu, time.perf_counter() - wall]
 
 
-def link_clips(source: Path, folder: Path, count: int) -> None:
-    """Links `count` clips of as many speakers to the videos in `source`."""
+def copy_clips(source: Path, folder: Path, count: int) -> None:
+    """Copies the videos in `source` to `count` clips of as many speakers."""
     videos = sorted(source.rglob("*.mp4"))
     for i in range(count):
         path = folder / f"p{i:06d}" / "00001" / "00001.mp4"
         path.parent.mkdir(parents=True)
-        os.link(videos[i % len(videos)], path)
+        shutil.copyfile(videos[i % len(videos)], path)
 
 
 def extract_clips(source: Path, count: int) -> tuple[float, float, float, float]:
     """CPU and wall seconds to extract `count` clips after a warm-up, bytes per record, and peak memory in GB."""
     from configs import base
     from extract import dataset
+    from extract.contents import read_contents
 
     def once(folder: Path, clips: int) -> list[float]:
-        link_clips(source, folder / "videos", clips)
+        copy_clips(source, folder / "videos", clips)
         config = base.get_config().extract
         config.extractors, config.deepface.estimate = ("mel",), ()
         config.update(videos=str(folder / "videos"), out=str(folder / "data"), workers=1, detector="skip")
@@ -78,6 +79,8 @@ def extract_clips(source: Path, count: int) -> tuple[float, float, float, float]
         once(Path(folder) / "warm-up", 16)
         cpu, wall = once(Path(folder) / "timed", count)
         size = sum(path.stat().st_size for path in (Path(folder) / "timed/data").glob("slf-*"))
+        contents = read_contents(Path(folder) / "timed/data")
+        assert sum(contents.clips.values()) == count
     return cpu, wall, size / count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
@@ -113,9 +116,11 @@ def write_records(folder: Path, count: int) -> None:
 def time_reader(sizes: list[int], folder: Path) -> None:
     columns = ("write us", "read us", "batches us", "open s", "index again s", "find ms", "index B", "disk B")
     print(f"{'records':>10}" + "".join(f"{name:>15}" for name in columns))
-    for count in sizes:
+    for i, count in enumerate([sizes[0], *sizes]):
         with tempfile.TemporaryDirectory(dir=folder) as name:
-            print(f"{count:>10,}" + "".join(f"{value:>15.3f}" for value in read_records(Path(name), count)), flush=True)
+            values = read_records(Path(name), count)
+        if i:  # the first round imports packages
+            print(f"{count:>10,}" + "".join(f"{value:>15.3f}" for value in values), flush=True)
 
 
 def read_records(folder: Path, count: int) -> list[float]:
