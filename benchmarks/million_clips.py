@@ -1,7 +1,7 @@
-"""What a dataset of a million clips costs: `python benchmarks/million_clips.py --gpu-machine 24 --v5e-chip 1.2`.
+"""What a dataset of a million clips costs: `python benchmarks/million_clips.py gpu-machine=24 v5e-chip=1.2`.
 
 Computes hours, bytes and money on one machine with eight GPUs and on sixteen TPU v5e chips from the figures below, each
-of which says where it comes from. All of them, the prices above all, are arguments: give your own.
+of which says where it comes from. Give your own in place of any of them, above all the prices.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 
 from slf_common import cli
+from slf_common.errors import UserError
 
 STEPS, BATCH = 400_000, {"base": 256, "upsampler": 128}  # of `configs/base.py`
 
@@ -76,11 +77,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    for name, figure in FIGURES.items():
-        default = f"{figure.unit} (default: {figure.value:g}, {figure.origin})"
-        arguments.add_argument(f"--{name}", type=float, default=figure.value, help=default)
-    args = arguments.parse_args()
-    value = {name: getattr(args, name.replace("-", "_")) for name in FIGURES}
+    arguments.add_argument("figures", nargs="*", metavar="NAME=VALUE", help=f"names: {', '.join(FIGURES)}")
+    value = {name: figure.value for name, figure in FIGURES.items()}
+    for text in arguments.parse_args().figures:
+        name, _, number = text.partition("=")
+        if name not in FIGURES or not number.replace(".", "", 1).isdecimal():
+            raise UserError(f"{text}: give NAME=VALUE, a number for one of {', '.join(FIGURES)}")
+        value[name] = float(number)
     for name, figure in FIGURES.items():
         origin = figure.origin if value[name] == figure.value else "given"
         print(f"{name:16}{value[name]:>12.6g}  {figure.unit} ({origin})")
