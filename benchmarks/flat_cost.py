@@ -22,9 +22,10 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -41,6 +42,8 @@ SHARD = 10_000  # records
 READS = 10_000  # timed reads of records
 SCALES = ((0.0, 0.0), (2.0, 2.0))
 
+T = TypeVar("T")
+
 
 @contextlib.contextmanager
 def timed() -> Iterator[list[float]]:
@@ -49,6 +52,12 @@ def timed() -> Iterator[list[float]]:
     cpu, wall = time.process_time(), time.perf_counter()
     yield found
     found += [time.process_time() - cpu, time.perf_counter() - wall]
+
+
+def in_process(function: Callable[[Path, int], T], folder: Path, count: int) -> T:
+    """Calls the function in a process of its own, so that its memory is its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, folder, count).result()
 
 
 def copy_clips(source: Path, folder: Path, count: int) -> None:
@@ -90,16 +99,15 @@ def time_extraction(sizes: list[int], folder: Path) -> None:
     generate(folder / "videos", people=16, workers=2)
     print(f"{'clips':>10}{'CPU ms/clip':>14}{'clips/s':>10}{'kB/record':>12}{'peak GB':>10}")
     for count in sizes:
-        # A process for each size, so that each has its own peak of memory.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            cpu, wall, size, peak = process.submit(extract_clips, folder / "videos", count).result()
+        cpu, wall, size, peak = in_process(extract_clips, folder / "videos", count)
         print(
             f"{count:>10,}{1e3 * cpu / count:>14.1f}{count / wall:>10.1f}{size / 1e3:>12.1f}{peak:>10.2f}", flush=True
         )
 
 
-def write_records(folder: Path, count: int) -> None:
-    """Writes a split of `count` small records of ten clips for each speaker."""
+def write_records(folder: Path, count: int) -> float:
+    """Writes a split of `count` small records, ten for each speaker; returns CPU microseconds per record."""
+    start = time.process_time()
     schema, face = Schema((Constituent("small", 1, 4, "continuous"),)), np.full((FACE_SIZE, FACE_SIZE, 3), 90, np.uint8)
     shards = -(-count // SHARD)
     for shard in range(shards):
@@ -111,26 +119,25 @@ def write_records(folder: Path, count: int) -> None:
         )  # fmt: skip
         writer.write_shard(folder / writer.shard_name("train", shard, shards), schema, clips)
     writer.finalise(folder, schema, {"train": shards})
+    return 1e6 * (time.process_time() - start) / count
 
 
 def time_reader(sizes: list[int], folder: Path) -> None:
     columns = ("write us", "read us", "batches us", "open s", "index again s", "find ms", "index B", "disk B")
     print(f"{'records':>10}" + "".join(f"{name:>15}" for name in columns))
-    for i, count in enumerate([sizes[0], *sizes]):
+    for count in sizes:
         with tempfile.TemporaryDirectory(dir=folder) as name:
-            values = read_records(Path(name), count)
-        if i:  # the first round imports packages
-            print(f"{count:>10,}" + "".join(f"{value:>15.3f}" for value in values), flush=True)
+            # A process writes and another reads, so that the memory of the first does not slow the second.
+            writing, reading = (in_process(part, Path(name), count) for part in (write_records, read_records))
+            print(f"{count:>10,}{writing:>15.3f}" + "".join(f"{value:>15.3f}" for value in reading), flush=True)
 
 
 def read_records(folder: Path, count: int) -> list[float]:
-    """Writes `count` records and times reading them; values of the columns of `time_reader`, in CPU seconds."""
-    with timed() as writing:
-        write_records(folder, count)
+    """Times reading `count` records; values of the columns of `time_reader` after the first, in CPU seconds."""
+    chosen = np.random.default_rng(0).integers(0, count, READS).tolist()
+    Clips(folder)[0]  # imports packages
     with timed() as opening:
         clips = Clips(folder)
-    chosen = np.random.default_rng(0).integers(0, count, READS).tolist()
-    clips[0]
     with timed() as reading:
         for i in chosen:
             clips[i]
@@ -153,8 +160,8 @@ def read_records(folder: Path, count: int) -> list[float]:
     with timed() as indexing:
         Clips(folder)
     return [
-        1e6 * writing[0] / count, 1e6 * reading[0] / READS, 1e6 * batching[0] / READS, opening[0], indexing[0],
-        100 * finding[0], memory / count, disk / count,
+        1e6 * reading[0] / READS, 1e6 * batching[0] / READS, opening[0], indexing[0], 100 * finding[0],
+        memory / count, disk / count,
     ]  # fmt: skip
 
 
