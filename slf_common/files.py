@@ -131,11 +131,7 @@ class Folder:
         else:
             self._fs.pipe_file(f"{self._root}/{name}", data)
 
-    def stamps(self) -> dict[str, tuple[int, str]]:
-        """Size and modification stamp of each file here. The stamp is a time or an ETag, whichever the store has."""
-        found = {}
-        for info in self._fs.ls(self._root, detail=True):
-            if info["type"] == "file":
-                change = next((str(info[key]) for key in ("mtime", "ETag", "etag", "updated") if key in info), "")
-                found[info["name"].rsplit("/", 1)[-1]] = (info["size"], change)
-        return found
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file here."""
+        listed = self._fs.ls(self._root, detail=True)
+        return {info["name"].rsplit("/", 1)[-1]: info["size"] for info in listed if info["type"] == "file"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import threading
+from collections.abc import Collection
 from types import ModuleType
 from typing import BinaryIO
 
@@ -102,17 +103,24 @@ def encode_clip(clip: dict, schema: Schema) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
-def decode_clip(data: bytes, schema: Schema) -> dict:
-    """The inverse of `encode_clip`: ids as str, face uint8, age float32, labels int32, constituents float16."""
+def decode_clip(data: bytes, schema: Schema, fields: Collection[str] | None = None) -> dict:
+    """The inverse of `encode_clip`: ids as str, face uint8, age float32, labels int32, constituents float16.
+
+    `fields`: names of those to decode, of which the dataset need not have all; None: all.
+    """
     feature = _proto().Example.FromString(data).features.feature
-    clip: dict = {name: feature[name].bytes_list.value[0].decode() for name in ("clip_id", "speaker_id")}
-    clip["face"] = np.asarray(Image.open(io.BytesIO(feature["face"].bytes_list.value[0])))
-    clip["age"] = np.float32(feature["age"].float_list.value[0])
-    for name in schema.labels:
+    wanted = lambda names: [name for name in names if fields is None or name in fields]  # noqa: E731
+    clip: dict = {name: feature[name].bytes_list.value[0].decode() for name in wanted(("clip_id", "speaker_id"))}
+    for name in wanted(("face",)):
+        clip[name] = np.asarray(Image.open(io.BytesIO(feature[name].bytes_list.value[0])))
+    for name in wanted(("age",)):
+        clip[name] = np.float32(feature[name].float_list.value[0])
+    for name in wanted(schema.labels):
         clip[name] = np.int32(feature[name].int64_list.value[0])
-    for part in schema.constituents:
-        raw = feature[part.name].bytes_list.value[0]
-        clip[part.name] = np.frombuffer(raw, np.float16).reshape(part.rows, part.width)
+    parts = {part.name: part for part in schema.constituents}
+    for name in wanted(parts):
+        raw = feature[name].bytes_list.value[0]
+        clip[name] = np.frombuffer(raw, np.float16).reshape(parts[name].rows, parts[name].width)
     return clip
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from slf_common.errors import UserError
 from slf_common.files import Folder
 from tfrecords.codec import FOOTER, HEADER, CorruptShard, decode_clip, decode_names, index_shard, open_frame
+from tfrecords.index import Index, index_name
 from tfrecords.schema import Schema
 
 TEXT = ("clip_id", "speaker_id")
@@ -67,8 +67,9 @@ class Clips:
         count = len(lengths[split])
         self._names = [f"{name}-{split}.tfrecord-{i:05d}-of-{count:05d}" for i in range(count)]
         self._ends = np.cumsum(lengths[split])
-        self._ids = f"{name}-{split}.ids.json"
-        self._key, self._spans = self._index(f"{name}-{split}.index.npz", lengths[split])
+        self._cache = index_name(name, split)
+        self._sizes = self._shard_sizes()
+        self._index = self._open_index(lengths[split])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -76,6 +77,10 @@ class Clips:
     def __getitem__(self, index: int) -> dict:
         """One clip as from `codec.decode_clip`; checks its CRC."""
         return self._decode(index, lambda data: decode_clip(data, self.schema))
+
+    def read(self, index: int, fields: Collection[str]) -> dict:
+        """These fields of a clip; others are not decoded. Checks the record's CRC."""
+        return self._decode(index, lambda data: decode_clip(data, self.schema, fields))
 
     def _decode(self, index: int, decode: Callable[[bytes], Any]) -> Any:
         """Decodes a record; with `skip_corrupt`, the first valid one from this index on."""
@@ -93,7 +98,7 @@ class Clips:
     def _read(self, index: int) -> bytes:
         shard = bisect.bisect_right(self._ends, index)
         record = index - (int(self._ends[shard - 1]) if shard else 0)
-        offset, length = self._spans[index].tolist()
+        offset, length = self._index.spans[index].tolist()
         name = f"{self._folder.name}/{self._names[shard]}"
         if length == MISSING:
             raise CorruptShard(f"{name}: record {record} is missing, the file is truncated; write this shard again")
@@ -101,73 +106,69 @@ class Clips:
         return open_frame(self._folder.read(self._names[shard], start, start + length + FOOTER), name, record)
 
     def names(self) -> Iterator[tuple[str, str]]:
-        """Yields clip_id and speaker_id of each clip, in order, without decoding faces and features.
+        """Yields clip_id and speaker_id of each clip, in order, from the index: reads no records."""
+        for clip_id, speaker_id in zip(*self._ids(), strict=True):
+            yield clip_id.decode(), speaker_id.decode()
 
-        The names read so far are cached next to the shards when the iterator closes; no record is read twice for them.
-        """
-        names = self._cached_names()
-        cached = len(names)
-        yield from names
-        try:
-            for i in range(cached, len(self)):
-                names.append(self._decode(i, decode_names))
-                yield names[-1]
-        finally:
-            if len(names) > cached and not self.corrupt:
-                self._write_cache(self._ids, json.dumps({"key": self._key, "names": names}).encode())
+    def _ids(self) -> np.ndarray:
+        """The ids in the index. An index without them, of a dataset by an earlier version, is made again with them."""
+        if self._index.ids is None:
+            path = f"{self._folder.name}/{self._cache}"
+            print(f"note: {path}: reading the ids of {len(self)} records once, to index them", file=sys.stderr)
+            self._index = self._index.with_ids(self._decode(i, decode_names) for i in range(len(self)))
+            if not self.corrupt:
+                self._write_index()
+        return cast(np.ndarray, self._index.ids)
 
-    def _cached_names(self) -> list[tuple[str, str]]:
-        """The names of the first clips, if they were cached for this version of the shards."""
-        with contextlib.suppress(Exception):  # the records are read if the cache is missing or damaged
-            saved = json.loads(self._folder.read(self._ids))
-            names = [(str(clip), str(speaker)) for clip, speaker in saved["names"]]
-            if saved["key"] == self._key and len(names) <= len(self):
-                return names
-        return []
+    def locate(self, clip_id: str) -> int | None:
+        """The index of the first clip with this id; None if there is none."""
+        found = np.flatnonzero(self._ids()[0] == clip_id.encode())
+        return int(found[0]) if len(found) else None
 
     def find(self, clip_id: str | None) -> dict:
         """The clip with this id; the first clip for None. Raises `UserError` if there is none."""
         if clip_id is None:
             return self[0]
-        for i, (found, _) in enumerate(self.names()):
-            if found == clip_id:
-                return self[i]
-        raise UserError(f"{self.directory}: no clip {clip_id!r} among the {len(self)} clips of this split")
+        index = self.locate(clip_id)
+        if index is None:
+            raise UserError(f"{self.directory}: no clip {clip_id!r} among the {len(self)} clips of this split")
+        clip = self[index]
+        if clip["clip_id"] != clip_id:
+            path = f"{self._folder.name}/{self._cache}"
+            raise UserError(f"{path}: has clip {clip_id!r} where the shard has {clip['clip_id']!r}; remove this file")
+        return clip
 
-    def _index(self, cache: str, lengths: list[int]) -> tuple[str, np.ndarray]:
-        """Returns a key that identifies this version of the shards, and offset and length [records, 2] of all records.
-
-        The result is cached next to the shards.
-        """
+    def _shard_sizes(self) -> dict[str, int]:
+        """Bytes of each shard, in order."""
         try:
-            stamps = self._folder.stamps()
+            sizes = self._folder.sizes()
         except Exception as error:  # the type depends on the store
             raise UserError(f"{self._folder.name}: the folder cannot be listed ({error})") from None
         for name in self._names:
-            if name not in stamps:
+            if name not in sizes:
                 raise UserError(f"{self._folder.name}/{name}: shard is missing; run extract.run again to write it")
-        key = json.dumps([(name, *stamps[name]) for name in self._names])
-        if cache in stamps:
-            # The index is made again if the cache is damaged.
-            with contextlib.suppress(Exception), np.load(io.BytesIO(self._folder.read(cache))) as saved:
-                if str(saved["key"]) == key and saved["spans"].shape == (len(self), 2):
-                    return key, saved["spans"]
-        parts = [self._index_shard(*named, stamps) for named in zip(self._names, lengths, strict=True)]
-        spans = np.concatenate(parts)
-        if (spans[:, 1] != MISSING).all():
-            data = io.BytesIO()
-            np.savez(data, key=key, spans=spans)
-            self._write_cache(cache, data.getvalue())
-        return key, spans
+        return {name: sizes[name] for name in self._names}
 
-    def _write_cache(self, name: str, data: bytes) -> None:
+    def _open_index(self, lengths: list[int]) -> Index:
+        """The index that was written with the shards or by an earlier reader, or else one of the records' headers."""
+        with contextlib.suppress(Exception):  # it is made again if it is missing, damaged or of other shards
+            index = Index.load(self._folder.read(self._cache), self._sizes)
+            if index.spans.shape == (len(self), 2):
+                return index
+        parts = [self._index_shard(*each) for each in zip(self._names, lengths, strict=True)]
+        self._index = Index(np.concatenate(parts))
+        if (self._index.spans[:, 1] != MISSING).all():
+            self._write_index()
+        return self._index
+
+    def _write_index(self) -> None:
         with contextlib.suppress(Exception):  # the folder or bucket may be read-only
-            self._folder.write(name, data)
+            self._folder.write(self._cache, self._index.save(self._sizes))
 
-    def _index_shard(self, name: str, length: int, stamps: dict) -> np.ndarray:
+    def _index_shard(self, name: str, length: int) -> np.ndarray:
         path = f"{self._folder.name}/{name}"
         with self._folder.open(name) as file:
-            spans, fault = index_shard(file, stamps[name][0], path)
+            spans, fault = index_shard(file, self._sizes[name], path)
         if len(spans) != length and fault is None:
             fault = CorruptShard(
                 f"{path}: {len(spans)} records, but dataset_info.json lists {length}; run extract.run again"

@@ -3,6 +3,7 @@
 Layout of a dataset folder:
     slf-train.tfrecord-00000-of-00008   a shard of clips
     chunks/<shard>.json                 its summary: clips, speakers, failures, counts, and sums for the statistics
+    slf-train.index.npz                 where each record lies, and its ids
     dataset_info.json, features.json    metadata of TFDS
     metadata.json                       schema, provenance, and statistics of the training split (null without one)
 """
@@ -17,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from slf_common.files import write_atomically
-from tfrecords.codec import encode_clip, frame
+from tfrecords.codec import FOOTER, HEADER, encode_clip, frame
+from tfrecords.index import Index, index_name, spans_of
 from tfrecords.schema import FACE_SIZE, UNKNOWN, Constituent, Schema
 
 NAME = "slf"
@@ -46,11 +48,11 @@ def write_shard(
     """
     sums = {part.name: _empty_sums(part) for part in schema.constituents}
     people: dict[str, Counter[int]] = {name: Counter() for name in ("age", *schema.labels)}
-    ids, frames, speakers, detectors = [], [], set(), []
+    ids, frames, speakers, detectors = [], [], [], []
     for clip in clips:
         frames.append(frame(encode_clip(clip, schema)))
         ids.append(clip["clip_id"])
-        speakers.add(clip["speaker_id"])
+        speakers.append(clip["speaker_id"])
         detectors.append(clip.get("detector", ""))
         _count(people, clip)
         for part in schema.constituents:
@@ -58,11 +60,13 @@ def write_shard(
                 _add(sums[part.name], clip[part.name])
     summary = {
         "clips": ids,
+        "speaker_of_clip": speakers,
+        "lengths": [len(data) - HEADER - FOOTER for data in frames],
         "detectors": detectors,
         "bytes": sum(map(len, frames)),
         "failures": list(failures),
         "losses": list(losses),
-        "speakers": sorted(speakers),
+        "speakers": sorted(set(speakers)),
         "people": {name: dict(sorted(counts.items())) for name, counts in people.items()},
         "sums": {name: {key: value.tolist() for key, value in parts.items()} for name, parts in sums.items()},
     }
@@ -104,6 +108,8 @@ def finalise(directory: Path, schema: Schema, shards: dict[str, int], provenance
         for split, n in shards.items()
         if n
     }
+    for split, parts in summaries.items():
+        _write_index(directory, split, parts)
     train = [summary for summary in summaries.get("train", []) if summary["clips"]]
     statistics = {part.name: _mean_std(part, [s["sums"][part.name] for s in train]) for part in schema.constituents}
     metadata = {
@@ -114,6 +120,16 @@ def finalise(directory: Path, schema: Schema, shards: dict[str, int], provenance
     }
     _write_tfds_metadata(directory, schema, summaries, metadata)
     return {split: sum(len(s["clips"]) for s in parts) for split, parts in summaries.items()}
+
+
+def _write_index(directory: Path, split: str, summaries: list[dict]) -> None:
+    """Writes the index of a split. Summaries by an earlier version lack what it needs: the reader then makes it."""
+    if not all("lengths" in summary for summary in summaries) or not any(summary["clips"] for summary in summaries):
+        return
+    sizes = {shard_name(split, i, len(summaries)): summary["bytes"] for i, summary in enumerate(summaries)}
+    index = Index(np.concatenate([spans_of(summary["lengths"]) for summary in summaries]))
+    names = (pair for each in summaries for pair in zip(each["clips"], each["speaker_of_clip"], strict=True))
+    write_atomically(directory / index_name(NAME, split), index.with_ids(names).save(sizes))
 
 
 def clip_statistics(schema: Schema, clip: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:

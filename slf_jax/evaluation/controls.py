@@ -22,14 +22,14 @@ def bicubic(faces: np.ndarray) -> np.ndarray:
 
 def mean_face(clips: Clips) -> np.ndarray:
     """The mean of up to `MAX_FACES` faces, uint8 [128, 128, 3]."""
-    faces = np.stack([clips[i]["face"] for i in _indices(clips)])
+    faces = np.stack([clips.read(i, ("face",))["face"] for i in _indices(clips)])
     return faces.mean(0, dtype=np.float64).round().astype(np.uint8)
 
 
 def same_gender(clips: Clips, genders: np.ndarray, seed: int) -> np.ndarray:
     """A random face of the same gender for each of genders [B], uint8 [B, 128, 128, 3]; of any gender if unknown."""
     rng = generator(seed, "same gender")
-    pool = stack([clips[i] for i in _indices(clips)])
+    pool = stack([clips.read(i, ("face", "gender")) for i in _indices(clips)])
     faces = []
     for gender in genders:
         matching = np.flatnonzero((pool["gender"] == gender) & (gender >= 0))

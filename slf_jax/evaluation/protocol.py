@@ -20,6 +20,7 @@ from tfrecords.schema import FACE_EMBEDDING
 
 MAX_RANK = 100  # nearest faces that a query returns: ranks beyond are not known
 MAX_OTHERS = 2000  # faces of a larger gallery with which embeddings are compared, beside the people's own
+GALLERY_FIELDS = ("clip_id", "face", FACE_EMBEDDING)
 MIN_GROUP = 5  # minimum number of people in a group to be compared with others
 
 
@@ -64,7 +65,7 @@ def choose(clips: Clips, count: int = 0, *, same_clip: bool = False, gallery: Cl
 
     Raises `UserError` if the gallery has none of the people, `TooFew` if it has fewer than 2 speakers.
     """
-    probes = _first_two(clips, count)
+    probes = _first_two(clips, count, whole=True)
     candidates = probes if gallery is None else _first_two(gallery)
     if gallery is not None and not probes.keys() & candidates.keys():
         raise UserError(
@@ -99,8 +100,11 @@ def _pick(clips: list[dict], clip_id: str | None, same: bool) -> dict:
     return next((clip for clip in clips if (clip["clip_id"] == clip_id) == same), clips[0])
 
 
-def _first_two(clips: Clips, count: int = 0) -> dict[str, list[dict]]:
-    """Up to two clips of each of the first `count` speakers; 0: of all speakers."""
+def _first_two(clips: Clips, count: int = 0, *, whole: bool = False) -> dict[str, list[dict]]:
+    """Up to two clips of each of the first `count` speakers; 0: of all speakers. Of a gallery, only its fields.
+
+    `whole`: all fields of the first clip.
+    """
     found: dict[str, list[int]] = {}
     for i, (_, speaker) in enumerate(clips.names()):
         if count and len(found) == count and speaker not in found:
@@ -108,7 +112,11 @@ def _first_two(clips: Clips, count: int = 0) -> dict[str, list[dict]]:
         indices = found.setdefault(speaker, [])
         if len(indices) < 2:
             indices.append(i)
-    return {speaker: [clips[i] for i in indices] for speaker, indices in found.items()}
+
+    def read(indices: list[int]) -> list[dict]:
+        return [clips[i] if whole and i == indices[0] else clips.read(i, GALLERY_FIELDS) for i in indices]
+
+    return {speaker: read(indices) for speaker, indices in found.items()}
 
 
 @dataclasses.dataclass(frozen=True)

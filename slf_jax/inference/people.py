@@ -37,17 +37,11 @@ def find_clips(clips: Clips, ids: Sequence[str], people: int) -> list[dict]:
     """
     if not ids:
         return choose_people(clips, people)
-    wanted, found = set(ids), {}
-    for i, (clip_id, _) in enumerate(clips.names()):
-        if clip_id in wanted:
-            found[clip_id] = i
-        if len(found) == len(wanted):
-            break
     for clip_id in ids:
-        if clip_id not in found:
+        if clips.locate(clip_id) is None:
             hint = "; give several ids with spaces between them, --clips ID ID" if "," in clip_id else ""
             raise UserError(f"{clips.directory}: no clip {clip_id!r} among the {len(clips)} of this split{hint}")
-    return [clips[found[clip_id]] for clip_id in ids]
+    return [clips.find(clip_id) for clip_id in ids]
 
 
 def read_thumbnail(path: Path) -> np.ndarray:

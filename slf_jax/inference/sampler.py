@@ -109,14 +109,14 @@ class Sampler:
             rows = np.where(indices < count, indices, indices[0])
             batch = {key: value[rows // samples] for key, value in clips.items()}
             has_thumbnail = np.full(len(rows), float(use_thumbnail), np.float32)
-            numbers, draws = people[rows // samples], rows % samples
-            first = self.first_noise(seed, numbers, draws)
-            split = distributed.split(self._mesh, (batch, numbers, draws, has_thumbnail, first))
-            rest = (np.int32(seed), strengths, values)
-            return self._params, *split, *distributed.replicate(self._mesh, rest)
+            each = (batch, people[rows // samples], rows % samples, has_thumbnail)
+            batch, numbers, draws, has_thumbnail = distributed.split(self._mesh, each)
+            rest = distributed.replicate(self._mesh, (np.int32(seed), strengths, values))
+            first = self.first_noise(rest[0], numbers, draws)
+            return self._params, batch, numbers, draws, has_thumbnail, first, *rest
 
         chunk, program = self._program((len(scales), swept, groups), count, arguments)
-        # Each chunk is dispatched before the previous one's images are fetched.
+        # Each chunk is prepared and dispatched before the previous one's images are fetched.
         parts: list[np.ndarray] = []
         pending: jax.Array | None = None
         for start in tqdm(range(0, count, chunk), desc=progress, unit="chunk", disable=not progress):
@@ -133,13 +133,16 @@ class Sampler:
             raise ValueError(f"{unknown[0]!r}: the numbers that can be changed are {', '.join(own)}")
         return {name: np.asarray(value, np.float32) for name, value in {**own, **changes}.items()}
 
-    def first_noise(self, seed: int, people: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
+    def first_noise(
+        self, seed: int | jax.Array, people: np.ndarray | jax.Array, draws: np.ndarray | jax.Array
+    ) -> dict[str, jax.Array]:
         """The initial noise of each stage, [B, side, side, 3]: bitwise the same in any order, chunk and on any mesh.
 
-        Computed for one person at a time by a small program, since the compiler may round differently in a larger one.
+        Drawn in one dispatch, on the devices that have `people` and `draws` [B]. It is a program of its own, since the
+        compiler may round differently where it fuses the drawing with what follows.
         """
-        each = [self._first_noise(np.int32(seed), person, draw) for person, draw in zip(people, draws, strict=True)]
-        return {name: np.stack([first[name] for first in each]) for name in self._stages}
+        noise = self._first_noise(seed, people, draws)
+        return {name: noise[name] for name in self._stages}
 
     def _program(self, swept: Swept, rows: int, arguments: Callable) -> tuple[int, jax.stages.Compiled]:
         """The compiled program for a number of scales and of rows, and its rows: all of them, or as many as fit."""
@@ -168,9 +171,8 @@ class Sampler:
         return program, self._size, self._size + bytes_of_rows
 
 
-def _first_noise(seed: jax.Array, person: jax.Array, draw: jax.Array) -> dict[str, jax.Array]:
-    noise = person_noise(seed, person[None], draw[None])
-    return {name: each.first[0] for name, each in noise.items()}
+def _first_noise(seed: jax.Array, people: jax.Array, draws: jax.Array) -> dict[str, jax.Array]:
+    return {name: each.first for name, each in person_noise(seed, people, draws).items()}
 
 
 def _free_memory() -> float:

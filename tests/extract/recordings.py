@@ -106,6 +106,6 @@ def write_image(path: Path, height: int = 60, width: int = 80) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Returns all files that extraction wrote, without the caches that a reader adds (index and ids)."""
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith((".npz", ".ids.json")))
+    """Returns all files that extraction wrote."""
+    files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -87,7 +87,7 @@ def test_a_dataset_folder_may_have_any_name(tmp_path):
     for name in ("a::b", "[x]*?", "c:d", "per%41cent", "#hash ü"):
         folder = files.Folder(tmp_path / name)
         folder.write("file", b"text")
-        assert folder.read("file", 1, 3) == b"ex" and list(folder.stamps()) == ["file"]
+        assert folder.read("file", 1, 3) == b"ex" and list(folder.sizes()) == ["file"]
         assert (tmp_path / name / "file").is_file()
 
 

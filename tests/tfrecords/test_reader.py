@@ -1,6 +1,4 @@
 import itertools
-import json
-import os
 import resource
 import shutil
 import subprocess
@@ -15,7 +13,8 @@ from records import make_clip
 
 from slf_common import files
 from slf_common.errors import UserError
-from tfrecords import reader, writer
+from tfrecords import codec, reader, writer
+from tfrecords.index import Index
 from tfrecords.reader import Clips, batches
 from tfrecords.schema import Constituent, Schema
 
@@ -91,17 +90,25 @@ def test_a_thousand_shards_need_few_open_files_and_are_indexed_once(many_shards,
 def test_an_index_of_other_shards_is_made_again(dataset, tmp_path):
     shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
     index, expected = tmp_path / "slf-train.index.npz", Clips(tmp_path)[13]["clip_id"]
-    shard = tmp_path / writer.shard_name("train", 1, 2)
+    whole, shards = index.read_bytes(), [tmp_path / writer.shard_name("train", i, 2) for i in range(2)]
+
+    def swap():
+        first, second = (path.read_bytes() for path in shards)
+        assert len(first) != len(second)
+        shards[0].write_bytes(second)
+        shards[1].write_bytes(first)
+
     for spoil in (
+        index.unlink,
         lambda: index.write_bytes(b"no archive"),
         lambda: index.write_bytes((dataset / "slf-test.index.npz").read_bytes()),
-        lambda: os.utime(shard, ns=(0, 0)),
     ):
-        Clips(dataset, "test")
         spoil()
-        before = index.read_bytes()
-        assert Clips(tmp_path)[13]["clip_id"] == expected
-        assert index.read_bytes() != before
+        clips = Clips(tmp_path)
+        assert clips[13]["clip_id"] == expected and clips.find(expected)["age"] == 33
+        assert index.read_bytes() == whole
+    swap()
+    assert Clips(tmp_path).find(expected)["clip_id"] == Clips(tmp_path)[1]["clip_id"] == expected
 
 
 def test_a_read_only_folder_can_be_read(dataset, tmp_path, monkeypatch):
@@ -114,14 +121,13 @@ def test_a_read_only_folder_can_be_read(dataset, tmp_path, monkeypatch):
     assert len(Clips(tmp_path)) == 24 and not list(tmp_path.glob("*.npz"))
 
 
-def test_a_dataset_in_a_bucket_can_be_read(dataset):
-    """The in-memory file system of fsspec stands for a bucket."""
-    Clips(dataset)
+def test_a_dataset_in_a_bucket_can_be_read(dataset, monkeypatch):
+    """The in-memory file system of fsspec stands for a bucket. The index is valid for a copy: no headers are read."""
     store = fsspec.filesystem("memory")
     store.put(str(dataset), "/bucket/records", recursive=True)
+    monkeypatch.setattr(reader, "index_shard", None)
     far, near = Clips("memory://bucket/records"), Clips(dataset)
     assert str(far.directory) == "memory://bucket/records"
-    assert store.cat_file("/bucket/records/slf-train.index.npz") != (dataset / "slf-train.index.npz").read_bytes()
     for a, b in zip(itertools.islice(batches(far, 8, seed=1), 4), batches(near, 8, seed=1), strict=False):
         for key in a:
             np.testing.assert_array_equal(a[key], b[key])
@@ -138,59 +144,67 @@ def test_a_missing_package_for_a_bucket_is_reported_with_its_extra(monkeypatch):
 
 @pytest.fixture
 def copied(dataset, tmp_path):
-    """A copy of the dataset without the caches of a reader."""
-    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.npz", "*.ids.json"))
+    """A copy of the dataset without its indices."""
+    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.npz"))
     return tmp_path
 
 
-def test_a_clip_is_found_without_decoding_the_others(copied, monkeypatch):
-    """Only ids are decoded in a search."""
-    decoded, decode, here = [], reader.decode_clip, threading.get_ident()
+def test_a_clip_is_found_by_reading_its_record_alone(dataset, monkeypatch):
+    clips, reads, here = Clips(dataset), [], threading.get_ident()
+    read = reader.open_frame
 
-    def count(data, schema):
-        decoded.extend([1] * (threading.get_ident() == here))  # readers of other tests may still prefetch
-        return decode(data, schema)
+    def count(data, name, record):
+        if threading.get_ident() == here:  # readers of other tests may still prefetch
+            reads.append(record)
+        return read(data, name, record)
 
-    monkeypatch.setattr(reader, "decode_clip", count)
-    assert Clips(copied).find("train17/00000/00001")["age"] == 37 and len(decoded) == 1
+    monkeypatch.setattr(reader, "open_frame", count)
+    monkeypatch.setattr(reader, "decode_names", None)  # not called
+    assert list(clips.names()) == [(f"train{i}/00000/00001", f"train{i}") for i in range(24)] and not reads
+    assert clips.find("train17/00000/00001")["age"] == 37 and reads == [5]
     with pytest.raises(UserError, match="no clip 'missing' among the 24"):
-        Clips(copied).find("missing")
-    assert Clips(copied).find(None)["age"] == 20 and len(decoded) == 2
-    monkeypatch.setattr(reader, "decode_names", None)  # all names are cached by now
-    clips = Clips(copied)
-    assert list(clips.names()) == [(f"train{i}/00000/00001", f"train{i}") for i in range(24)]
-    assert clips.find("train23/00000/00001")["age"] == 43
+        clips.find("missing")
+    assert clips.find(None)["age"] == 20 and reads == [5, 0]
 
 
-def test_each_name_is_read_once_and_only_if_needed(copied, monkeypatch):
-    """A search caches the names it reads. The cache is not used for other versions of the shards."""
-    numbers, decode = [], reader.decode_names
-    monkeypatch.setattr(reader, "decode_names", lambda data: numbers.append(1) or decode(data))
-    Clips(copied).find("train5/00000/00001")
-    assert len(numbers) == 6
-    Clips(copied).find("train7/00000/00001")
-    assert len(numbers) == 8
-    os.utime(copied / writer.shard_name("train", 0, 2), ns=(0, 0))
-    Clips(copied).find("train1/00000/00001")
-    assert len(numbers) == 10
-    (copied / "slf-train.ids.json").write_text("[")
-    assert Clips(copied).find("train1/00000/00001")["age"] == 21
+def test_an_index_without_ids_is_made_again_once(dataset, copied, capsys, monkeypatch):
+    """As after an earlier version, or if the index is lost: it becomes the one that the writer made."""
+    assert len(Clips(copied)) == 24 and not capsys.readouterr().err
+    index = copied / "slf-train.index.npz"
+    assert index.read_bytes() != (dataset / index.name).read_bytes()
+    assert Clips(copied).find("train17/00000/00001")["age"] == 37
+    assert capsys.readouterr().err == f"note: {index}: reading the ids of 24 records once, to index them\n"
+    assert index.read_bytes() == (dataset / index.name).read_bytes()
+    monkeypatch.setattr(reader, "decode_names", None)
+    assert list(Clips(copied).names()) == list(Clips(dataset).names()) and not capsys.readouterr().err
 
 
-def test_finding_a_clip_checks_its_crc(dataset, damaged):
-    """Even if its name is cached; a search checks the CRCs of the records before it."""
-    names = list(Clips(dataset).names())
-    with pytest.raises(UserError, match=f"{damaged.name}: record .* is damaged"):
-        list(Clips(damaged.parent).names())
-    clips = Clips(damaged.parent, skip_corrupt=True)
-    list(clips.names())
+def test_only_wanted_fields_are_decoded(dataset, monkeypatch):
+    clips = Clips(dataset)
+    whole = clips[3]
+    face = clips.read(3, ("clip_id", "face", "face_embedding"))  # this dataset has no embeddings
+    assert set(face) == {"clip_id", "face"} and face["clip_id"] == whole["clip_id"]
+    np.testing.assert_array_equal(face["face"], whole["face"])
+    monkeypatch.setattr(codec, "Image", None)
+    monkeypatch.setattr(codec.np, "frombuffer", None)
+    assert clips.read(3, ("age", "gender")) == {"age": whole["age"], "gender": whole["gender"]}
+
+
+def test_a_found_clip_is_checked(dataset, damaged):
+    """Its CRC, and that it has the id by which it was found."""
+    names, clips = list(Clips(dataset).names()), Clips(damaged.parent, skip_corrupt=True)
+    for i in range(12, 24):
+        clips[i]
     (bad,) = clips.corrupt
-    clips = Clips(damaged.parent)
-    saved = {"key": clips._key, "names": names}
-    (damaged.parent / "slf-train.ids.json").write_text(json.dumps(saved))
-    assert clips.find(names[bad - 1][0])
     with pytest.raises(UserError, match="is damaged"):
-        clips.find(names[bad][0])
+        Clips(damaged.parent).find(names[bad][0])
+    sizes = {
+        name: (damaged.parent / name).stat().st_size for name in (writer.shard_name("train", i, 2) for i in (0, 1))
+    }
+    swapped = Index.load((dataset / "slf-train.index.npz").read_bytes(), sizes).with_ids(names[::-1])
+    (damaged.parent / "slf-train.index.npz").write_bytes(swapped.save(sizes))
+    with pytest.raises(UserError, match="index.npz: has clip 'train0/00000/00001' where the shard has 'train23/00000"):
+        Clips(damaged.parent).find("train0/00000/00001")
 
 
 def test_a_folder_without_a_dataset_is_reported_with_how_to_make_one(tmp_path):

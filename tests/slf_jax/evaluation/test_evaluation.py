@@ -11,7 +11,7 @@ from slf_jax.evaluation import gallery, metrics, paper, protocol, scorers, table
 from slf_jax.evaluation.embedders import make_embedder
 from slf_jax.evaluation.features import ATTRIBUTES
 from slf_jax.evaluation.gallery import Gallery, ranks
-from tfrecords import writer
+from tfrecords import reader, writer
 from tfrecords.reader import Clips
 
 pytestmark = pytest.mark.frameworks
@@ -293,6 +293,14 @@ def test_another_dataset_can_be_the_gallery_if_it_shares_a_speaker(tmp_path, sch
     strangers = write_split(tmp_path / "strangers", schema, ["x", "y"])
     with pytest.raises(UserError, match="strangers: the gallery has no speaker of .*probes"):
         protocol.choose(probes, gallery=strangers)
+
+
+def test_of_a_gallery_only_ids_and_faces_are_decoded(dataset, monkeypatch):
+    decoded, decode = [], reader.decode_clip
+    monkeypatch.setattr(reader, "decode_clip", lambda *given: decoded.append(set(clip := decode(*given))) or clip)
+    people = protocol.choose(Clips(dataset, "test"), gallery=Clips(dataset, "test"))
+    assert decoded[6:] == [{"clip_id", "face"}] * 6 and all({"mel", "face", "age"} < fields for fields in decoded[:6])
+    assert "mel" in people.probe and (people.faces == people.probe["face"]).all()
 
 
 def test_summary_has_a_fixed_denominator(people):

@@ -121,10 +121,44 @@ def test_noise_does_not_depend_on_order_or_count(one_chunk):
     many, few = one_chunk[0].first_noise(3, *four), one_chunk[0].first_noise(3, *two)
     keys = [person_noise(3, *ids) for ids in (four, two)]
     for name in STAGES:
-        np.testing.assert_array_equal(many[name][[3, 2]], few[name])
+        np.testing.assert_array_equal(np.asarray(many[name])[[3, 2]], few[name])
         assert not np.array_equal(many[name][1], many[name][3])
         all_keys, few_keys = (np.asarray(jax.random.key_data(each[name].keys)) for each in keys)
         np.testing.assert_array_equal(all_keys[[3, 2]], few_keys)
+
+
+@pytest.mark.parametrize("count", [1, 3, 16, 33])
+def test_noise_of_many_people_is_that_of_each_alone(one_chunk, count):
+    """Bitwise: one dispatch for a chunk draws what one dispatch for each person drew."""
+    numbers, draws = np.arange(count) * 7919 % 104729, np.arange(count) % 3
+    noise = one_chunk[0].first_noise(5, numbers, draws)
+    alone = jax.jit(lambda person, draw: {name: each.first for name, each in person_noise(5, person, draw).items()})
+    for i in range(count):
+        for name, first in alone(numbers[i : i + 1], draws[i : i + 1]).items():
+            np.testing.assert_array_equal(noise[name][i], first[0])
+
+
+def test_the_next_chunk_is_dispatched_before_images_are_fetched(people, one_chunk, monkeypatch):
+    """Nothing waits for the device before the last chunk is dispatched, except for the images of earlier chunks."""
+    sampler, events = one_chunk[0], []
+    ((chunk, program),) = sampler._programs[2, (), ()].items()
+
+    class Images:
+        def __init__(self, images):
+            self.images = images
+
+        def __array__(self, dtype=None, copy=None):
+            events.append("fetched")
+            return np.asarray(self.images)
+
+    def run(*arguments):
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(arguments))
+        events.append("dispatched")
+        return Images(program(*arguments))
+
+    monkeypatch.setitem(sampler._programs[2, (), ()], chunk, run)
+    sampler(*people, SCALES, 7, samples=3 * chunk // 5)
+    assert "".join(event[0] for event in events) == "ddfdff"
 
 
 def test_chunks_shrink_to_fit_the_memory(trained, people, one_chunk):
