@@ -6,7 +6,8 @@ PYTHON ?= python3.11
 SIZE = demo
 PEOPLE =
 PY = .venv/bin/python
-PIP = $(PY) -m pip install --quiet --disable-pip-version-check
+# Modules are compiled when they are first imported; pip would compile all of them, most of which are never used.
+PIP = $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 CONFIG = configs/demo.py$(if $(filter-out demo,$(SIZE)),:$(SIZE))
 
 .PHONY: demo pretrained app test lint docs clean
