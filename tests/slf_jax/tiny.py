@@ -31,6 +31,13 @@ def tiny_config(dataset, workdir, cache=""):
     return config
 
 
+def without_attention(config):
+    """Changes the networks to smaller ones that compile faster: for tests of how runs are trained, not of what."""
+    for stage in (config.model.base, config.model.upsampler):
+        stage.update(self_attention=(False,), cross_attention=(False,))
+    return config
+
+
 def set_stages(config, **settings):
     """Sets training settings of both stages: key=(base, upsampler)."""
     for key, values in settings.items():
@@ -50,11 +57,12 @@ def write_config(config):
 def start_training(config, *overrides, devices=1, program=("-m", "slf_jax.train")):
     """Starts training in its own process: runs that are compared bitwise need the same environment."""
     command = [sys.executable, *program, "--config", str(write_config(config)), *overrides]
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
-def wait_for_checkpoint(config, step, process, name="base", seconds=120):
+def wait_for_checkpoint(config, step, process, name="base", seconds=300):
     """Waits until a training process has saved this step."""
     path = Path(config.workdir) / "checkpoints" / name / str(step) / "_CHECKPOINT_METADATA"
     deadline = time.monotonic() + seconds
