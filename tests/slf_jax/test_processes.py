@@ -20,6 +20,8 @@ run._first_meta = lambda workdir: (time.sleep(3), original(workdir))[1]
 cli.run(train.main)
 """
 
+QUIET = [f"--config.train.{what}_every=0" for what in ("validate", "preview", "checkpoint")]  # for a run's last part
+
 
 def make_config(fresh_config, name, every=0):
     """The config of a run of the base stage that validates and draws a preview every so many steps."""
@@ -81,7 +83,7 @@ def interrupted(fresh_config):
     two[1].send_signal(signal.SIGTERM)  # either process may get the signal
     results["stopped"] = [(process.communicate(timeout=400)[0], process.returncode) for process in two]
     results["step"] = weights(config)[0]
-    alone = start_training(config, "--config.train.validate_every=0", "--config.train.preview_every=0", devices=4)
+    alone = start_training(config, *QUIET, devices=4)
     results["alone"] = alone.communicate(timeout=400)[0], alone.returncode
     return config, results
 
@@ -123,7 +125,7 @@ def by_pmap(fresh_config):
     two[0].send_signal(signal.SIGTERM)
     parts = [[(process.communicate(timeout=500)[0], process.returncode) for process in two]]
     step = weights(config)[0]
-    two = start_two(config)
+    two = start_two(config, *QUIET)
     parts.append([(process.communicate(timeout=500)[0], process.returncode) for process in two])
     return config, parts, step
 

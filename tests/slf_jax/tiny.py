@@ -20,7 +20,7 @@ def tiny_config(dataset, workdir, cache=""):
         width=16, mults=(1,), blocks=(1,), self_attention=(True,), cross_attention=(True,), head_width=8, cond_width=16
     )
     config.model.base.update(sizes, patch=4)
-    config.model.upsampler.update(sizes, patch=16)
+    config.model.upsampler.update(sizes, patch=16, self_attention=(False,))  # as in the demo
     config.data.dir, config.workdir = str(dataset), str(workdir)
     config.compilation_cache = cache
     config.data.inputs = ("mel", "age", "gender")
