@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny import set_stages
+from tiny import set_stages, without_attention
 
 from slf_common.config import load_config
 from slf_common.errors import UserError
@@ -14,9 +14,9 @@ from slf_jax.evaluation.ablation import ablate
 @pytest.fixture(scope="module")
 def tiny(fresh_config):
     """Three of the paper's systems at toy sizes."""
-    config = fresh_config("ablations")
+    config = without_attention(fresh_config("ablations"))
     set_stages(config, steps=(8, 8))
-    config.train.preview_every = 100
+    config.train.update(validate_every=0, preview_every=0)
     wanted = load_config("configs/ablations.py:demo").ablations
     wanted.update(scales=(0.0, 2.0), chunk=6, any_subset_steps=dict(base=12, upsampler=8))
     systems = {"thumbnail only": (), "full input": config.data.inputs, "no audio": ("age", "gender")}

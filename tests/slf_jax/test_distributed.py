@@ -17,7 +17,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np, optax
 from jax.sharding import AxisType
 sys.path[:0] = {path!r}
-from tiny import tiny_config
+from tiny import tiny_config, without_attention
 from slf_jax import features, distributed
 from tfrecords.reader import Clips
 from slf_jax.cascade.system import build_system
@@ -27,7 +27,7 @@ from slf_jax.training.optimizer import make_optimizer
 from slf_jax.training.state import start_state
 from slf_jax.training.step import make_step
 
-config = tiny_config({dataset!r}, {workdir!r})
+config = without_attention(tiny_config({dataset!r}, {workdir!r}))
 clips = Clips(config.data.dir)
 system = build_system(config, features.make_layout(clips.schema), clips.statistics)
 all_devices = distributed.make_mesh()
@@ -39,8 +39,8 @@ optimizers = dict(
 
 def run(mesh, mode, optimizer, accumulate=1, stride=1):
     config.train.base.accumulate = accumulate
+    state = distributed.replicate(mesh, states[optimizer])
     optimizer, schedule = optimizers[optimizer]
-    state = distributed.replicate(mesh, start_state(start, optimizer))
     key = distributed.replicate(mesh, jax.random.key(1))
     step = make_step(system, "base", optimizer, schedule, train_settings(config, "base"))
     step = distributed.compile_steps(step, mesh, mode)
@@ -59,6 +59,7 @@ def gap(a, b):
     return max(float(np.abs(x.astype(float) - y).max()) for x, y in pairs)
 
 start = jax.device_get(jax.jit(system.stages["base"].init)(jax.random.key(0)))
+states = {{name: jax.device_get(start_state(start, optimizer)) for name, (optimizer, _) in optimizers.items()}}
 found = {{}}
 for name in optimizers:
     one, eight = run(one_device, "shard_map", name), run(all_devices, "shard_map", name)

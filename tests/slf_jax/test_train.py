@@ -211,6 +211,7 @@ def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(fresh_config, run,
 def test_new_run_starts_from_the_weights_of_another(run, fresh_config):
     config = fresh_config("fine")
     config.update(init_from=run.workdir, compilation_cache=run.compilation_cache)
+    config.train.update(validate_every=0, preview_every=0)
     set_stages(config, learning_rate=(1e-30, 1e-30), steps=(8, 8))
     assert train(config)
     for name, params in load(run.workdir).params.items():

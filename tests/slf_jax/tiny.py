@@ -20,7 +20,7 @@ def tiny_config(dataset, workdir, cache=""):
         width=16, mults=(1,), blocks=(1,), self_attention=(True,), cross_attention=(True,), head_width=8, cond_width=16
     )
     config.model.base.update(sizes, patch=4)
-    config.model.upsampler.update(sizes, patch=16)
+    config.model.upsampler.update(sizes, patch=16, self_attention=(False,))  # as in the demo
     config.data.dir, config.workdir = str(dataset), str(workdir)
     config.compilation_cache = cache
     config.data.inputs = ("mel", "age", "gender")
@@ -28,6 +28,13 @@ def tiny_config(dataset, workdir, cache=""):
     config.train.update(warmup_steps=1, log_every=1, validate_every=8, preview_every=8, checkpoint_every=8)
     config.sample.update(steps=3, guidance="cfg")
     config.sample.guidance_interval.update(base=(), upsampler=())  # none of three steps lies in the demo's interval
+    return config
+
+
+def without_attention(config):
+    """Changes the networks to smaller ones that compile faster: for tests of how runs are trained, not of what."""
+    for stage in (config.model.base, config.model.upsampler):
+        stage.update(self_attention=(False,), cross_attention=(False,))
     return config
 
 
@@ -50,11 +57,12 @@ def write_config(config):
 def start_training(config, *overrides, devices=1, program=("-m", "slf_jax.train")):
     """Starts training in its own process: runs that are compared bitwise need the same environment."""
     command = [sys.executable, *program, "--config", str(write_config(config)), *overrides]
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
-def wait_for_checkpoint(config, step, process, name="base", seconds=120):
+def wait_for_checkpoint(config, step, process, name="base", seconds=300):
     """Waits until a training process has saved this step."""
     path = Path(config.workdir) / "checkpoints" / name / str(step) / "_CHECKPOINT_METADATA"
     deadline = time.monotonic() + seconds
