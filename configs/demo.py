@@ -4,8 +4,8 @@
     make demo SIZE=toy PEOPLE=24    # all steps in two minutes: a smoke test that learns almost nothing
     python -m slf_jax.train --config configs/demo.py:flow    # the same people, as flows from posterior means
 
-10 to 18 minutes including set-up, six to ten of them for training, on two idle cores of a shared AMD EPYC; 20 beside
-other work. On 64 held-out synthetic people, seed 0: PSNR 22.85 dB at scale 1, bicubic 19.49; SSIM 0.719, bicubic 0.509.
+8 minutes including set-up, five of them for training, on two cores of a shared Intel Xeon. On 64 held-out synthetic
+people, seed 0: PSNR 22.90 dB at scale 1, bicubic 19.49; SSIM 0.722, bicubic 0.509.
 """
 
 import copy

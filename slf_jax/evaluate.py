@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "python -m slf_jax.evaluate --workdir runs/demo --scales 0,1,2,4",
             "python -m slf_jax.evaluate --workdir runs/vox2 --data data/slf118 --scales 0,2,4,8 --embedder arcface",
             "python -m slf_jax.evaluate --workdir runs/demo --scales voice=0:2:4,attributes=0:1:2",
-            "python -m slf_jax.evaluate --workdir runs/demo --guide-with runs/demo@300:600 --scales all=2,auto=1:2",
+            "python -m slf_jax.evaluate --workdir runs/demo --guide-with runs/demo@600:300 --scales all=2,auto=1:2",
             "python -m slf_jax.evaluate --workdir runs/vox2 --protocol slf                    # as in the paper",
             "python -m slf_jax.evaluate --workdir runs/demo --no-thumbnail --samples 4        # generation from voice",
         ],

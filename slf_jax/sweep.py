@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "python -m slf_jax.sweep --workdir runs/vox2 --scales 0,2,4,6,8 --split validation --people 118 --chunk 32",
             "python -m slf_jax.sweep --workdir runs/demo --scales 1,2 --config.sample.sampler=heun --out heun",
             "python -m slf_jax.sweep --workdir runs/demo --scales voice=0:2:4,attributes=0:1:2 --out two_scales",
-            "python -m slf_jax.sweep --workdir runs/demo --guide-with runs/demo@300:600 --scales 0,1,2,4 --out auto",
+            "python -m slf_jax.sweep --workdir runs/demo --guide-with runs/demo@600:300 --scales 0,1,2,4 --out auto",
             "python -m slf_jax.sweep --workdir runs/demo --scales 1,4 --lowres-aug 0,0.05,0.1 --out noise",
         ],
     )
