@@ -237,6 +237,6 @@ def test_an_address_on_the_hub_is_checked(source, capsys):
 
 def test_the_shipped_system_loads_and_is_small():
     trained = load(PRETRAINED)
-    assert trained.steps == {"base": 600, "upsampler": 900} and "mel" in trained.system.inputs
+    assert trained.steps == {"base": 900, "upsampler": 600} and "mel" in trained.system.inputs
     assert sum(path.stat().st_size for path in PRETRAINED.iterdir()) < 10e6
     assert set(trained.meta.provenance["extractors"]) == {"pyaudioanalysis", "mel"}
