@@ -30,6 +30,7 @@ EXTRACT = [
     "opencv-contrib-python-headless>=4.10,<5",  # 5 ships no haar cascades
     "onnx>=1.17,<2",
 ]
+LIBROSA = ["librosa>=0.10.2,<0.12"]  # which our log-mel is compared with, and NeMo uses
 # `make docs`; mkdocstrings reads the sources without importing them.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2", "ruff>=0.12,<1"]
 # Console commands in addition to `python -m ...`: `slf-train`, `slf-face`, ...; see app/commands.py.
@@ -79,7 +80,7 @@ setup(
         "docs": DOCS,
         "export": EXPORT,
         "hub": HUB,
-        "lint": [*DEMO, *EVALUATE, "ruff>=0.12,<1", "mypy>=1.15,<3"],
+        "lint": [*DEMO, *EVALUATE, *LIBROSA, "ruff>=0.12,<1", "mypy>=1.15,<3"],
         "evaluate": [*EVALUATE, *DLIB],
         "extract": EXTRACT,
         "ray": ["ray>=2.40,<3"],
@@ -90,9 +91,8 @@ setup(
             *EXPORT,
             "filelock>=3.12,<5",
             "playwright>=1.50,<2",
-            # References for the features that we compute.
-            "librosa>=0.10.2,<0.12",
-            "pyAudioAnalysis==0.3.14",
+            *LIBROSA,
+            "pyAudioAnalysis==0.3.14",  # which our features are compared with
             "pytest>=8,<10",
             "pytest-xdist>=3.8,<4",
             "pytest-timeout>=2.3,<3",

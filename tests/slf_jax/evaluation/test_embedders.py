@@ -33,7 +33,7 @@ def drawn():
 
     rng = np.random.default_rng(0)
     scenes = [(population.draw_identity(0, i), population.draw_scene(rng)) for i in range(8)]
-    faces = [population.face.render(identity, scene, 0.0) for identity, scene in scenes]
+    faces = [population.face.render(identity, scene, (0.0,))[0] for identity, scene in scenes]
     return np.stack([np.asarray(Image.fromarray(face).resize((128, 128))) for face in faces])
 
 
