@@ -4,7 +4,7 @@
     make demo SIZE=toy PEOPLE=24    # all steps in two minutes: a smoke test that learns almost nothing
     python -m slf_jax.train --config configs/demo.py:flow    # the same people, as flows from posterior means
 
-8 minutes including set-up, five of them for training, on two cores of a shared Intel Xeon. On 64 held-out synthetic
+7 minutes including set-up, five of them for training, on two cores of a shared Intel Xeon. On 64 held-out synthetic
 people, seed 0: PSNR 22.90 dB at scale 1, bicubic 19.49; SSIM 0.722, bicubic 0.509.
 """
 
