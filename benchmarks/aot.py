@@ -35,8 +35,9 @@ import cost
 import jax
 import ml_collections
 import numpy as np
+import throughput
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from slf_common import cli
 from slf_common.config import load_config
@@ -45,10 +46,6 @@ from slf_jax import distributed
 from slf_jax.cascade.settings import sample_settings
 from slf_jax.cascade.sizes import SIZES, STAGES
 from slf_jax.cascade.system import System, person_noise
-from slf_jax.training.optimizer import make_optimizer
-from slf_jax.training.settings import train_settings
-from slf_jax.training.state import init_state
-from slf_jax.training.step import make_step
 
 # Dense bfloat16 TFLOP/s, GB/s and GB of HBM per chip, from the vendor's data sheet.
 CHIPS = {"v5e": (197.0, 819.0, 16.0)}
@@ -74,12 +71,6 @@ def make_mesh(topology: str) -> Mesh:
     return Mesh(np.array(devices), (distributed.AXIS,))
 
 
-def place(mesh: Mesh, tree: Any, *parts: str | None) -> Any:
-    """Shapes like those in a pytree, replicated, or with axes split over the mesh."""
-    sharding = NamedSharding(mesh, PartitionSpec(*parts))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-
 def record_shapes(system: System, count: int) -> dict[str, jax.ShapeDtypeStruct]:
     one = cost.make_clips(system.layout, 1)
     return {name: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype) for name, x in one.items()}
@@ -87,15 +78,11 @@ def record_shapes(system: System, count: int) -> dict[str, jax.ShapeDtypeStruct]
 
 def lower_step(config: ml_collections.ConfigDict, name: str, batch: int, mesh: Mesh) -> jax.stages.Lowered:
     """The training step of a stage for a global batch."""
-    system, settings, key = cost.make_system(config), train_settings(config, name), jax.random.key(0)
-    optimizer, schedule = make_optimizer(settings)
     shape = jax.ShapeDtypeStruct
-    records = record_shapes(system, batch) | {"batch_index": shape((batch,), np.int32), "stop": shape((batch,), bool)}
+    records = record_shapes(cost.make_system(config), batch)
+    records |= {"batch_index": shape((batch,), np.int32), "stop": shape((batch,), bool)}
     records = jax.tree.map(lambda x: shape((1, *x.shape), x.dtype), records)
-    state = jax.eval_shape(lambda: init_state(system.stages[name], optimizer, key))
-    step = make_step(system, name, optimizer, schedule, settings)
-    arguments = place(mesh, state), place(mesh, records, None, distributed.AXIS), place(mesh, key)
-    return distributed.compile_steps(step, mesh, "shard_map").lower(*arguments)
+    return throughput.lower_step(config, name, records, mesh)[0]
 
 
 def lower_sampler(config: ml_collections.ConfigDict, batch: int, mesh: Mesh) -> jax.stages.Lowered:
@@ -110,7 +97,9 @@ def lower_sampler(config: ml_collections.ConfigDict, batch: int, mesh: Mesh) -> 
     params = {name: jax.eval_shape(stage.init, jax.random.key(0)) for name, stage in system.stages.items()}
     rows = record_shapes(system, batch), shape((batch, side, side, 3), np.float32), shape((batch,), np.int32)
     scales = shape((1, len(STAGES)), np.float32)
-    return jax.jit(sample).lower(place(mesh, params), *place(mesh, rows, distributed.AXIS), place(mesh, scales))
+    return jax.jit(sample).lower(
+        throughput.place(mesh, params), *throughput.place(mesh, rows, distributed.AXIS), throughput.place(mesh, scales)
+    )
 
 
 class Program:

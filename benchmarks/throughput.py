@@ -15,13 +15,14 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cost
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from slf_common import cli
 from slf_common.config import load_config
@@ -43,6 +44,12 @@ def peak() -> float | None:
     return next((value * jax.device_count() for name, value in PEAKS.items() if name in kind), None)
 
 
+def place(mesh: jax.sharding.Mesh, tree: Any, *parts: str | None) -> Any:
+    """Shapes like those in a pytree, replicated, or with axes split over the mesh."""
+    sharding = NamedSharding(mesh, PartitionSpec(*parts))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
 def lower_step(
     config: ml_collections.ConfigDict, name: str, batch: dict, mesh: jax.sharding.Mesh
 ) -> tuple[jax.stages.Lowered, Callable[[], TrainState]]:
@@ -51,9 +58,8 @@ def lower_step(
     optimizer, schedule = make_optimizer(settings)
     init = lambda: init_state(system.stages[name], optimizer, key)  # noqa: E731
     step = make_step(system, name, optimizer, schedule, settings)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-    arguments = (jax.eval_shape(init), shapes, jax.eval_shape(lambda: key))
-    return distributed.compile_steps(step, mesh, config.parallel).lower(*arguments), init
+    arguments = place(mesh, jax.eval_shape(init)), place(mesh, batch, None, distributed.AXIS), place(mesh, key)
+    return distributed.compile_steps(step, mesh, "shard_map").lower(*arguments), init
 
 
 class Case:
