@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import os
 import signal
 import socket
 import tempfile
@@ -23,6 +22,7 @@ from app.limits import Limits
 from app.system import FaceSystem
 from app.visits import Visits
 from slf_common import cli
+from slf_common.environment import environment
 from slf_common.errors import UserError
 
 LOCAL = "127.0.0.1"
@@ -39,7 +39,10 @@ def serve(system: FaceSystem, limits: Limits, host: str = LOCAL, port: int = 786
     from app.examples import write_examples
     from app.handlers import Handlers
 
-    with tempfile.TemporaryDirectory(prefix="slf-page-") as name, _environment(GRADIO_TEMP_DIR=f"{name}/uploads"):
+    with (
+        tempfile.TemporaryDirectory(prefix="slf-page-") as name,
+        environment(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=f"{name}/uploads"),
+    ):
         root = Path(name).resolve()
         with Visits(root, limits) as visits:
             examples = write_examples(root / "examples")
@@ -79,22 +82,6 @@ def _import_gradio() -> Any:
     except ModuleNotFoundError as error:
         raise UserError(f'the page needs the package {error.name}: pip install -e ".[app]"') from None
     return gradio
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Sets environment variables, which is how Gradio is configured, and resets them afterwards."""
-    values = {"GRADIO_ANALYTICS_ENABLED": "False", **values}
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def warm_up(system: FaceSystem) -> None:

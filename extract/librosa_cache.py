@@ -40,7 +40,9 @@ def import_librosa() -> ModuleType:
     shared = root / _versions()
     own = _own_cache(root)
     with contextlib.ExitStack() as stack:
-        # Not the environment variable, which child processes inherit.
+        # Not the environment variable, which child processes inherit. When it next compiles after a change of a
+        # variable NUMBA_*, numba resets this setting: so it has to see the present ones first.
+        numba.config.reload_config()
         numba.config.CACHE_DIR = own  # type: ignore[attr-defined]  # numba sets its options at run time
         if not shared.exists():
             stack.enter_context(_locked(shared.with_suffix(".lock")))

@@ -25,6 +25,7 @@ from extract.extractors.registry import EXTRACTORS
 from extract.frameworks import ENVIRONMENT
 from extract.plan import Chunk
 from slf_common import cli
+from slf_common.environment import environment
 from slf_common.errors import UserError
 from tfrecords.schema import Schema
 
@@ -123,16 +124,16 @@ class _ProcessPool:
 
 @contextmanager
 def _process_pool(settings: str, workers: int, gpus: Sequence[str]) -> Iterator[_ProcessPool]:
-    # Depends only on the number of workers, so a resumed run uses as many threads and gives the same numbers.
-    for name in THREADS:
-        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // workers)))
     context = multiprocessing.get_context("spawn")
     devices = context.SimpleQueue()
     for i in range(workers):
         devices.put(gpus[i % len(gpus)] if gpus else "")
     executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(devices,))
+    # Depends only on the number of workers, so a resumed run uses as many threads and gives the same numbers.
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
     try:
-        yield _ProcessPool(settings, executor)
+        with environment(**{name: threads for name in THREADS if name not in os.environ}):
+            yield _ProcessPool(settings, executor)
     except BrokenProcessPool:
         raise UserError(
             "a worker was killed, perhaps because memory ran out; run again with fewer --config.extract.workers"

@@ -15,6 +15,7 @@ from recordings import damage_packets, moving_frames, voice, write_clip, write_i
 from extract import media
 from extract.dataset import run_chunks
 from extract.media import MediaError
+from extract.runners import THREADS
 from slf_common.errors import UserError
 from tfrecords.reader import Clips
 
@@ -308,10 +309,12 @@ def test_an_unmounted_disk_stops_the_run_and_the_next_run_resumes(
         beyond.unlink()
         return run_chunks(*arguments)
 
+    threads = [os.environ.get(name) for name in THREADS]
     with monkeypatch.context() as patch, pytest.raises(UserError, match="id2/abc/00001.mp4: cannot be read") as error:
         patch.setattr("extract.dataset.run_chunks", unmount_first)
         extract("--videos", videos, "--out", out, QUICK, f"--config.extract.workers={workers}")
     assert "\n" not in str(error.value)
+    assert [os.environ.get(name) for name in THREADS] == threads  # the workers' limits are theirs alone
     assert not (out / "failures.csv").exists() and not (out / "metadata.json").exists()
     beyond.symlink_to(people_folder / "id2" / "abc" / "00001.mp4")
     extract("--videos", videos, "--out", out, QUICK)

@@ -157,15 +157,21 @@ def test_odd_frame_sizes_are_rejected(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def measure_pitch(audio: np.ndarray) -> float:
+    """The median over loud frames, by autocorrelation."""
+    frames = librosa.util.frame(audio, frame_length=2048, hop_length=512)
+    correlation = np.fft.irfft(np.abs(np.fft.rfft(frames, 4096, axis=0)) ** 2, axis=0)
+    loud = correlation[0] > 0.3 * np.median(correlation[0])
+    shortest, longest = RATE // 400, RATE // 60
+    return float(np.median(RATE / (shortest + correlation[shortest:longest, loud].argmax(0))))
+
+
 def test_measured_pitch_follows_the_identity():
     expected, measured = [], []
     for index in range(8):
         person = draw_identity(0, index)
-        audio = synthesize(person, 3.0, np.random.default_rng(index))
-        pitch = librosa.yin(audio, fmin=60, fmax=400, sr=RATE)
-        loud = librosa.feature.rms(y=audio)[0] > 0.05
         expected.append(person.voice.f0)
-        measured.append(np.median(pitch[loud[: len(pitch)]]))
+        measured.append(measure_pitch(synthesize(person, 3.0, np.random.default_rng(index))))
     assert np.median(np.abs(np.log2(np.array(measured) / expected))) < 0.12
     assert np.corrcoef(np.log(expected), np.log(measured))[0, 1] > 0.9
 
