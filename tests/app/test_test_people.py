@@ -34,6 +34,7 @@ def test_people(tmp_path_factory):
     return records
 
 
+@pytest.mark.slow
 def test_the_shipped_system_draws_them_better_than_bicubic(test_people, tmp_path):
     """With the statistics of its own training data."""
     flags = ["--workdir", PRETRAINED, "--data", test_people, "--scales", "0,2", "--people", 4, "--out", tmp_path]
@@ -45,6 +46,7 @@ def test_the_shipped_system_draws_them_better_than_bicubic(test_people, tmp_path
     assert measured["scales"]["2"]["psnr"] > measured["controls"]["bicubic"]["psnr"] + 1
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_them(test_people, tmp_path):
     config = load_config("configs/demo.py:toy")
     config.workdir, config.data.dir = str(tmp_path / "run"), str(extract_talkers(tmp_path, 8, 0))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from recordings import contents
 
 from extract import librosa_cache
@@ -29,6 +30,7 @@ def start(cache: Path) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_concurrent_processes_compile_once_and_leave_a_valid_cache(tmp_path):
     """Two processes start with a cold cache; a third uses the functions that they compiled (fault 1)."""
     together = [start(tmp_path) for _ in range(2)]

@@ -7,7 +7,7 @@ from fast_xla import XLA_CACHE  # isort: skip  (before JAX)
 import jax
 import numpy as np
 import pytest
-from tiny import start_training, tiny_config
+from tiny import start_training, tiny_config, with_attention
 
 from slf_jax import features
 from slf_jax.cascade.sizes import STAGES
@@ -17,7 +17,7 @@ from tfrecords.reader import Clips, stack
 
 @pytest.fixture(scope="session")
 def config(dataset, tmp_path_factory):
-    return tiny_config(dataset, tmp_path_factory.mktemp("run"))
+    return with_attention(tiny_config(dataset, tmp_path_factory.mktemp("run")))
 
 
 @pytest.fixture(scope="session")

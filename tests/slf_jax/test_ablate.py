@@ -3,18 +3,20 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny import set_stages, without_attention
+from tiny import set_stages
 
 from slf_common.config import load_config
 from slf_common.errors import UserError
 from slf_jax.evaluation import ablation, ablation_tables, metrics, paper
 from slf_jax.evaluation.ablation import ablate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny(fresh_config):
     """Three of the paper's systems at toy sizes."""
-    config = without_attention(fresh_config("ablations"))
+    config = fresh_config("ablations")
     set_stages(config, steps=(8, 8))
     config.train.update(validate_every=0, preview_every=0)
     wanted = load_config("configs/ablations.py:demo").ablations

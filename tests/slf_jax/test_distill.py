@@ -17,6 +17,8 @@ from slf_jax.training.loop import train
 from slf_jax.training.metrics import VALIDATION
 from tfrecords.reader import Clips, stack
 
+pytestmark = pytest.mark.slow
+
 # The upsampler has too few steps for a validation.
 SHORT = ("--config.train.base.steps=16", "--config.train.upsampler.steps=4", "--config.train.preview_every=0")
 

@@ -17,7 +17,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np, optax
 from jax.sharding import AxisType
 sys.path[:0] = {path!r}
-from tiny import tiny_config, without_attention
+from tiny import tiny_config
 from slf_jax import features, distributed
 from tfrecords.reader import Clips
 from slf_jax.cascade.system import build_system
@@ -27,7 +27,9 @@ from slf_jax.training.optimizer import make_optimizer
 from slf_jax.training.state import start_state
 from slf_jax.training.step import make_step
 
-config = without_attention(tiny_config({dataset!r}, {workdir!r}))
+pytestmark = pytest.mark.slow
+
+config = tiny_config({dataset!r}, {workdir!r})
 clips = Clips(config.data.dir)
 system = build_system(config, features.make_layout(clips.schema), clips.statistics)
 all_devices = distributed.make_mesh()

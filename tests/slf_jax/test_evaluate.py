@@ -54,6 +54,7 @@ def test_results_record_provenance_and_intervals(evaluated):
     assert results["random"]["r@1"]["simulated"] == pytest.approx(1 / 6, abs=0.02)
 
 
+@pytest.mark.slow
 def test_two_scales_are_chosen_on_validation_people_and_drawn_as_heat_maps(run, evaluated, tmp_path):
     flags = ("--scales", "mel=0:2,age+gender=0:2", "--out", str(tmp_path), *EIGENFACES)
     evaluate.main(["--workdir", run.workdir, *flags])

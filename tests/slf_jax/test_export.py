@@ -102,6 +102,7 @@ def test_no_path_of_this_machine_is_published(run, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_verbs_take_an_export_with_a_dataset(run, folder, tmp_path, monkeypatch):
     before = sorted(path.name for path in folder.iterdir())
     sweep.main(

@@ -74,6 +74,7 @@ def test_identity_is_centred_and_of_unit_length(with_head, batch_of_faces):
     assert np.isnan(found[4:]).all()
 
 
+@pytest.mark.slow
 def test_the_objective_adds_the_distance_to_known_embeddings(losses, head_params, batch_of_faces):
     objective, (loss, _, cosine) = losses(head_params, batch_of_faces)
     assert np.isnan(cosine[4:]).all() and (np.abs(cosine[:4]) <= 1 + 1e-6).all()

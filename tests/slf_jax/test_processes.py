@@ -5,7 +5,7 @@ import socket
 
 import numpy as np
 import pytest
-from tiny import lines, start_training, wait_for_checkpoint, weights, without_attention
+from tiny import lines, start_training, wait_for_checkpoint, weights
 
 from slf_jax.training.loop import train
 
@@ -15,6 +15,8 @@ import time
 from slf_common import cli
 from slf_jax import train
 from slf_jax.training import run
+
+pytestmark = pytest.mark.slow
 original = run._first_meta
 run._first_meta = lambda workdir: (time.sleep(3), original(workdir))[1]
 cli.run(train.main)
@@ -25,7 +27,7 @@ QUIET = [f"--config.train.{what}_every=0" for what in ("validate", "preview", "c
 
 def make_config(fresh_config, name, every=0):
     """The config of a run of the base stage that validates and draws a preview every so many steps."""
-    config = without_attention(fresh_config(name))
+    config = fresh_config(name)
     config.stage = "base"
     config.train.update(validate_every=every, preview_every=every)
     return config

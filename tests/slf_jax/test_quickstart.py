@@ -20,6 +20,7 @@ def test_notebook_stores_no_outputs(cells):
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
 
 
+@pytest.mark.slow
 def test_notebook_runs_on_a_trained_system(run, cells, monkeypatch):
     pytest.importorskip("skimage")  # in the extra `evaluate`
     import matplotlib

@@ -24,6 +24,8 @@ from slf_jax.training.state import start_state
 from slf_jax.training.step import make_step
 from tfrecords.reader import Clips
 
+pytestmark = pytest.mark.slow
+
 DRAWS = ("uniform", "normal", "bernoulli", "permutation")
 DEVICES, PARTS = 2, 2
 

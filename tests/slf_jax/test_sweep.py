@@ -48,6 +48,7 @@ def test_the_thumbnail_is_a_group_of_systems_trained_without_it(run):
         groups.parse("thumbnail=0:2,all=1", always, ())
 
 
+@pytest.mark.slow
 def test_two_scales_are_swept_as_a_grid(run, swept, tmp_path):
     """The first group goes down and the second one across; equal scales give the faces of a single scale."""
     flags = ["--scales", "voice=0:2,attributes=0:1:2", "--people", "3", "--out", str(tmp_path)]
@@ -67,6 +68,7 @@ def test_two_scales_are_swept_as_a_grid(run, swept, tmp_path):
         assert np.abs(ours - theirs).max() <= 1
 
 
+@pytest.mark.slow
 def test_noise_on_the_upsamplers_input_is_swept_like_a_scale(run, swept, tmp_path):
     flags = ["--scales", "1,2.5:1", "--lowres-aug", "0,0.15", "--people", "5", "--out", str(tmp_path)]
     sweep.main(["--workdir", run.workdir, *flags])

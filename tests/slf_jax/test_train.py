@@ -58,6 +58,7 @@ def test_training_lowers_the_loss(run):
     assert validation[-1] < validation[0]
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_run_resumes_to_identical_results(fresh_config, run):
     config = fresh_config("killed")
     config.stage = "base"
@@ -191,6 +192,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", path], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(fresh_config, run, small_disk):
     config = fresh_config("full")
     config.update(stage="base", compilation_cache=run.compilation_cache)
@@ -208,6 +210,7 @@ def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(fresh_config, run,
     shutil.rmtree(original_workdir)
 
 
+@pytest.mark.slow
 def test_new_run_starts_from_the_weights_of_another(run, fresh_config):
     config = fresh_config("fine")
     config.update(init_from=run.workdir, compilation_cache=run.compilation_cache)
@@ -350,6 +353,7 @@ def test_out_of_memory_error_names_the_batch_size(fresh_config):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_run_directory_may_have_any_name(run, tmp_path, monkeypatch):
     """Checkpoints in folders with glob characters were saved but could not be read (fault 3)."""
     monkeypatch.chdir(tmp_path)

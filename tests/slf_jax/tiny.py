@@ -14,13 +14,14 @@ from slf_jax.training.checkpoints import Checkpoints
 
 
 def tiny_config(dataset, workdir, cache=""):
-    """The demo's config at toy sizes, with cross-attention."""
+    """The demo's config at toy sizes, without attention."""
     config = load_config("configs/demo.py")
     sizes = dict(
-        width=16, mults=(1,), blocks=(1,), self_attention=(True,), cross_attention=(True,), head_width=8, cond_width=16
-    )
+        width=16, mults=(1,), blocks=(1,), self_attention=(False,), cross_attention=(False,), head_width=8,
+        cond_width=16,
+    )  # fmt: skip
     config.model.base.update(sizes, patch=4)
-    config.model.upsampler.update(sizes, patch=16, self_attention=(False,))  # as in the demo
+    config.model.upsampler.update(sizes, patch=16)
     config.data.dir, config.workdir = str(dataset), str(workdir)
     config.compilation_cache = cache
     config.data.inputs = ("mel", "age", "gender")
@@ -31,10 +32,10 @@ def tiny_config(dataset, workdir, cache=""):
     return config
 
 
-def without_attention(config):
-    """Changes the networks to smaller ones that compile faster: for tests of how runs are trained, not of what."""
-    for stage in (config.model.base, config.model.upsampler):
-        stage.update(self_attention=(False,), cross_attention=(False,))
+def with_attention(config):
+    """Adds attention, as larger systems have, which doubles the time to compile a training step; returns the config."""
+    config.model.base.update(self_attention=(True,), cross_attention=(True,))
+    config.model.upsampler.update(cross_attention=(True,))
     return config
 
 

@@ -266,6 +266,7 @@ def test_systems_with_different_inputs_share_one_program(config, system, params,
     np.testing.assert_array_equal(conds[2], conds[3])
 
 
+@pytest.mark.slow
 def test_the_papers_settings_train_and_sample(config, system, params, batch):
     """Noise prediction, cosine and linear schedules, min-SNR, ancestral steps, dynamic thresholds: all are settings."""
     paper = load_config("configs/paper.py")
@@ -344,6 +345,7 @@ def test_scale_zero_ignores_the_conditions_with_a_guidance_interval(sweep, batch
     np.testing.assert_allclose(np.asarray(run(batch, jnp.zeros(2)))[1], own[0], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["apg", "cfgpp"])
 def test_kinds_of_guidance_equal_cfg_at_scales_0_and_1(sweep, batch, kind):
     """With an interval, where the branches of the program must agree on memory and on the second estimate."""

@@ -14,6 +14,8 @@ from slf_jax.cascade.sizes import STAGES
 from slf_jax.cascade.system import build_system, person_noise
 from slf_jax.diffusion import flow, guidance, samplers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def flows(config, system):

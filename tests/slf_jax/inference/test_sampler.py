@@ -81,6 +81,7 @@ def test_numbers_are_swept_like_scales(trained, people):
         sampler(*people, scales, 7, numbers={"steps": 9})
 
 
+@pytest.mark.slow
 def test_groups_of_inputs_have_their_own_scale(trained, people, one_chunk):
     """Equal scales are those of one group, a scale of 0 leaves a group out, and the order of the groups matters."""
     sampler, groups = one_chunk[0], (("mel",), ("age", "gender"))
@@ -96,6 +97,7 @@ def test_groups_of_inputs_have_their_own_scale(trained, people, one_chunk):
     assert np.abs(reverse[0] - images[1]).mean() > 0.01
 
 
+@pytest.mark.slow
 def test_the_thumbnail_has_its_own_scale(people, one_chunk):
     """At 0 faces do not depend on it; equal scales are those of one group of thumbnail and inputs."""
     (batch, numbers), sampler, inputs = people, one_chunk[0], ("mel", "age", "gender")
@@ -206,6 +208,7 @@ np.savez({out!r}, images=images, devices=sampler._mesh.size, **noise)
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_sample_like_one(run, people, one_chunk, tmp_path):
     program = PROGRAM.format(dataset=run.data.dir, workdir=run.workdir, out=str(tmp_path / "eight.npz"))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -17,6 +17,8 @@ from slf_jax.inference.trained import PRETRAINED, load
 from slf_jax.inference.weak import with_weak
 from tfrecords.reader import Clips, stack
 
+pytestmark = pytest.mark.slow
+
 INPUTS = ("mel", "age", "gender")
 
 

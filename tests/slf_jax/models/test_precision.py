@@ -121,6 +121,7 @@ def test_bfloat16_changes_the_estimate_little_at_high_noise(networks, fitted, ki
     assert 0 < rms(low - full) < limit
 
 
+@pytest.mark.slow
 def test_bfloat16_training_step_is_close_to_float32(config, system, params, batch):
     """A whole training step gives a finite loss and gradients of nearly the same direction (fault 20)."""
     changed, mesh = config.copy_and_resolve_references(), distributed.make_mesh()

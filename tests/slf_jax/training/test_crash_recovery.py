@@ -2,14 +2,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiny import set_stages, without_attention, write_config
+import pytest
+from tiny import set_stages, write_config
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "crash_recovery.py"
 
 
 def test_run_killed_at_random_on_eight_devices_ends_with_identical_results(fresh_config, tmp_path):
     """A short run of benchmarks/crash_recovery.py."""
-    config = without_attention(fresh_config("drill"))
+    config = fresh_config("drill")
     set_stages(config, steps=(16, 8), batch_size=(8, 8))
     config.train.update(validate_every=0, preview_every=0, checkpoint_every=4)
     command = [sys.executable, SCRIPT, "--config", write_config(config), "--kills", "2", "--devices", "8"]
