@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "draw.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_draws(voice, picture, monkeypatch):
     cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     assert len(cells) == 5 and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)

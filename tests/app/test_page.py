@@ -25,6 +25,8 @@ from app.serve import serve  # noqa: E402
 from app.system import FaceSystem  # noqa: E402
 from slf_common.errors import UserError  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

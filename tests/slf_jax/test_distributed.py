@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import json, sys
 import jax
@@ -26,8 +28,6 @@ from slf_jax.training.input_pipeline import InputPipeline
 from slf_jax.training.optimizer import make_optimizer
 from slf_jax.training.state import start_state
 from slf_jax.training.step import make_step
-
-pytestmark = pytest.mark.slow
 
 config = tiny_config({dataset!r}, {workdir!r})
 clips = Clips(config.data.dir)

@@ -69,6 +69,7 @@ def test_two_scales_are_chosen_on_validation_people_and_drawn_as_heat_maps(run, 
     assert Image.open(tmp_path / "scales.png").width > 600
 
 
+@pytest.mark.slow
 def test_dataset_without_training_split_is_sampled_and_evaluated(run, evaluated, eval_only_dataset, tmp_path):
     """The SLF Evaluation Dataset, which only has a test split, could not be evaluated (fault 9)."""
     given = ["--workdir", run.workdir, "--data", str(eval_only_dataset)]

@@ -82,6 +82,7 @@ def test_the_objective_adds_the_distance_to_known_embeddings(losses, head_params
     np.testing.assert_allclose(objective, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_denoising_loss_does_not_depend_on_the_head(
     system, head_config, params, losses, head_params, batch_of_faces
 ):

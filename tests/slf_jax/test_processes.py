@@ -9,14 +9,14 @@ from tiny import lines, start_training, wait_for_checkpoint, weights
 
 from slf_jax.training.loop import train
 
+pytestmark = pytest.mark.slow
+
 # A process with a slow disk: it looks for checkpoints long after the other process may have created their folder.
 SLOW = """
 import time
 from slf_common import cli
 from slf_jax import train
 from slf_jax.training import run
-
-pytestmark = pytest.mark.slow
 original = run._first_meta
 run._first_meta = lambda workdir: (time.sleep(3), original(workdir))[1]
 cli.run(train.main)

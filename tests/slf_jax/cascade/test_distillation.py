@@ -15,6 +15,8 @@ from slf_jax.cascade.stage import Items
 from slf_jax.cascade.system import build_system, person_noise
 from slf_jax.diffusion import noise, samplers
 
+pytestmark = pytest.mark.slow
+
 GROUPS = (("mel",), ("age", "gender"))
 PLAIN = {"x0_threshold": "none", "thumbnail_consistency": False, "init_noise_scale": 1.0}
 

@@ -37,6 +37,7 @@ def folder(run, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_sampler_gives_the_faces_of_the_run(run, folder, batch):
     sampler = jax.export.deserialize(bytearray((folder / exported.PROGRAM).read_bytes()))
     assert sampler.platforms == ("cpu", "cuda", "tpu")
