@@ -327,7 +327,7 @@ class Stage:
         lowres_known: Sequence[bool],
     ) -> guidance.Chain:  # fmt: skip
         """The chain of denoisers for guidance, of data standardised as with the low-resolution image."""
-        denoise = self.denoiser(params, lowres)
+        denoise = jax.jit(self.denoiser(params, lowres))  # traced once for all links that have the same shapes
         links: list[tuple[Denoiser, Cond]] = [
             (denoise if known else self._denoiser_without_lowres(params, lowres), cond)
             for cond, known in zip(conds, lowres_known or [True] * len(conds), strict=True)

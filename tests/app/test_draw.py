@@ -33,12 +33,14 @@ def test_faces_and_contact_sheet_say_how_they_were_made(voice, picture, tmp_path
         assert sheet.size == (3 * 130, 20 + 2 * 130)  # thumbnail and two scales; two samples
 
 
+@pytest.mark.slow
 def test_without_a_voice(picture, tmp_path):
     run("--thumbnail", picture, "--ethnicity", "asian", "--scales", "1", "--out", tmp_path)
     with Image.open(tmp_path / "face_scale1.png") as face:
         assert face.text["voice"] == "none" and face.text["ethnicity"] == "asian"
 
 
+@pytest.mark.slow
 def test_each_recording_of_a_folder_gets_a_folder(voice, tmp_path, capsys):
     """An unusable one is reported and skipped."""
     recordings = tmp_path / "in"

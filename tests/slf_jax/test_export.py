@@ -37,6 +37,7 @@ def faces_of(source, run):
     return Sampler(load(source))(batch, np.arange(2), [(0.0, 0.0), (2.0, 2.0)], 0)
 
 
+@pytest.mark.slow
 def test_weights_and_faces_are_those_of_the_run(run, folder):
     before, after = load(run.workdir), load(folder)
     assert before.digests == after.digests and before.steps == after.steps == {"base": 40, "upsampler": 8}

@@ -94,6 +94,7 @@ def test_the_denoising_loss_does_not_depend_on_the_head(
     np.testing.assert_allclose(objective, loss.mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_is_predicted_from_unknown_conditions(with_head, losses, head_params, batch_of_faces):
     inputs = with_head.stages["base"].conditioner.inputs
     unknown = features.mask_constituents(batch_of_faces, inputs)

@@ -249,6 +249,7 @@ def quiet(run, fresh_config):
     return config
 
 
+@pytest.mark.slow
 def test_interval_of_0_disables_an_action_but_the_last_step_is_saved(run, quiet):
     """An interval of 0 raised a ZeroDivisionError (fault 16)."""
     workdir = Path(quiet.workdir)
@@ -257,11 +258,13 @@ def test_interval_of_0_disables_an_action_but_the_last_step_is_saved(run, quiet)
     assert Path(run.workdir, "samples").exists() and lines(run)  # with intervals above 0
 
 
+@pytest.mark.slow
 def test_profile_is_written_for_tensorboard(quiet):
     (trace,) = Path(quiet.workdir).glob("tensorboard/plugins/profile/*/*.xplane.pb")
     assert trace.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_spikes_are_skipped_and_counted(run, fresh_config):
     config = fresh_config("spikes")
     config.update(stage="base", compilation_cache=run.compilation_cache)
