@@ -61,10 +61,11 @@ def dataset(once, schema):
 # The longest files, most of which start processes. They come first, so that no worker ends with one of them alone.
 # Those that need the fixture `run` alternate with others, which run while it is made.
 LONG = (
-    "test_processes.py", "test_ablate.py", "test_train.py", "test_crash_recovery.py", "test_distill.py",
-    "test_distributed.py", "test_evaluate.py", "test_cascade.py", "test_sampler.py", "test_end_to_end.py",
-    "test_weak.py", "test_test_people.py", "test_page.py", "test_run.py", "test_identity_head.py", "test_streams.py",
-    "test_precision.py", "test_sweep.py", "test_export.py", "test_flow_stage.py", "test_distillation.py",
+    "test_processes.py", "test_ablate.py", "test_train.py", "test_crash_recovery.py", "test_cascade.py",
+    "test_evaluate.py", "test_distributed.py", "test_distill.py", "test_system.py", "test_sampler.py", "test_draw.py",
+    "test_end_to_end.py", "test_weak.py", "test_test_people.py", "test_page.py", "test_run.py", "test_streams.py",
+    "test_sweep.py", "test_export.py", "test_flow_stage.py", "test_distillation.py", "test_identity_head.py",
+    "test_precision.py",
 )  # fmt: skip
 
 
