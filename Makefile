@@ -9,6 +9,8 @@ PY = .venv/bin/python
 # Downloads in parallel. With pip and its settings: `make demo INSTALL=".venv/bin/python -m pip install"`.
 UV = .venv/bin/uv
 INSTALL = $(UV) pip install --quiet --python $(PY)
+# Huge pages: on a CPU, XLA takes new memory for each training step (glibc 2.35 or later; docs/scaling.md).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 CONFIG = configs/demo.py$(if $(filter-out demo,$(SIZE)),:$(SIZE))
 
 .PHONY: demo pretrained app test lint docs clean

@@ -108,6 +108,7 @@ def get_config() -> ml_collections.ConfigDict:
             blocks=(2, 2, 3),  # residual blocks of each level on the way down, and as many on the way up
             self_attention=(False, True, True),  # levels whose blocks attend to the image
             cross_attention=(False, True, True),  # levels whose blocks attend to the conditions
+            attention_blocks="all",  # blocks of such a level that do: "all", or the "last" on the way down and up
             head_width=64,  # channels of each attention head
             attention="xla",  # attention kernel: "xla", or "cudnn" (fused; used in bfloat16 on NVIDIA GPUs)
             cond_width=512,  # channels of condition tokens, pooled conditions and noise embedding
@@ -123,6 +124,7 @@ def get_config() -> ml_collections.ConfigDict:
             blocks=(1, 2, 3, 3),
             self_attention=(False, False, False, True),
             cross_attention=(False, False, False, True),
+            attention_blocks="all",
             head_width=48,
             attention="xla",
             cond_width=512,

@@ -20,8 +20,9 @@ How this differs from the authors' code, and why:
 - Their cosine schedule goes down to a log-SNR of -34, where noise prediction divides by 4e-8; here it ends at -10.6.
 - Four attributes were dropped at random independently, the other inputs never; the same rates are used here.
 - All samples of a micro-batch shared the noise level of the low-resolution image; here each has its own.
-- The network is this project's: conditions are encoded once per person, not in each of 4000 evaluations; there is no
-  attention at the bottleneck beyond that of the last level; norms are group norms.
+- The network is this project's: conditions are encoded once per person, not in each of 4000 evaluations; as in
+  theirs, one block of a level has attention on the way down and one on the way up, but none is added at the bottleneck;
+  norms are group norms.
 """
 
 import ml_collections
@@ -32,7 +33,7 @@ from configs import base
 def get_config() -> ml_collections.ConfigDict:
     config = base.get_config()
     config.workdir = "runs/paper"
-    sizes = dict(patch=1, mults=(1, 2, 4, 8), head_width=64, cond_width=512, dropout=0.0)
+    sizes = dict(patch=1, mults=(1, 2, 4, 8), head_width=64, attention_blocks="last", cond_width=512, dropout=0.0)
     late, last = (False, True, True, True), (False, False, False, True)
     config.model.base.update(sizes, width=192, blocks=(3, 3, 3, 3), self_attention=late, cross_attention=late)
     config.model.upsampler.update(sizes, width=128, blocks=(2, 4, 8, 8), self_attention=last, cross_attention=last)

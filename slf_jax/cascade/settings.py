@@ -16,6 +16,7 @@ from slf_common.rules import Rule, choice, constant, each, either, flag, integer
 from slf_jax.cascade.sizes import SIZES, STAGES
 from slf_jax.diffusion import denoiser, guidance, noise, samplers
 from slf_jax.models.blocks import ATTENTIONS, norm_groups
+from slf_jax.models.unet import ATTENTION_BLOCKS
 
 PER_LEVEL = ("mults", "blocks", "self_attention", "cross_attention")
 SYSTEM = ("model.", "diffusion.", "distill.", "data.inputs")  # settings that define a trained system
@@ -40,6 +41,7 @@ _network = {
     "blocks": each(integer(1, 100), 1),
     "self_attention": each(flag(), 1),
     "cross_attention": each(flag(), 1),
+    "attention_blocks": choice(ATTENTION_BLOCKS),
     "head_width": integer(1, 2**16),
     "attention": choice(ATTENTIONS),
     "cond_width": integer(1, 2**16),

@@ -22,6 +22,8 @@ from slf_jax.models.blocks import (
 )
 from slf_jax.models.conditioning import Cond
 
+ATTENTION_BLOCKS = ("all", "last")
+
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
@@ -36,6 +38,7 @@ class UNetConfig:
     blocks: tuple[int, ...]
     self_attention: tuple[bool, ...]
     cross_attention: tuple[bool, ...]
+    attention_blocks: str
     head_width: int
     attention: str
     cond_width: int
@@ -47,16 +50,18 @@ class UNetConfig:
         """Channels of every level."""
         return tuple(self.width * mult for mult in self.mults)
 
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """The level of every residual block, in order of execution."""
-        down = [level for level, count in enumerate(self.blocks) for _ in range(count)]
-        return tuple(down + down[::-1])
+    def attends(self, level: int, i: int) -> bool:
+        """Whether block `i` of a level, on the way down and on the way up, has the attention layers of the level."""
+        return self.attention_blocks == "all" or i == self.blocks[level] - 1
 
     @property
     def cross_widths(self) -> tuple[int, ...]:
         """Channels of every cross-attention layer, in order of execution."""
-        return tuple(self.widths[level] for level in self.levels if self.cross_attention[level])
+        down = [
+            self.widths[level] for level, count in enumerate(self.blocks) for i in range(count)
+            if self.cross_attention[level] and self.attends(level, i)
+        ]  # fmt: skip
+        return tuple(down + down[::-1])
 
 
 class UNet(nn.Module):
@@ -86,15 +91,18 @@ class UNet(nn.Module):
         pos_embed = self.param("pos_embed", nn.initializers.normal(0.02), x.shape[1:])
         x = (x + pos_embed).astype(self.dtype)
 
-        def block(x: jax.Array, level: int, name: str) -> jax.Array:
-            keys_values = next(cross) if config.cross_attention[level] else None
+        def block(x: jax.Array, way: str, level: int, i: int) -> jax.Array:
+            attends = config.attends(level, i)
+            keys_values = next(cross) if attends and config.cross_attention[level] else None
             kind = nn.remat(Block, static_argnums=(4,)) if config.remat else Block
-            return kind(config, level, self.dtype, name=name)(x, embedding, keys_values, train)
+            self_attention = attends and config.self_attention[level]
+            module = kind(config, level, self_attention, self.dtype, name=f"{way}{level}_{i}")
+            return module(x, embedding, keys_values, train)
 
         skips, last = [], len(config.mults) - 1
         for level, count in enumerate(config.blocks):
             for i in range(count):
-                x = block(x, level, f"down{level}_{i}")
+                x = block(x, "down", level, i)
                 skips.append(x)
             if level < last:
                 x = conv3x3(config.widths[level + 1], f"shrink{level}", dtype=self.dtype, strides=2)(x)
@@ -103,7 +111,7 @@ class UNet(nn.Module):
                 # Merging before the block keeps its convolutions from being twice as wide (U-ViT, Bao et al. 2023).
                 both = jnp.concatenate([x, skips.pop()], -1)
                 x = nn.Dense(config.widths[level], dtype=self.dtype, name=f"merge{level}_{i}")(both)
-                x = block(x, level, f"up{level}_{i}")
+                x = block(x, "up", level, i)
             if level:
                 x = nn.Dense(4 * config.widths[level - 1], dtype=self.dtype, name=f"grow{level}")(x)
                 x = depth_to_space(x, 2)
@@ -147,17 +155,18 @@ def embed_scales(scales: jax.Array) -> jax.Array:
 
 
 class Block(nn.Module):
-    """A residual block and the attention layers of its level."""
+    """A residual block and its attention layers."""
 
     config: UNetConfig
     level: int
+    self_attention: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, keys_values: tuple | None, train: bool) -> jax.Array:
         config, width = self.config, self.config.widths[self.level]
         x = ResBlock(width, config.dropout, self.dtype, name="res")(x, embedding, train)
-        if config.self_attention[self.level]:
+        if self.self_attention:
             x = SelfAttention(config.head_width, config.attention, self.dtype, name="self")(x)
         if keys_values is not None:
             x = CrossAttention(config.head_width, config.attention, self.dtype, name="cross")(x, *keys_values)

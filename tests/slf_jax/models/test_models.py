@@ -13,7 +13,7 @@ from slf_jax.models.unet import UNet, UNetConfig
 
 CONFIG = UNetConfig(
     patch=2, width=16, mults=(1, 2), blocks=(1, 2), self_attention=(False, True), cross_attention=(False, True),
-    head_width=8, attention="xla", cond_width=16, dropout=0.5, remat=False,
+    attention_blocks="all", head_width=8, attention="xla", cond_width=16, dropout=0.5, remat=False,
 )  # fmt: skip
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 6)).astype(np.float32))
 SIGMA, EXTRAS = jnp.array([-1.0, 0.5]), jnp.ones((2, 2))
@@ -38,9 +38,16 @@ def apply(params, cond, config=CONFIG, dtype=jnp.float32, **kwargs):
     return np.asarray(run(params, cond))
 
 
-def test_levels_and_cross_attention_layers():
-    assert CONFIG.levels == (0, 1, 1, 1, 1, 0)
-    assert CONFIG.cross_widths == (32, 32, 32, 32)
+@pytest.mark.parametrize(
+    ("which", "blocks"), [("all", ["down1_0", "down1_1", "up1_0", "up1_1"]), ("last", ["down1_1", "up1_1"])]
+)
+def test_blocks_of_a_level_attend(which, blocks):
+    config = dataclasses.replace(CONFIG, attention_blocks=which)
+    assert config.cross_widths == (32,) * len(blocks)
+    network = UNet(config, jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), X, SIGMA, EXTRAS, make_cond(config))["params"]
+    for layer in ("self", "cross"):
+        assert [name for name, module in shapes.items() if isinstance(module, dict) and layer in module] == blocks
 
 
 def test_every_condition_changes_only_its_own_image(params):

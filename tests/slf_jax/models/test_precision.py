@@ -18,8 +18,8 @@ from slf_jax.training.state import start_state
 from slf_jax.training.step import make_step
 
 CONFIG = UNetConfig(
-    patch=1, width=32, mults=(1,), blocks=(1,), self_attention=(False,), cross_attention=(False,), head_width=16,
-    attention="xla", cond_width=16, dropout=0.0, remat=False,
+    patch=1, width=32, mults=(1,), blocks=(1,), self_attention=(False,), cross_attention=(False,),
+    attention_blocks="all", head_width=16, attention="xla", cond_width=16, dropout=0.0, remat=False,
 )  # fmt: skip
 COUNT, SIDE, SIGMA = 4, 8, 200.0
 RNG = np.random.default_rng(0)
