@@ -1,6 +1,7 @@
 """Compares this code with imagen-pytorch 2.1.0, which the original SLF used, on the same machine with the same layout.
 
     python -m venv imagen && imagen/bin/pip install imagen-pytorch==2.1.0
+    export GLIBC_TUNABLES=glibc.malloc.hugetlb=1    # on a CPU: huge pages for both sides (docs/scaling.md)
     python benchmarks/vs_imagen.py --peer imagen/bin/python           # a training step, a guided evaluation
     python benchmarks/vs_imagen.py --peer imagen/bin/python --face    # a whole face
 

@@ -327,13 +327,14 @@ class Stage:
         lowres_known: Sequence[bool],
     ) -> guidance.Chain:  # fmt: skip
         """The chain of denoisers for guidance, of data standardised as with the low-resolution image."""
-        denoise = jax.jit(self.denoiser(params, lowres))  # traced once for all links that have the same shapes
+        # Each is traced once, for all links that have the same shapes.
+        own, without = jax.jit(self.denoiser(params, lowres)), jax.jit(self._denoiser_without_lowres(params, lowres))
         links: list[tuple[Denoiser, Cond]] = [
-            (denoise if known else self._denoiser_without_lowres(params, lowres), cond)
+            (own if known else without, cond)
             for cond, known in zip(conds, lowres_known or [True] * len(conds), strict=True)
         ]
         if weak:
-            links.insert(-1, (weak.stage.denoiser(weak.params, lowres), weak.cond))
+            links.insert(-1, (jax.jit(weak.stage.denoiser(weak.params, lowres)), weak.cond))
         return [functools.partial(_denoise, denoise, cond) for denoise, cond in links]
 
     def _denoiser_without_lowres(self, params: Mapping, lowres: LowResCond) -> Denoiser:
