@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+from slf_jax import distributed
 
 pytestmark = pytest.mark.slow
 
@@ -100,3 +104,18 @@ def test_pmap_and_shard_map_agree(gaps):
 @pytest.mark.parametrize("how", ["accumulated", "in_pairs"])
 def test_accumulation_and_several_steps_per_dispatch_give_equal_results(gaps, how):
     assert gaps[how] < 1e-4
+
+
+@pytest.mark.parametrize("unrolled", [1, 2])
+def test_no_copy_of_the_donated_state_is_made(unrolled):
+    """As XLA does on CPU by default when a new array needs the old one of another, as in AdamW."""
+
+    def step(state, batch, key):
+        moment = 0.9 * state["moment"] + batch["x"].sum()
+        params = state["params"] - moment / (1e-8 + jnp.sqrt(state["square"]))
+        return {"moment": moment, "params": params, "square": 0.99 * state["square"] + moment**2}, {}
+
+    state = {name: jnp.zeros(2**20) for name in ("moment", "params", "square")}
+    steps = distributed.compile_steps(step, distributed.make_mesh(), "shard_map")
+    compiled = steps.lower(state, {"x": jnp.zeros((unrolled, 4))}, jax.random.key(0)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < state["params"].nbytes
