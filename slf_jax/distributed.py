@@ -154,6 +154,11 @@ def scan(function: Callable, carry: Any, items: Any) -> tuple[Any, Any]:
     return carry, jax.tree.map(lambda *each: jax.numpy.stack(each), *found)
 
 
+def mean(tree: Any) -> Any:
+    """Mean over the devices, inside a step; on one device XLA:CPU would copy every array."""
+    return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.pmean(tree, AXIS)
+
+
 def compile_steps(step: Callable, mesh: Mesh, mode: str) -> jax.stages.Wrapped:
     """Compiles `step(state, batch, key) -> (state, metrics)`, written for one device, over the mesh.
 

@@ -42,7 +42,7 @@ def make_step(
         loss_of = make_loss(system, name, settings, teacher.lesson(name, taught_by) if teacher else None)
         key = stream(key, "step", state.step)
         grads, (loss, sigma, cosine) = _gradients(loss_of, state.params, batch, key, settings.accumulate)
-        mean, grads = jax.lax.pmean((loss.mean(), grads), distributed.AXIS)
+        mean, grads = distributed.mean((loss.mean(), grads))
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
