@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from slf_jax.cascade.settings import SampleSettings
 from slf_jax.cascade.sizes import THUMBNAIL_SIZE
-from slf_jax.cascade.stage import Items, Lesson, LowResCond, Task
+from slf_jax.cascade.stage import Branches, Items, Lesson, LowResCond, SweepPoint, Task
 from slf_jax.cascade.system import System
 from slf_jax.diffusion import guidance
 from slf_jax.diffusion.denoiser import expand
@@ -85,8 +85,8 @@ class Teacher:
             lowres: LowResCond, clean: LowResCond, thumbnail: jax.Array, keys: jax.Array,
         ) -> jax.Array:  # fmt: skip
             (scale,), (levels,) = scales, visited
-            some_zero = (scale == 0).any()
-            guided = stage.guided(params, conds, lowres, scale, some_zero, settings, settings.numbers)
+            point = SweepPoint(scale, (scale == 0).any(), settings.numbers)
+            guided = stage.guided(params, Branches(conds), lowres, point, settings)
             if not self.replaces_steps:
                 return guided.evaluate(x, sigma, guided.start(x)).x0
             # The upsampler's own image implies a thumbnail, if there is none.

@@ -63,6 +63,37 @@ class Weak(NamedTuple):
     cond: Cond
 
 
+class Branches(NamedTuple):
+    """What a stage is conditioned on in each branch of guidance.
+
+    Attributes:
+      conds: unconditional, then with one more group of inputs each; of a distilled network, and maybe with `weak`, only
+        the last one.
+      weak: a worse stage to guide with, evaluated before the last of `conds`.
+      lowres_known: for each of `conds`, whether the network is given the low-resolution image with it; (): with all.
+    """
+
+    conds: Sequence[Cond]
+    weak: Weak | None = None
+    lowres_known: Sequence[bool] = ()
+
+
+class SweepPoint(NamedTuple):
+    """The traced numbers of a stage that a sweep varies.
+
+    Attributes:
+      scales: guidance scales [G], of each group of inputs, and of `Branches.weak` last.
+      some_zero: whether any scale of the sweep is 0, the same at all of its points.
+      numbers: values of the settings `settings.NUMBERS`.
+      thumbnail_scale: the scale of the group of inputs that has the thumbnail.
+    """
+
+    scales: jax.Array
+    some_zero: jax.Array
+    numbers: Mapping[str, jax.Array | float]
+    thumbnail_scale: jax.Array | float = 1.0
+
+
 class Items(NamedTuple):
     """The items of a batch from which a lesson makes its task.
 
@@ -241,37 +272,27 @@ class Stage:
         return LowResCond(image, lowres.has_image, lowres.aug_level + level)
 
     def sample(
-        self, params: Mapping, conds: Sequence[Cond], lowres: LowResCond, scales: jax.Array, noise: Noise,
-        settings: SampleSettings, numbers: Mapping[str, jax.Array | float], thumbnail: jax.Array,
-        has_thumbnail: jax.Array, some_zero: jax.Array, weak: Weak | None = None, lowres_known: Sequence[bool] = (),
-        thumbnail_scale: jax.Array | float = 1.0,
+        self, params: Mapping, branches: Branches, lowres: LowResCond, point: SweepPoint, noise: Noise,
+        settings: SampleSettings, thumbnail: jax.Array, has_thumbnail: jax.Array,
     ) -> jax.Array:  # fmt: skip
-        """Samples images [B, size, size, 3] at one guidance scale for each group of inputs.
+        """Samples images [B, size, size, 3] at one point of a sweep.
 
         Args:
-          conds: unconditional, then with one more group of inputs each; of a distilled network, and maybe with `weak`,
-            only the last one.
-          scales: [G], of each group, and of `weak` last.
-          lowres: without noise; the upsampler's network sees it with noise of `numbers["lowres_aug"]`.
-          numbers: traced values of the settings `settings.NUMBERS`.
+          lowres: without noise; the upsampler's network sees it with noise of the number `lowres_aug`.
           thumbnail: [B, 8, 8, 3], used for thumbnail consistency.
-          has_thumbnail: [B], 1 where there is one, else 0.
-          some_zero: whether any scale of the sweep is 0; unlike `scales`, the same for all of them.
-          weak: a worse stage to guide with, evaluated in the chain before the last of `conds`.
-          lowres_known: for each of `conds`, whether the network is given `lowres` with it; (): with all.
-          thumbnail_scale: the scale of the group of inputs that has the thumbnail. At 0 neither the start nor the
-            result depends on it.
+          has_thumbnail: [B], 1 where there is one, else 0. Where `point.thumbnail_scale` is 0, neither the start nor
+            the result depends on it.
         """
         std, mean = self.data_std(lowres.has_image), self.data_mean(lowres)
-        has_thumbnail = has_thumbnail * thumbnail_scale
+        has_thumbnail = has_thumbnail * point.thumbnail_scale
         correct = self.correction(lowres, settings, thumbnail, has_thumbnail)
         if self.name == "upsampler":
-            lowres = self.augment(lowres, numbers["lowres_aug"], noise.keys)
-        guided = self.guided(params, conds, lowres, scales, some_zero, settings, numbers, weak, lowres_known)
-        guided = guidance.with_x0_correction(guided, correct)
+            lowres = self.augment(lowres, point.numbers["lowres_aug"], noise.keys)
+        guided = guidance.with_x0_correction(self.guided(params, branches, lowres, point, settings), correct)
         sigmas, x = self._start(guided, settings, noise.first)
-        if not all(lowres_known):
-            x -= mean / std * jnp.maximum(1 - thumbnail_scale, 0)  # starts around 0 instead of the low-resolution image
+        if not all(branches.lowres_known):
+            # At the thumbnail's scale 0, the start is around 0 instead of the low-resolution image.
+            x -= mean / std * jnp.maximum(1 - point.thumbnail_scale, 0)
         x0 = settings.run(guided, x, sigmas, noise.keys)
         image = jnp.clip(mean + std * x0, -1, 1)
         if not settings.thumbnail_consistency:
@@ -304,34 +325,30 @@ class Stage:
         return sigmas, sigmas[0] * settings.init_noise_scale * first
 
     def guided(
-        self, params: Mapping, conds: Sequence[Cond], lowres: LowResCond, scales: jax.Array, some_zero: jax.Array,
-        settings: SampleSettings, numbers: Mapping[str, jax.Array | float], weak: Weak | None = None,
-        lowres_known: Sequence[bool] = (),
-    ) -> guidance.Guided:  # fmt: skip
+        self, params: Mapping, branches: Branches, lowres: LowResCond, point: SweepPoint, settings: SampleSettings
+    ) -> guidance.Guided:
         """Guidance within this stage's interval of sigma, or at all noise levels if the interval is empty.
 
-        A distilled network gives the guided estimate itself, in one evaluation. For the arguments see `sample`.
+        A distilled network gives the guided estimate itself, in one evaluation.
         """
         if self.scales:
-            at_scales = self.denoiser(params, lowres, scales=jnp.broadcast_to(scales, (1, self.scales)))
-            return guidance.as_guided(lambda x, sigma: at_scales(x, sigma, conds[-1]))
-        chain = self._chain(params, conds, lowres, weak, lowres_known)
-        guided = guidance.guide(settings.guidance, chain, scales, numbers)
+            at_scales = self.denoiser(params, lowres, scales=jnp.broadcast_to(point.scales, (1, self.scales)))
+            return guidance.as_guided(lambda x, sigma: at_scales(x, sigma, branches.conds[-1]))
+        chain = self._chain(params, branches, lowres)
+        guided = guidance.guide(settings.guidance, chain, point.scales, point.numbers)
         interval = settings.guidance_interval[STAGES.index(self.name)]
         if not interval:
             return guided
-        return guidance.guidance_interval(interval, guided, guidance.unguided(chain, scales, some_zero))
+        return guidance.guidance_interval(interval, guided, guidance.unguided(chain, point.scales, point.some_zero))
 
-    def _chain(
-        self, params: Mapping, conds: Sequence[Cond], lowres: LowResCond, weak: Weak | None,
-        lowres_known: Sequence[bool],
-    ) -> guidance.Chain:  # fmt: skip
+    def _chain(self, params: Mapping, branches: Branches, lowres: LowResCond) -> guidance.Chain:
         """The chain of denoisers for guidance, of data standardised as with the low-resolution image."""
+        conds, weak, known = branches
         # Each is traced once, for all links that have the same shapes.
         own, without = jax.jit(self.denoiser(params, lowres)), jax.jit(self._denoiser_without_lowres(params, lowres))
         links: list[tuple[Denoiser, Cond]] = [
-            (own if known else without, cond)
-            for cond, known in zip(conds, lowres_known or [True] * len(conds), strict=True)
+            (own if with_image else without, cond)
+            for cond, with_image in zip(conds, known or [True] * len(conds), strict=True)
         ]
         if weak:
             links.insert(-1, (jax.jit(weak.stage.denoiser(weak.params, lowres)), weak.cond))

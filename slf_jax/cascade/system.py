@@ -17,7 +17,7 @@ from slf_jax import features
 from slf_jax.cascade.images import make_thumbnail
 from slf_jax.cascade.settings import SampleSettings, check_system, plain
 from slf_jax.cascade.sizes import SIZES, STAGES
-from slf_jax.cascade.stage import Noise, Stage, Weak, normal
+from slf_jax.cascade.stage import Branches, Noise, Stage, SweepPoint, Weak, normal
 from slf_jax.diffusion.guidance import weak_scales
 from slf_jax.models.conditioning import Cond, Conditioner
 from slf_jax.models.unet import UNet, UNetConfig
@@ -142,6 +142,7 @@ class System:
             else:
                 conds = {name: each[-1:] for name, each in conds.items()}
         thumbnail, some_zero = make_thumbnail(low), (scales <= 0).any((0, 2))
+        branches = {name: Branches(conds[name], worse[name], known if name == "base" else ()) for name in stages}
 
         def sample_at(
             pair: jax.Array, thumbnail_scale: jax.Array, numbers: Mapping[str, jax.Array | float]
@@ -150,10 +151,10 @@ class System:
             for name in stages:
                 stage, i = self.stages[name], STAGES.index(name)
                 lowres = stage.lowres_cond(image, has_image, jnp.zeros(low.shape[0]))
+                point = SweepPoint(pair[i], some_zero[i], numbers, thumbnail_scale)
                 image = stage.sample(
-                    params[name], conds[name], lowres, pair[i], noise[name], settings, numbers, thumbnail,
-                    has_thumbnail, some_zero[i], worse[name], known if name == "base" else (), thumbnail_scale,
-                )  # fmt: skip
+                    params[name], branches[name], lowres, point, noise[name], settings, thumbnail, has_thumbnail
+                )
                 has_image = jnp.ones(low.shape[0])
             return image
 
