@@ -160,13 +160,17 @@ def report(rows: Mapping[str, Mapping[str, Mapping]], compared: Mapping[str, Any
     for name, each in compared.items():
         lines.append(f"{name}: at equal R@1 up to {each['gain_at_equal_recall'] or 0:+.2f} dB over cfg")
         for what, found in each["differences"].items():
-            psnr, recall = found["psnr"], found["r@1"]
-            lines.append(
-                f"  {what}: PSNR {psnr['difference']:+.2f} "
-                f"[{psnr['low']:+.2f}, {psnr['high']:+.2f}] dB, R@1 {100 * recall['difference']:+.1f} "
-                f"[{100 * recall['low']:+.1f}, {100 * recall['high']:+.1f}] points"
-            )
+            psnr, recall = _difference(found["psnr"], 1, 2), _difference(found["r@1"], 100, 1)
+            lines.append(f"  {what}: PSNR {psnr} dB, R@1 {recall} points")
     return "\n".join(lines)
+
+
+def _difference(found: Mapping[str, float] | None, factor: float, digits: int) -> str:
+    """A paired difference with its interval; None: the two do not differ."""
+    if found is None:
+        return "+0"
+    value, low, high = (f"{factor * found[key]:+.{digits}f}" for key in ("difference", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def plot(rows: Mapping[str, Mapping[str, Mapping]], title: str, path: Path) -> None:
