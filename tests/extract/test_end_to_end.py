@@ -132,8 +132,10 @@ def test_ray_gives_the_same_dataset_although_a_worker_is_killed(flags, tmp_path)
     out, expected = tmp_path / "data", tmp_path / "expected"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in Ray's workers; on some processors, sums of several threads are rounded differently
-    main([*flags, "--config.extract.workers=1", "--out", str(expected)])
-    torch.set_num_threads(threads)
+    try:
+        main([*flags, "--config.extract.workers=1", "--out", str(expected)])
+    finally:
+        torch.set_num_threads(threads)
     session = run(
         [*flags, "--runner", "ray"], out, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
