@@ -35,23 +35,24 @@ from slf_jax.plots import grids
 from slf_jax.plots.pyplot import import_pyplot, save_figure
 from tfrecords.reader import Clips
 
-MIDDLE = {"guidance_interval": ((0.2, 2.0), (0.2, 2.0))}  # not at the highest noise levels, nor in the last step
+LOW = {"guidance_interval": ((0.0, 4.0), (0.0, 4.0))}  # the last two of the demo's four steps
 ALL = {"guidance_interval": ((), ())}
 KINDS: dict[str, dict[str, Any]] = {
     "cfg": {"guidance": "cfg", **ALL},
     "rescaled": {"guidance": "rescaled", "rescaled_phi": 0.7, **ALL},
-    "apg": {"guidance": "apg", **ALL},
+    "apg": {"guidance": "apg", "apg_r": 0.1, "apg_beta": -0.5, **ALL},
+    "apg-limited": {"guidance": "apg", "apg_r": 0.03, "apg_beta": 0.0, **ALL},
     "cfgpp": {"guidance": "cfgpp", **ALL},
-    "interval": {"guidance": "cfg", **MIDDLE},
-    "rescaled-interval": {"guidance": "rescaled", "rescaled_phi": 1.0, **MIDDLE},
-    "apg-interval": {"guidance": "apg", **MIDDLE},
+    "interval": {"guidance": "cfg", **LOW},
+    "rescaled-interval": {"guidance": "rescaled", "rescaled_phi": 1.0, **LOW},
+    "apg-interval": {"guidance": "apg", "apg_r": 0.1, "apg_beta": -0.5, **LOW},
 }
 # With --guide-with: autoguidance alone, and added to cfg at scale 2, which then keeps its scale.
 AUTO_KINDS: dict[str, dict[str, Any]] = {
     "auto": {"guidance": "cfg", **ALL},
-    "auto-interval": {"guidance": "cfg", **MIDDLE},
+    "auto-interval": {"guidance": "cfg", **LOW},
     "cfg2+auto": {"guidance": "cfg", **ALL},
-    "cfg2+auto-interval": {"guidance": "cfg", **MIDDLE},
+    "cfg2+auto-interval": {"guidance": "cfg", **LOW},
 }
 FILES = ("guidance.json", "guidance.png", "faces.png")
 COLUMNS = {  # by key: heading, and factor
@@ -190,7 +191,7 @@ def plot(rows: Mapping[str, Mapping[str, Mapping]], title: str, path: Path) -> N
     ):
         axis.set(xlabel=labels[0], ylabel=labels[1])
         axis.grid(alpha=0.3)
-    front.legend(fontsize=8)
+    figure.legend(*front.get_legend_handles_labels(), fontsize=8, loc="outside right center")
     figure.suptitle(title)
     save_figure(figure, path)
 

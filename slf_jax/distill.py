@@ -126,7 +126,7 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[st
         [
             "python -m slf_jax.distill --workdir runs/demo --out runs/demo_fast",
             "python -m slf_jax.distill --workdir runs/demo --out runs/demo_two --groups voice,attributes",
-            "python -m slf_jax.distill --workdir runs/demo_fast --out runs/demo_fast4 --steps 4    # then --steps 2, 1",
+            "python -m slf_jax.distill --workdir runs/demo_fast --out runs/demo_fast2 --steps 2    # then --steps 1",
             "python -m slf_jax.distill --workdir runs/demo --out runs/demo_fast --config.train.base.steps=2000",
             "python -m slf_jax.sweep --workdir runs/demo_fast --scales 0,1,2,4,8",
         ],

@@ -144,9 +144,7 @@ class System:
         thumbnail, some_zero = make_thumbnail(low), (scales <= 0).any((0, 2))
         branches = {name: Branches(conds[name], worse[name], known if name == "base" else ()) for name in stages}
 
-        def sample_at(
-            pair: jax.Array, thumbnail_scale: jax.Array, numbers: Mapping[str, jax.Array | float]
-        ) -> jax.Array:
+        def sample_at(pair: jax.Array, thumbnail_scale: jax.Array, numbers: Mapping) -> jax.Array:
             image, has_image = low, has_thumbnail
             for name in stages:
                 stage, i = self.stages[name], STAGES.index(name)

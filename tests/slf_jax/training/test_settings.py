@@ -199,7 +199,7 @@ def test_invalid_value_is_reported_in_one_line(demo, key, value):
         ({"model.base.attention": "cudnn", "model.base.head_width": 4}, "head_width=4: with attention='cudnn'"),
         ({"model.supported_inputs": ("mel",)}, "data.inputs: has 'pyaudioanalysis', which is missing from"),
         ({"sample.sigma_min": 50.0}, "sigma_min=50: must be below config.sample.sigma_max=20"),
-        ({"sample.churn": 40.0}, "churn=40: must be 0 with config.sample.sampler='dpmpp_2m'"),
+        ({"sample.churn": 40.0}, "churn=40: must be 0 with config.sample.sampler='ddim'"),
         ({**FLOW, "sample.sampler": "ancestral"}, "sampler='ancestral': must not add noise, since .*base.*flow"),
         ({**FLOW, "sample.sampler": "heun", "sample.churn": 4.0}, "churn=4.0: must not add noise, .* without churn"),
         ({"sample.lowres_aug": 0.2}, "lowres_aug=0.2: must be at most 0.15, the most in training"),
