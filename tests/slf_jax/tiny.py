@@ -28,7 +28,6 @@ def tiny_config(dataset, workdir, cache=""):
     set_stages(config, steps=(40, 8), batch_size=(4, 4), learning_rate=(5e-3, 5e-3))
     config.train.update(warmup_steps=1, log_every=1, validate_every=8, preview_every=8, checkpoint_every=8)
     config.sample.update(steps=3, guidance="cfg")
-    config.sample.guidance_interval.update(base=(), upsampler=())  # none of three steps lies in the demo's interval
     return config
 
 
