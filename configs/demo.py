@@ -54,7 +54,7 @@ def get_config(size: str = "demo") -> ml_collections.ConfigDict:
 
 
 def _flow(demo: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Posterior mean, then flow (docs/sampling.md): half of the demo's steps, each of which takes twice the time."""
+    """Posterior mean, then flow (docs/sampling.md): half of the demo's steps, of up to twice the time each."""
     config = copy.deepcopy(demo)
     config.workdir = "runs/flow"
     for stage in (config.diffusion.base, config.diffusion.upsampler):
