@@ -6,11 +6,11 @@ and one call (of a loop, one pass: one sampler step of each stage):
 - FLOPs, and the bytes that XLA's cost analysis counts, most of which never leave the chip;
 - bytes to and from the chip's memory (HBM): operands and results of the program's instructions that are not in vector
   memory; the FLOPs for each; the time that the chip's peak and its bandwidth allow, and the MFU that follows;
-- memory of arguments and temporaries, whether they fit, and how long compiling took.
+- memory of arguments and temporaries, and how long compiling took.
 
-Nothing runs. The compiler comes from PyPI: `pip install libtpu` (0.0.42.1 for JAX 0.10.2). A program takes minutes and
-several GB. `--largest` also looks for the largest batch that fits, which compiles several programs; `--top` lists where
-the HBM bytes of each program go.
+Nothing runs. The compiler refuses a program that does not fit into the chip's memory, 15.75 GiB on a v5e. It is on
+PyPI: `pip install libtpu` (0.0.42.1 for JAX 0.10.2). A program takes minutes and several GB. `--largest` looks for the
+largest batch that fits, which compiles several programs; `--top` lists where the HBM bytes of each program go.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ from slf_jax.cascade.settings import sample_settings
 from slf_jax.cascade.sizes import SIZES, STAGES
 from slf_jax.cascade.system import System, person_noise
 
-# Dense bfloat16 TFLOP/s, GB/s and GB of HBM per chip, from the vendor's data sheet.
-CHIPS = {"v5e": (197.0, 819.0, 16.0)}
+# Dense bfloat16 TFLOP/s, and GB/s of HBM per chip, from the vendor's data sheet.
+CHIPS = {"v5e": (197.0, 819.0)}
 PROGRAMS = (*STAGES, "sampler")
 BITS = {"pred": 8, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 16, "f32": 32, "s32": 32, "u32": 32}
 NO_TRAFFIC = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%\S+) = (.*?) ([a-z][\w-]*)\((.*)$")
 HEADER = (
     f"{'program':30}{'batch':>7}{'TFLOP':>8}{'GB, XLA':>10}{'GB, HBM':>8}{'FLOP/B':>8}{'ms, FLOPs':>11}"
-    f"{'ms, bytes':>11}{'MFU <=':>8}{'GB, args':>10}{'GB, temp':>10}{'fits':>6}{'compiled in s':>15}"
+    f"{'ms, bytes':>11}{'MFU <=':>8}{'GB, args':>10}{'GB, temp':>10}{'compiled in s':>15}"
 )
 
 
@@ -111,11 +111,10 @@ class Program:
         self.compiled = lowered.compile()
         self.seconds = time.perf_counter() - start
         counts, use = self.compiled.cost_analysis(), self.compiled.memory_analysis()
-        peak, bandwidth, memory = CHIPS[chip]
+        peak, bandwidth = CHIPS[chip]
         self.tflop, self.accessed = counts["flops"] / 1e12, counts["bytes accessed"] / 1e9
         self.traffic = sum(size for *_, size in instructions(self.compiled.as_text())) / 1e9
         self.arguments, self.temporaries = use.argument_size_in_bytes / 1e9, use.temp_size_in_bytes / 1e9
-        self.fits = self.arguments + self.temporaries <= memory
         self.limits = self.tflop / peak, self.traffic / bandwidth  # seconds
 
     def row(self) -> str:
@@ -123,7 +122,7 @@ class Program:
         return (
             f"{self.tflop:8.3f}{self.accessed:10.2f}{self.traffic:8.2f}{1e3 * self.tflop / self.traffic:8.0f}"
             f"{1e3 * flops:11.1f}{1e3 * traffic:11.1f}{100 * flops / max(flops, traffic):6.0f} %{self.arguments:10.2f}"
-            f"{self.temporaries:10.2f}{'yes' if self.fits else 'no':>6}{self.seconds:15.0f}"
+            f"{self.temporaries:10.2f}{self.seconds:15.0f}"
         )
 
 
@@ -176,15 +175,15 @@ def print_top(program: Program, count: int) -> None:
             print(f"{size / 1e9:10.2f} {name}")
 
 
-def find_largest(batch: int, chips: int, fits: Callable[[int], bool]) -> int:
+def find_largest(batch: int, chips: int, compiled: Callable[[int], Program | None]) -> int:
     """The largest batch that fits, of `batch` times powers of two and divisible by `chips`; 0: none does."""
-    if fits(batch):
-        while fits(2 * batch):
+    if compiled(batch):
+        while compiled(2 * batch):
             batch *= 2
         return batch
     while batch % (2 * chips) == 0:
         batch //= 2
-        if fits(batch):
+        if compiled(batch):
             return batch
     return 0
 
@@ -215,10 +214,6 @@ class Case:
         print(f"{self._label:30}{batch:7}{program.row()}", flush=True)
         return program
 
-    def fits(self, batch: int) -> bool:
-        program = self.compile(batch)
-        return program is not None and program.fits
-
 
 def print_programs(topology: str, args: argparse.Namespace) -> None:
     mesh, chip = make_mesh(topology), topology.partition(":")[0]
@@ -227,7 +222,7 @@ def print_programs(topology: str, args: argparse.Namespace) -> None:
         case = Case(path, name, mesh, chip, dict(args.set))
         batch = args.batch or case.batch
         if args.largest:
-            largest = find_largest(batch, mesh.size, case.fits)
+            largest = find_largest(batch, mesh.size, case.compile)
             print(f"largest batch that fits: {largest}, {largest // mesh.size} per chip", flush=True)
         elif (program := case.compile(batch)) and args.top:
             print_top(program, args.top)
