@@ -3,8 +3,8 @@
 Measures PSNR and SSIM on validation people for each sampler at increasing numbers of network evaluations; writes a
 table, JSON and a plot. Each person keeps the same thumbnail, conditions and noise throughout. PSNR favours blur, so a
 sampler that has not converged may score above one that has. The third measure is therefore the PSNR to the converged
-image: the deterministic samplers all converge to the same image from the same noise. `config.sample.steps` is set at
-the knee of that curve.
+image: the deterministic samplers all converge to the same image from the same noise. The knee of that curve is
+the number of steps that a converged image takes.
 """
 
 from __future__ import annotations
