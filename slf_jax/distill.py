@@ -62,8 +62,6 @@ def read_groups(text: str, trained: Trained) -> tuple[tuple[str, ...], ...]:
 def make_teacher(trained: Trained, args: argparse.Namespace) -> Teacher:
     """The teacher that the flags describe. Raises `UserError` for flags that it cannot follow."""
     system, settings = trained.system, sample_settings(trained.meta.config)
-    if flows := [name for name, stage in system.stages.items() if stage.is_flow]:
-        raise UserError(f"--workdir {args.workdir}: its stage {flows[0]} is a flow, which cannot be distilled")
     chosen = read_groups(args.groups, trained) if args.groups else system.groups
     most = args.max_scale or system.max_scale or MAX_SCALE
     if system.max_scale and most > system.max_scale:

@@ -13,10 +13,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from slf_jax.cascade.settings import SampleSettings
 from slf_jax.cascade.sizes import THUMBNAIL_SIZE
-from slf_jax.cascade.stage import Branches, Items, Lesson, LowResCond, SweepPoint, Task
+from slf_jax.cascade.stage import Branches, Items, Lesson, SweepPoint, Task
 from slf_jax.cascade.system import System
 from slf_jax.diffusion import guidance
-from slf_jax.diffusion.denoiser import expand
+from slf_jax.diffusion.flow import MEAN_LEVEL
 from slf_jax.models.conditioning import Cond
 from slf_jax.streams import stream
 
@@ -66,36 +66,40 @@ class Teacher:
         With one step for one, the target is the teacher's guided estimate (Meng et al. 2023, Eq. 4), before its
         corrections, at noise levels as in training. Otherwise it is the estimate with which one DDIM step arrives
         where the teacher arrives in several, with its corrections (Salimans & Ho 2022, Alg. 2), at the noise levels of
-        the student's sampler.
+        the student's sampler. In half of the items of a flow, it is the teacher's posterior mean.
         """
         stage, settings = self.system.stages[name], self.settings
-        scales = draw_scales(items.keys, max(1, len(self.groups)), self.max_scale)
-        levels = jnp.asarray(settings.sigmas(stage.sigmas))
-        steps = settings.steps // self.substeps
-        first = self.substeps * jnp.minimum((items.quantile * steps).astype(int), steps - 1)
-        visited = levels[first[:, None] + jnp.arange(self.substeps + 1)]
-        sigma = visited[:, 0] if self.replaces_steps else stage.sigmas(items.quantile)
-        x = items.data + settings.init_noise_scale * expand(sigma, items.data) * items.unit
+        levels, steps = jnp.asarray(stage.levels(settings)), settings.steps // self.substeps
+        all_scales = draw_scales(items.keys, max(1, len(self.groups)), self.max_scale)
         conds = self.system.conditions(name, params, items.matrix, items.mask, self.groups)
-        conds = [jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(x), *leaf.shape[1:])), cond) for cond in conds]
-        thumbnail = guidance.area_average(items.faces, THUMBNAIL_SIZE)
+        conds = [
+            jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(all_scales), *leaf.shape[1:])), cond)
+            for cond in conds
+        ]
 
-        def target(
-            x: jax.Array, sigma: jax.Array, visited: jax.Array, scales: jax.Array, conds: Sequence[Cond],
-            lowres: LowResCond, clean: LowResCond, thumbnail: jax.Array, keys: jax.Array,
-        ) -> jax.Array:  # fmt: skip
-            (scale,), (levels,) = scales, visited
-            point = SweepPoint(scale, (scale == 0).any(), settings.numbers)
-            guided = stage.guided(params, Branches(conds), lowres, point, settings)
-            if not self.replaces_steps:
-                return guided.evaluate(x, sigma, guided.start(x)).x0
+        def task(items: Items, scales: jax.Array, conds: Sequence[Cond]) -> Task:
+            first = self.substeps * jnp.minimum((items.quantile[0] * steps).astype(int), steps - 1)
+            visited = levels[first + jnp.arange(self.substeps + 1)]
+            sigma = visited[:1] if self.replaces_steps else stage.sigmas(items.quantile)
+            point = SweepPoint(scales[0], (scales == 0).any(), settings.numbers)
+            guided = stage.guided(params, Branches(conds), items.lowres, point, settings)
             # The upsampler's own image implies a thumbnail, if there is none.
-            correct = stage.correction(clean, settings, thumbnail, clean.has_image)
-            end = settings.run(guidance.with_x0_correction(guided, correct), x, levels, keys)
-            return invert_ddim(x, end, levels[0], levels[-1])
+            thumbnail, known = guidance.area_average(items.faces, THUMBNAIL_SIZE), items.clean.has_image
+            corrected = guidance.with_x0_correction(guided, stage.correction(items.clean, settings, thumbnail, known))
+            origin = stage.origin(corrected, items.data)
+            x = stage.noisy(items.data, origin, items.unit, sigma, settings)
+            if self.replaces_steps:
+                target = invert_ddim(x, settings.run(corrected, x, visited, items.keys), visited[0], visited[-1])
+            else:
+                target = guided.evaluate(x, sigma, guided.start(x)).x0
+            found = Task(x, sigma, scales, target)
+            if not stage.is_flow:
+                return found
+            mean = Task(jnp.zeros_like(x), jnp.full_like(sigma, MEAN_LEVEL), scales, origin)
+            chosen = jax.random.bernoulli(stream(items.keys[0], "mean"))
+            return jax.tree.map(functools.partial(jnp.where, chosen), mean, found)
 
-        found = per_item(target)(x, sigma, visited, scales, conds, items.lowres, items.clean, thumbnail, items.keys)
-        return Task(x, sigma, scales, jax.lax.stop_gradient(found))
+        return jax.lax.stop_gradient(per_item(task)(items, all_scales, conds))
 
 
 def draw_scales(keys: jax.Array, groups: int, most: float) -> jax.Array:
@@ -117,8 +121,8 @@ def invert_ddim(x: jax.Array, end: jax.Array, sigma: jax.Array, following: jax.A
 def per_item(function: Callable) -> Callable:
     """`function` of batches, for each item by itself: each may then have its own noise levels."""
 
-    def one(*arguments: Any) -> jax.Array:
-        return function(*jax.tree.map(lambda leaf: leaf[None], arguments))[0]
+    def one(*arguments: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[0], function(*jax.tree.map(lambda leaf: leaf[None], arguments)))
 
     return jax.vmap(one)
 

@@ -289,10 +289,14 @@ class Stage:
         if self.name == "upsampler":
             lowres = self.augment(lowres, point.numbers["lowres_aug"], noise.keys)
         guided = guidance.with_x0_correction(self.guided(params, branches, lowres, point, settings), correct)
-        sigmas, x = self._start(guided, settings, noise.first)
+        sigmas, start, unit = self.levels(settings), jnp.zeros_like(noise.first), noise.first
         if not all(branches.lowres_known):
-            # At the thumbnail's scale 0, the start is around 0 instead of the low-resolution image.
-            x -= mean / std * jnp.maximum(1 - point.thumbnail_scale, 0)
+            # At the thumbnail's scale 0, sampling starts as without one: around 0 instead of the low-resolution image.
+            lost = jnp.maximum(1 - point.thumbnail_scale, 0)
+            start -= mean / std * lost
+            if self.is_flow:  # its mean is guided, so only its noise must change to that of other data
+                unit *= 1 + lost * (self.sigma_data_no_lowres / std - 1)
+        x = self.noisy(start, self.origin(guided, unit), unit, sigmas[:1], settings)
         x0 = settings.run(guided, x, sigmas, noise.keys)
         image = jnp.clip(mean + std * x0, -1, 1)
         if not settings.thumbnail_consistency:
@@ -314,15 +318,26 @@ class Stage:
 
         return correct
 
-    def _start(
-        self, guided: guidance.Guided, settings: SampleSettings, first: jax.Array
-    ) -> tuple[np.ndarray, jax.Array]:
-        """The sampler's noise levels, and where it starts: from noise, or for a flow from the posterior mean."""
+    def levels(self, settings: SampleSettings) -> np.ndarray:
+        """The noise levels [steps + 1] that the sampler visits, or the times of a flow."""
+        return self.sigmas.sigmas(settings.steps) if self.is_flow else settings.sigmas(self.sigmas)
+
+    def origin(self, guided: guidance.Guided, like: jax.Array) -> jax.Array:
+        """The posterior mean of data shaped as `like`, which a flow starts from; zeros in diffusion."""
+        return flow.posterior_mean(guided, like) if self.is_flow else jnp.zeros_like(like)
+
+    def noisy(
+        self, data: jax.Array, origin: jax.Array, unit: jax.Array, sigma: jax.Array | np.ndarray,
+        settings: SampleSettings,
+    ) -> jax.Array:  # fmt: skip
+        """Data with noise of levels `sigma`, or at these times on the way from `origin`, as a sampler meets them.
+
+        `unit`: noise, which the sampler's `init_noise_scale` multiplies. At time 1 the data do not matter.
+        """
+        level = denoiser.expand(jnp.asarray(sigma), data)
         if self.is_flow:
-            added = self.flow_noise * settings.init_noise_scale * first
-            return self.sigmas.sigmas(settings.steps), flow.posterior_mean(guided, first) + added
-        sigmas = settings.sigmas(self.sigmas)
-        return sigmas, sigmas[0] * settings.init_noise_scale * first
+            return data + level * (origin + self.flow_noise * settings.init_noise_scale * unit - data)
+        return data + level * settings.init_noise_scale * unit
 
     def guided(
         self, params: Mapping, branches: Branches, lowres: LowResCond, point: SweepPoint, settings: SampleSettings
@@ -358,7 +373,8 @@ class Stage:
         """The denoiser that is not given `lowres`, on data standardised as with it."""
         none = LowResCond(jnp.zeros_like(lowres.image), jnp.zeros_like(lowres.has_image), lowres.aug_level)
         own, to = ((self.data_mean(each), self.data_std(each.has_image)) for each in (none, lowres))
-        return denoiser.restandardised(self.denoiser(params, none), own, to)
+        convert = flow.restandardised if self.is_flow else denoiser.restandardised
+        return convert(self.denoiser(params, none), own, to)
 
 
 def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:

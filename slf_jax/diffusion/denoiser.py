@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 # (x [B, H, W, C], sigma [B], cond) -> estimate of the clean data [B, H, W, C]
 Denoiser = Callable[[jax.Array, jax.Array, Any], jax.Array]
+Standard = tuple[jax.Array, jax.Array]  # mean, and standard deviation [B, 1, 1, 1], by which data are standardised
 
 PRECONDITIONINGS = ("edm", "v", "eps", "x0", "flow")
 WEIGHTS = ("edm", "snr")
@@ -56,20 +57,26 @@ def make_denoiser(network: Callable, kind: str) -> Denoiser:
     return denoise
 
 
-def restandardised(denoise: Denoiser, own: tuple[jax.Array, jax.Array], to: tuple[jax.Array, jax.Array]) -> Denoiser:
+def restandardised(denoise: Denoiser, own: Standard, to: Standard) -> Denoiser:
     """A denoiser of data standardised in one way as one of the same data standardised in another way.
 
     Args:
-      own, to: mean, and standard deviation [B, 1, 1, 1], that data are standardised with: those of `denoise`, and those
-        of x and of the estimates of the result. Noise of sigma is `std * sigma` in units of the data.
+      own, to: how the data of `denoise` are standardised, and x and the estimates of the result. Noise of sigma is
+        `std * sigma` in units of the data.
     """
-    (own_mean, own_std), (mean, std) = own, to
+    (_, own_std), (_, std) = own, to
 
     def converted(x: jax.Array, sigma: jax.Array, cond: Any) -> jax.Array:
-        own_x, own_sigma = (mean + std * x - own_mean) / own_std, sigma * (std / own_std).reshape(-1)
-        return (own_mean + own_std * denoise(own_x, own_sigma, cond) - mean) / std
+        estimate = denoise(convert(x, to, own), sigma * (std / own_std).reshape(-1), cond)
+        return convert(estimate, own, to)
 
     return converted
+
+
+def convert(x: jax.Array, own: Standard, to: Standard) -> jax.Array:
+    """Data standardised in one way, standardised in another way."""
+    (own_mean, own_std), (mean, std) = own, to
+    return (own_mean + own_std * x - mean) / std
 
 
 def loss_weight(kind: str, sigma: jax.Array, max_weight: float) -> jax.Array:

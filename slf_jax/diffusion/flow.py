@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from slf_jax.diffusion.denoiser import Denoiser, denoising_loss
+from slf_jax.diffusion.denoiser import Denoiser, Standard, convert, denoising_loss, expand
 from slf_jax.diffusion.guidance import ConditionedDenoiser, Guided, as_guided
 
 MEAN_LEVEL = 2.0  # beyond all times of the flow
@@ -26,6 +26,16 @@ def posterior_mean(denoise: ConditionedDenoiser | Guided, like: jax.Array) -> ja
     """The posterior mean of data shaped as `like` [B, H, W, C]; guided, if the denoiser is."""
     guided, nothing = as_guided(denoise), jnp.zeros_like(like)
     return guided.evaluate(nothing, jnp.full(like.shape[0], MEAN_LEVEL), guided.start(nothing)).x0
+
+
+def restandardised(denoise: Denoiser, own: Standard, to: Standard) -> Denoiser:
+    """`denoiser.restandardised` of a flow: it takes the same way at the same times, and its mean still from zeros."""
+
+    def converted(x: jax.Array, time: jax.Array, cond: Any) -> jax.Array:
+        own_x = jnp.where(expand(time, x) == MEAN_LEVEL, 0.0, convert(x, to, own))
+        return convert(denoise(own_x, time, cond), own, to)
+
+    return converted
 
 
 def flow_loss(

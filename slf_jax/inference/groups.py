@@ -97,8 +97,6 @@ def _check_thumbnail(text: str, trained: Trained, use_thumbnail: bool) -> None:
             f"--scales {text}: this system was always trained with the {THUMBNAIL} (config.train.thumbnail_drop=0), so "
             "it cannot have a scale of its own"
         )
-    if trained.system.stages["base"].is_flow:
-        raise UserError(f"--scales {text}: a flow starts from the {THUMBNAIL}, which cannot have a scale of its own")
 
 
 def members(where: str, name: str, trained: Trained, inputs: Sequence[str]) -> tuple[str, ...]:

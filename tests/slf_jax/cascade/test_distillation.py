@@ -11,9 +11,11 @@ from slf_common.errors import UserError
 from slf_jax.cascade.distillation import Teacher, add_parameters, draw_scales, invert_ddim
 from slf_jax.cascade.images import to_float
 from slf_jax.cascade.settings import sample_settings
+from slf_jax.cascade.sizes import STAGES
 from slf_jax.cascade.stage import Items
 from slf_jax.cascade.system import build_system, person_noise
-from slf_jax.diffusion import noise, samplers
+from slf_jax.diffusion import flow, noise, samplers
+from slf_jax.diffusion.denoiser import expand
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +141,47 @@ def test_one_step_of_the_target_ends_where_two_of_the_teacher_do(config, system,
     ratio = (levels[np.array(first) + 2] / levels[first])[:, None, None, None]
     found = task.target + ratio * (task.x - task.target)
     np.testing.assert_allclose(found, two_steps(params["base"]), rtol=1e-3, atol=2e-3)
+
+
+def test_a_student_of_a_flow_learns_its_guided_mean_and_its_way(config, system, params, items):
+    """Half of the items give the mean, the others start from it; one step of the student is two of the teacher."""
+    changed = config.copy_and_resolve_references()
+    for name in STAGES:
+        changed.diffusion[name].update(preconditioning="flow", weight="snr", max_weight=100.0)
+    flows = build_system(changed, system.layout, system.statistics)
+    within = {"guidance_interval": ((1.5, 2.5), ()), "init_noise_scale": 0.5}
+    stage = flows.stages["base"]
+
+    for substeps in (1, 2):
+        teacher = teacher_of(flows, params, config, substeps=substeps, steps=4, sampler="ddim", **within)
+        task = jax.jit(lambda p, teacher=teacher: teacher.task("base", p, items))(params["base"])
+        of_mean = np.asarray(task.sigma) == flow.MEAN_LEVEL
+        assert 0 < of_mean.sum() < 6 and not np.asarray(task.x)[of_mean].any()
+
+        @jax.jit
+        def expected(params, task=task, substeps=substeps):
+            none, cond = flows.conditions("base", params, items.matrix, items.mask, ())
+            denoise, scale = stage.denoiser(params, items.lowres), task.scales[:, :1, None, None]
+            level = jnp.full(6, flow.MEAN_LEVEL)
+            uncond, own = (denoise(jnp.zeros_like(items.data), level, each) for each in (none, cond))
+            mean, s = uncond + scale * (own - uncond), task.sigma
+            x = items.data + expand(s, own) * (mean + stage.flow_noise * 0.5 * items.unit - items.data)
+            z = x
+            for _ in range(substeps):
+                x0 = jnp.where(scale > 0, denoise(z, s, cond), denoise(z, s, none))
+                following = jnp.maximum(s - 0.25, 0) if substeps > 1 else jnp.zeros_like(s)
+                z, s = x0 + expand(following / s, z) * (z - x0), following
+            return mean, x, z
+
+        mean, x, end = map(np.asarray, expected(params["base"]))
+        np.testing.assert_allclose(np.asarray(task.target)[of_mean], mean[of_mean], atol=2e-3)
+        np.testing.assert_allclose(np.asarray(task.x)[~of_mean], x[~of_mean], atol=2e-3)
+        if substeps == 2:
+            assert set(np.asarray(task.sigma)[~of_mean].tolist()) <= {1.0, 0.5}
+        ratio = np.maximum(np.asarray(task.sigma) - 0.5, 0) / np.asarray(task.sigma) if substeps == 2 else np.zeros(6)
+        ratio = ratio[:, None, None, None]
+        found = task.target + ratio * (task.x - task.target)
+        np.testing.assert_allclose(found[~of_mean], end[~of_mean], atol=2e-3)
 
 
 def test_a_student_of_linear_steps_is_exact():

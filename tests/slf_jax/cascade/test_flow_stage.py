@@ -28,29 +28,30 @@ def flows(config, system):
 
 @pytest.fixture(scope="module")
 def sample(flows, params, config):
-    """Samples people with the base stage: sample(batch, scales, people=None, **changed settings) -> [S, B, 32, 32, 3].
+    """Samples people with the base stage, from scales [S], or [S, G] of `groups`, to images [S, B, 32, 32, 3].
 
-    Each set of changes is compiled once.
+    `sample(batch, scales, people=None, groups=(), thumbnail=True, **changed settings)`; each choice of groups and
+    settings is compiled once.
     """
     programs = {}
 
-    def compiled(changes):
+    def compiled(groups, changes):
         settings = dataclasses.replace(sample_settings(config), **changes)
 
         @jax.jit
-        def program(batch, people, scales):
-            thumbnails, pairs = make_thumbnail(to_float(batch["face"])), jnp.stack([scales, scales], -1)
+        def program(batch, people, scales, has_thumbnail):
+            thumbnails, pairs = make_thumbnail(to_float(batch["face"])), jnp.stack([scales, scales], 1)
             return flows.sample(
-                {"base": params["base"]}, batch, thumbnails, jnp.ones(len(people)), person_noise(0, people), pairs,
-                settings, ("base",),
+                {"base": params["base"]}, batch, thumbnails * has_thumbnail, jnp.full(len(people), has_thumbnail),
+                person_noise(0, people), pairs, settings, ("base",), groups=groups,
             )  # fmt: skip
 
         return program
 
-    def run(batch, scales, people=None, **changes):
-        program = programs.setdefault(str(changes), compiled(changes))
+    def run(batch, scales, people=None, groups=(), thumbnail=True, **changes):
+        program = programs.setdefault(f"{groups} {changes}", compiled(groups, changes))
         people = jnp.arange(len(batch["face"])) if people is None else people
-        return np.asarray(program(batch, people, jnp.array(scales, jnp.float32)))
+        return np.asarray(program(batch, people, jnp.array(scales, jnp.float32), float(thumbnail)))
 
     return run
 
@@ -91,6 +92,16 @@ def test_apg_equals_cfg_at_scales_0_and_1(sample, batch):
     cfg, apg = (sample(batch, [0, 1, 6], guidance=kind, **interval) for kind in ("cfg", "apg"))
     np.testing.assert_allclose(apg[:2], cfg[:2], atol=1e-3)
     assert np.isfinite(apg).all() and np.abs(apg[2] - cfg[2]).mean() > 1e-3
+
+
+def test_the_thumbnail_has_its_own_scale(flows, sample, batch):
+    """Named last: at 0 faces are those without it, whatever the scale of the other inputs; at 1 those with it."""
+    changes = dict(sampler="ddim", init_noise_scale=0.5)
+    found = sample(batch, [[1, 0], [3, 0], [1, 1]], groups=(flows.inputs, ("thumbnail",)), **changes)
+    without, given = (sample(batch, [1, 3], thumbnail=each, **changes) for each in (False, True))
+    np.testing.assert_allclose(found[:2], without, atol=1e-3)
+    np.testing.assert_allclose(found[2], given[0], atol=1e-3)
+    assert np.abs(without[0] - given[0]).mean() > 1e-2
 
 
 def test_training_lowers_the_loss(flows, batch):

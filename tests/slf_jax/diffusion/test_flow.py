@@ -81,3 +81,26 @@ def test_guidance_moves_the_posterior_mean():
         assert (flow.posterior_mean(within, like) == expected).all()
         clipped = guidance.with_x0_correction(within, lambda x0: jnp.clip(x0, -2, 2))
         assert (flow.posterior_mean(clipped, like) == min(expected, 2)).all()
+
+
+def test_restandardised_flow_equals_the_analytic_one():
+    """Faces ~ N(0.4, 0.3^2) standardised without a thumbnail (0, 0.5), as with it (its image, 0.18), on their own way.
+
+    The source of the flow is the mean of the faces, with noise of 0.1 * 0.5.
+    """
+    image, std = jax.random.normal(jax.random.key(0), (3, 4, 4, 3)), jnp.full((3, 1, 1, 1), 0.18)
+    own = jnp.zeros_like(image), jnp.full((3, 1, 1, 1), 0.5)
+    z, time = jax.random.normal(jax.random.key(1), image.shape), jnp.array([0.2, 0.9, flow.MEAN_LEVEL])
+    s = denoiser.expand(time, z)
+
+    def estimate(z, mean, std):  # E[x | z_s] in standardised units
+        gain = (1 - s) * (0.3 / std) ** 2 / ((1 - s) ** 2 * (0.3 / std) ** 2 + s**2 * (0.05 / std) ** 2)
+        center = (0.4 - mean) / std
+        return jnp.where(s == flow.MEAN_LEVEL, center, center + gain * (z - center))
+
+    def without(z, time, cond):
+        np.testing.assert_array_equal(z[2], 0)
+        return estimate(z, *own)
+
+    found = flow.restandardised(without, own, (image, std))(z, time, None)
+    np.testing.assert_allclose(found, estimate(z, image, std), atol=1e-4)
