@@ -25,6 +25,7 @@ CHOICES = {
     "sigma_schedule": tuple(noise.SCHEDULES),
     "x0_threshold": tuple(guidance.THRESHOLDS),
 }
+NOT_OF_FLOWS = ("sigma_schedule", "churn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,11 @@ def _settings(handlers: Handlers) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for name in SETTINGS:
         value, label = values[name], texts.LABELS[name]
-        if name in CHOICES:
+        if values["flows"] and name in NOT_OF_FLOWS:
+            continue
+        if name == "sampler" and values["flows"]:
+            made[name] = gr.Dropdown(list(samplers.DETERMINISTIC), value=value, label=label)
+        elif name in CHOICES:
             made[name] = gr.Dropdown(list(CHOICES[name]), value=value, label=label)
         elif isinstance(value, bool):
             made[name] = gr.Checkbox(value, label=label)

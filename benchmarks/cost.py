@@ -144,7 +144,7 @@ def stage_cost(stage: Stage) -> dict[str, float]:
 
 def face_cost(costs: Mapping[str, Mapping[str, float]], settings: SampleSettings) -> float:
     """TFLOP to draw one face with both stages, with guidance at every noise level."""
-    gflops = [2 * settings.evaluations * cost["evaluation"] + cost["conditions"] for cost in costs.values()]
+    gflops = [2 * settings.evaluations[name] * cost["evaluation"] + cost["conditions"] for name, cost in costs.items()]
     return sum(gflops) / 1000
 
 
@@ -172,7 +172,7 @@ def print_presets(paths: list[str]) -> None:
         for name, cost in costs.items():
             print(
                 f"{path:26}{name:12}{cost['parameters']:13.1f}{cost['evaluation']:12.2f}{cost['conditions']:12.2f}"
-                f"{settings.evaluations:6}{face:>14}"
+                f"{settings.evaluations[name]:6}{face:>14}"
             )
             path = face = ""
     face = f"{ORIGINAL_EVALUATIONS * sum(gflops for _, gflops in ORIGINAL.values()) / 1000:.0f}"

@@ -73,7 +73,7 @@ def time_sampling(system: System, clips: Clips, name: str, settings: SampleSetti
     program = jax.jit(
         lambda scales: system.sample({name: params}, batch, low, np.ones(people), noise, scales, settings, (name,))
     )
-    evaluations = 2 * settings.evaluations * people
+    evaluations = 2 * settings.evaluations[name] * people
     return 1e3 * time_call(lambda: program(np.ones((1, 2), np.float32)), repeats) / evaluations
 
 

@@ -3,8 +3,8 @@
 Samples the people of a split with each kind at each scale, from the same noise; prints a table, and writes it as JSON
 with a plot, and the first person's faces. Kinds are compared at matched recall rather than at matched scale, since
 scales mean different strengths: a kind is better where its curve of R@1 against PSNR lies further to the upper right.
-Choose on validation people (the default), then give `--split test --kinds cfg,CHOSEN --samples 3`: differences to cfg
-are paired over people. `--against` adds other systems, such as one that was trained as a flow.
+Choose on validation people (the default), then give `--split test --kinds cfg,KIND --samples 3`: differences to cfg
+are paired over people. `--against` adds other systems, such as `configs/demo.py:diffusion` to a flow.
 """
 
 from __future__ import annotations
@@ -35,25 +35,30 @@ from slf_jax.plots import grids
 from slf_jax.plots.pyplot import import_pyplot, save_figure
 from tfrecords.reader import Clips
 
-LOW = {"guidance_interval": ((0.0, 4.0), (0.0, 4.0))}  # the last two of the demo's four steps
-ALL = {"guidance_interval": ((), ())}
-KINDS: dict[str, dict[str, Any]] = {
-    "cfg": {"guidance": "cfg", **ALL},
-    "rescaled": {"guidance": "rescaled", "rescaled_phi": 0.7, **ALL},
-    "apg": {"guidance": "apg", "apg_r": 0.1, "apg_beta": -0.5, **ALL},
-    "apg-limited": {"guidance": "apg", "apg_r": 0.03, "apg_beta": 0.0, **ALL},
-    "cfgpp": {"guidance": "cfgpp", **ALL},
-    "interval": {"guidance": "cfg", **LOW},
-    "rescaled-interval": {"guidance": "rescaled", "rescaled_phi": 1.0, **LOW},
-    "apg-interval": {"guidance": "apg", "apg_r": 0.1, "apg_beta": -0.5, **LOW},
-}
-# With --guide-with: autoguidance alone, and added to cfg at scale 2, which then keeps its scale.
-AUTO_KINDS: dict[str, dict[str, Any]] = {
-    "auto": {"guidance": "cfg", **ALL},
-    "auto-interval": {"guidance": "cfg", **LOW},
-    "cfg2+auto": {"guidance": "cfg", **ALL},
-    "cfg2+auto-interval": {"guidance": "cfg", **LOW},
-}
+MEAN = (1.5, 2.5)  # the interval of a flow in which only its posterior mean is guided
+LOW = (0.0, 4.0)  # of diffusion: the last two of the four steps of configs/demo.py:diffusion
+BOTH = f"cfg2+{AUTO}"  # autoguidance added to cfg, whose scale stays 2
+
+
+def known_kinds(is_flow: bool, guided_with: bool) -> dict[str, dict[str, Any]]:
+    """The settings of each kind of guidance, by name; "default" is as the system's config says."""
+    everywhere, within = ({"guidance_interval": (each, each)} for each in ((), MEAN if is_flow else LOW))
+    kinds: dict[str, dict[str, Any]] = {
+        "cfg": {"guidance": "cfg", **everywhere},
+        "rescaled": {"guidance": "rescaled", "rescaled_phi": 0.7, **everywhere},
+        "apg": {"guidance": "apg", "apg_r": 0.1, "apg_beta": -0.5, **everywhere},
+        "cfgpp": {"guidance": "cfgpp", **everywhere},
+        "interval": {"guidance": "cfg", **within},
+        "rescaled-interval": {"guidance": "rescaled", "rescaled_phi": 1.0, **within},
+        "apg-interval": {"guidance": "apg", "apg_r": 0.1, "apg_beta": -0.5, **within},
+        "default": {},
+    }
+    if guided_with:
+        for name in (AUTO, BOTH):
+            kinds[name], kinds[f"{name}-interval"] = kinds["cfg"], kinds["interval"]
+    return kinds
+
+
 FILES = ("guidance.json", "guidance.png", "faces.png")
 COLUMNS = {  # by key: heading, and factor
     "psnr": ("PSNR", 1), "ssim": ("SSIM", 1), "r@1": ("R@1 %", 100), "r@10": ("R@10 %", 100), "auc": ("AUC %", 100),
@@ -93,14 +98,15 @@ def measure(
 
 def choose_cases(trained: Trained, args: Any) -> dict[str, Case]:
     """The kinds of guidance of `--kinds`, with cfg, and the other systems of `--against`. Raises `UserError`."""
-    known, settings = KINDS | (AUTO_KINDS if args.guide_with else {}), sample_settings(trained.meta.config)
+    settings = sample_settings(trained.meta.config)
+    known = known_kinds(trained.system.stages["base"].is_flow, bool(args.guide_with))
     names = dict.fromkeys(("cfg", *(arguments.parse_names(args.kinds, "--kinds") or known)))
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"--kinds {args.kinds}: no kind {unknown[0]!r}; there are: {', '.join(known)}")
     cases = {}
     for name in names:
-        system = trained if name in AUTO_KINDS else dataclasses.replace(trained, weak=None)
-        cases[name] = Case(system, dataclasses.replace(settings, **known[name]), name.startswith("cfg2+"))
+        system = trained if AUTO in name else dataclasses.replace(trained, weak=None)
+        cases[name] = Case(system, dataclasses.replace(settings, **known[name]), name.startswith(BOTH))
     for source in arguments.parse_names(args.against, "--against"):
         other = load(source)
         cases[Path(source).name] = Case(other, sample_settings(other.meta.config))

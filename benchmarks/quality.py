@@ -47,7 +47,7 @@ def sample_faces(trained: Trained, batch: dict, numbers: np.ndarray, scale: floa
     steps = math.ceil(target / 2) if sampler == "heun" else target
     trained.meta.config.sample.update(sampler=sampler, steps=steps)
     program = Sampler(trained, chunk=len(numbers))
-    return program.settings.evaluations, program(batch, numbers, ((scale, scale),), seed)[0, :, 0]
+    return program.settings.evaluations["base"], program(batch, numbers, ((scale, scale),), seed)[0, :, 0]
 
 
 def plot(rows: list[dict], bicubic: dict, title: str, path: Path) -> None:

@@ -186,7 +186,7 @@ def our_face(rounds: int, dtype: str) -> dict:
     program = jax.jit(lambda *arguments: system.sample(*arguments, settings))
     times = [time_call(lambda: program(*arguments)) for _ in tqdm(range(rounds + 1), "ours", leave=False)]
     costs = {name: cost.stage_cost(stage) for name, stage in system.stages.items()}
-    return {**summary(times), "tflop": cost.face_cost(costs, settings), "evaluations": settings.evaluations}
+    return {**summary(times), "tflop": cost.face_cost(costs, settings), "evaluations": settings.evaluations["base"]}
 
 
 def time_face(python: str, rounds: int, dtype: str) -> dict:

@@ -174,12 +174,12 @@ def _check_sample(config: ml_collections.ConfigDict) -> None:
             f"config.sample.churn={sample.churn:g}: must be 0 with config.sample.sampler={sample.sampler!r}; "
             "only heun supports churn"
         )
-    flows = [name for name in STAGES if config.diffusion[name].preconditioning == "flow"]
-    if flows and (sample.churn or sample.sampler == "ancestral"):
+    flows = _flows(config)
+    if flows and (sample.churn or sample.sampler not in samplers.DETERMINISTIC):
         key = "churn" if sample.churn else "sampler"
         raise UserError(
             f"config.sample.{key}={sample[key]!r}: must not add noise, since "
-            f"config.diffusion.{flows[0]}.preconditioning is 'flow'; use dpmpp_2m, ddim, or heun without churn"
+            f"config.diffusion.{flows[0]}.preconditioning is 'flow'; use {', '.join(samplers.DETERMINISTIC)}, without churn"
         )
     if sample.lowres_aug > (most := config.diffusion.upsampler.lowres_aug_max):
         raise UserError(
@@ -212,6 +212,7 @@ class SampleSettings:
     x0_threshold: str
     dynamic_threshold_percentile: float
     thumbnail_consistency: bool
+    flows: tuple[str, ...]  # the stages that start from their posterior mean
 
     def sigmas(self, training: noise.SigmaDistribution) -> np.ndarray:
         """The noise levels [steps + 1] of the sampler, for a stage with this distribution in training."""
@@ -226,9 +227,10 @@ class SampleSettings:
         return {name: getattr(self, name) for name in NUMBERS}
 
     @property
-    def evaluations(self) -> int:
-        """Evaluations of the guided denoiser (NFE) in each stage; the posterior mean of a flow is one more."""
-        return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
+    def evaluations(self) -> dict[str, int]:
+        """Evaluations of the guided denoiser (NFE) by stage, with that of a flow's posterior mean."""
+        count = 2 * self.steps - 1 if self.sampler == "heun" else self.steps
+        return {name: count + (name in self.flows) for name in STAGES}
 
     def to_json(self) -> dict[str, Any]:
         """All settings and the number of evaluations, for the results' receipts."""
@@ -247,7 +249,11 @@ def sample_settings(config: ml_collections.ConfigDict) -> SampleSettings:
     check_sample(config)
     values = {key: plain(value) for key, value in config.sample.items()}
     values["guidance_interval"] = tuple(plain(config.sample.guidance_interval[name]) for name in STAGES)
-    return SampleSettings(**values)
+    return SampleSettings(**values, flows=_flows(config))
+
+
+def _flows(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    return tuple(name for name in STAGES if config.diffusion[name].preconditioning == "flow")
 
 
 def plain(value: Any) -> Any:

@@ -125,3 +125,4 @@ def dpmpp_2m(denoise: Denoise, x: jax.Array, sigmas: jax.Array | np.ndarray, key
 
 
 SAMPLERS: dict[str, Sampler] = {"ancestral": ancestral, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m}
+DETERMINISTIC = ("ddim", "heun", "dpmpp_2m")  # heun without churn; a flow has no other ones

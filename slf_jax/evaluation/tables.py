@@ -101,12 +101,13 @@ def _how(results: Mapping) -> str:
     frames = f"from a clip other than the thumbnail's for {other} people"
     frames += f", from the thumbnail's own for {own} (which is easier)" if own else ""
     frames += f", missing for {absent}, who count as misses" if absent else ""
+    evaluations = ", ".join(f"{stage} {count}" for stage, count in settings["evaluations"].items())
     lines = [
         f"Gallery: {results['gallery']} real faces in LanceDB, {frames}. Faces are compared by `{results['embedder']}` "
         f"({results['metric']}). Images without a detected face count as misses: all rates are over {people} people.",
         EMBEDDER_NOTES.get(results["embedder"], ""),
         f"Inputs: {', '.join(results['inputs']) or 'none'}; {'with' if results['thumbnail'] else 'without'} thumbnail. "
-        f"{settings['sampler']}, {settings['evaluations']} evaluations per stage, seed {results['seed']}, "
+        f"{settings['sampler']}, evaluations per stage: {evaluations}; seed {results['seed']}, "
         f"{results['samples']} sample(s) of each person. Checkpoints: "
         + ", ".join(f"{stage} {digest[:12]}" for stage, digest in results["checkpoints"].items())
         + _guided_with(results)

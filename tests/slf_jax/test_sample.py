@@ -40,7 +40,7 @@ def test_every_face_records_its_provenance(run, draw):
     notes = first.text
     assert notes["synthetic"].startswith("yes") and notes["clip"] == clips[0]["clip_id"]
     assert (notes["seed"], notes["sample"], notes["scale"], notes["without"]) == ("5", "0", "2:1", "mel")
-    assert (notes["guidance"], notes["sampler"], notes["NFE"]) == ("cfg", "ddim", "3 per stage")
+    assert (notes["guidance"], notes["sampler"], notes["NFE"]) == ("cfg", "ddim", "base 3, upsampler 3")
     assert notes["thumbnail"] == "of the clip's face" and "base " in notes["checkpoints"]
     assert not np.array_equal(first, faces[f"{name}_01"])
 

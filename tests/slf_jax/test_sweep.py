@@ -25,7 +25,7 @@ def test_sweep_writes_its_grid_and_metrics(swept):
     assert report["people"] == 5 and report["seed"] == 0 and list(report["scales"]) == ["0", "1", "2.5:1"]
     assert report["samples"] == 2 and report["scales"]["1"]["psnr_sd"] > 0
     assert {"bicubic", "mean_face", "other_persons_conditions"} == set(report["controls"])
-    assert set(report["checkpoints"]) == {"base", "upsampler"} and report["sampler"]["evaluations"] == 3
+    assert set(report["checkpoints"]) == {"base", "upsampler"} and report["sampler"]["evaluations"]["base"] == 3
     assert report["controls"]["other_persons_conditions"]["scale"] == "2.5:1"
     width, height = Image.open(swept / "grid.png").size
     assert width == 5 * 130 and height == 20 + 8 * 130

@@ -14,8 +14,8 @@ from slf_jax.training.checkpoints import Checkpoints
 
 
 def tiny_config(dataset, workdir, cache=""):
-    """The demo's config at toy sizes, without attention."""
-    config = load_config("configs/demo.py")
+    """The demo's config, by diffusion, at toy sizes and without attention."""
+    config = load_config("configs/demo.py:diffusion")
     sizes = dict(
         width=16, mults=(1,), blocks=(1,), self_attention=(False,), cross_attention=(False,), head_width=8,
         cond_width=16,

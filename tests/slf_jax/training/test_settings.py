@@ -23,6 +23,7 @@ from tfrecords.schema import Constituent, Schema
 SHIPPED = (
     "configs/base.py",
     "configs/demo.py",
+    "configs/demo.py:diffusion",
     "configs/paper.py",
     "configs/ablations.py",
     "configs/ablations.py:demo",
