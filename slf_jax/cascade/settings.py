@@ -176,10 +176,10 @@ def _check_sample(config: ml_collections.ConfigDict) -> None:
         )
     flows = _flows(config)
     if flows and (sample.churn or sample.sampler not in samplers.DETERMINISTIC):
-        key = "churn" if sample.churn else "sampler"
+        key, fit = "churn" if sample.churn else "sampler", ", ".join(samplers.DETERMINISTIC)
         raise UserError(
-            f"config.sample.{key}={sample[key]!r}: must not add noise, since config.diffusion.{flows[0]}.preconditioning "
-            f"is 'flow'; use {', '.join(samplers.DETERMINISTIC)}, without churn"
+            f"config.sample.{key}={sample[key]!r}: must not add noise, since "
+            f"config.diffusion.{flows[0]}.preconditioning is 'flow'; use {fit}, without churn"
         )
     if sample.lowres_aug > (most := config.diffusion.upsampler.lowres_aug_max):
         raise UserError(
