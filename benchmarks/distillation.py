@@ -1,7 +1,7 @@
 """Students against their teacher: `python benchmarks/distillation.py --workdir runs/demo --students runs/demo_fast`.
 
 Sweeps nine scales x 16 people with each system, in turn and from the same noise. Prints the seconds of a sweep (median)
-and its GFLOP as XLA counts them on the lowered program, both also as shares of the teacher's, and by scale the PSNR of
+and its GFLOP as XLA counts them in the compiled program, both also as shares of the teacher's, and by scale the PSNR of
 the student's faces to the teacher's.
 """
 
@@ -47,7 +47,7 @@ def flops(trained: Trained, clips: Mapping[str, np.ndarray], numbers: np.ndarray
 
     with mock.patch.object(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True)):
         lowered = jax.jit(run).lower(trained.params, trained.system.mask_unused_inputs(clips), numbers)
-    return lowered.cost_analysis()["flops"]
+    return lowered.compile().cost_analysis()["flops"]
 
 
 def psnr(images: np.ndarray, references: np.ndarray) -> list[float]:

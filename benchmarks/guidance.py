@@ -4,14 +4,15 @@ Samples the people of a split with each kind at each scale, from the same noise;
 with a plot, and the first person's faces. Kinds are compared at matched recall rather than at matched scale, since
 scales mean different strengths: a kind is better where its curve of R@1 against PSNR lies further to the upper right.
 Choose on validation people (the default), then give `--split test --kinds cfg,KIND --samples 3`: differences to cfg
-are paired over people. `--against` adds other systems, such as `configs/demo.py:diffusion` to a flow.
+are paired over people. `--against` adds other systems, such as
+`configs/demo.py:diffusion`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from slf_common import cli
 from slf_common.errors import UserError
 from slf_common.files import write_atomically
 from slf_jax.cascade.settings import SampleSettings, sample_settings
+from slf_jax.cascade.stage import Stage
 from slf_jax.cascade.system import AUTO
 from slf_jax.evaluation import metrics, protocol, scorers
 from slf_jax.evaluation.embedders import EMBEDDERS, choose_embedder
@@ -36,13 +38,14 @@ from slf_jax.plots.pyplot import import_pyplot, save_figure
 from tfrecords.reader import Clips
 
 MEAN = (1.5, 2.5)  # the interval of a flow in which only its posterior mean is guided
-LOW = (0.0, 4.0)  # of diffusion: the last two of the four steps of configs/demo.py:diffusion
+LOW = (0.0, 4.0)  # of diffusion: the last two of the demo's four steps
 BOTH = f"cfg2+{AUTO}"  # autoguidance added to cfg, whose scale stays 2
 
 
-def known_kinds(is_flow: bool, guided_with: bool) -> dict[str, dict[str, Any]]:
+def known_kinds(stages: Iterable[Stage], guided_with: bool) -> dict[str, dict[str, Any]]:
     """The settings of each kind of guidance, by name; "default" is as the system's config says."""
-    everywhere, within = ({"guidance_interval": (each, each)} for each in ((), MEAN if is_flow else LOW))
+    everywhere = {"guidance_interval": ((), ())}
+    within = {"guidance_interval": tuple(MEAN if stage.is_flow else LOW for stage in stages)}
     kinds: dict[str, dict[str, Any]] = {
         "cfg": {"guidance": "cfg", **everywhere},
         "rescaled": {"guidance": "rescaled", "rescaled_phi": 0.7, **everywhere},
@@ -99,7 +102,7 @@ def measure(
 def choose_cases(trained: Trained, args: Any) -> dict[str, Case]:
     """The kinds of guidance of `--kinds`, with cfg, and the other systems of `--against`. Raises `UserError`."""
     settings = sample_settings(trained.meta.config)
-    known = known_kinds(trained.system.stages["base"].is_flow, bool(args.guide_with))
+    known = known_kinds(trained.system.stages.values(), bool(args.guide_with))
     names = dict.fromkeys(("cfg", *(arguments.parse_names(args.kinds, "--kinds") or known)))
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"--kinds {args.kinds}: no kind {unknown[0]!r}; there are: {', '.join(known)}")

@@ -2,7 +2,8 @@
 
     make demo
     make demo SIZE=toy PEOPLE=24    # all steps in two minutes: a smoke test that learns almost nothing
-    python -m slf_jax.train --config configs/demo.py:diffusion    # the same people, by diffusion from noise
+    python -m slf_jax.train --config configs/demo.py:flow         # the same people, with flows in both stages,
+    python -m slf_jax.train --config configs/demo.py:diffusion    # or with diffusion in both
 
 7 minutes including set-up, five of them for training, on two cores of a shared Intel Xeon. On 64 held-out synthetic
 people, seed 0: PSNR 23.33 dB at scale 1, bicubic 19.49; SSIM 0.735, bicubic 0.509.
@@ -13,6 +14,9 @@ import copy
 import ml_collections
 
 from configs import base
+
+FLOW = dict(preconditioning="flow", weight="snr", max_weight=1e4)  # changes of `config.diffusion`
+MEAN = (1.5, 2.5)  # the guidance interval in which only a flow's posterior mean is guided
 
 
 def get_config(size: str = "demo") -> ml_collections.ConfigDict:
@@ -34,34 +38,48 @@ def get_config(size: str = "demo") -> ml_collections.ConfigDict:
     )  # fmt: skip
     config.model.base.update(small, patch=4)
     config.model.upsampler.update(small, patch=8)
-    # From the posterior mean to the face (docs/sampling.md): more fidelity for the time than diffusion from noise.
-    flow = dict(preconditioning="flow", weight="snr", max_weight=1e4, residual=True)
-    config.diffusion.base.update(flow, sigma_data=0.18, sigma_data_no_lowres=0.5)
-    config.diffusion.upsampler.update(flow, sigma_data=0.12, sigma_data_no_lowres=0.12, lowres_aug_max=0.15)
+    # The base stage predicts the clean residual, with more weight on high noise, which works best in a short training.
+    # The upsampler always has an image to start from: from its posterior mean to the face (docs/sampling.md).
+    config.diffusion.base.update(
+        preconditioning="x0", p_mean=0.5, p_std=1.4, weight="edm", max_weight=2.0, residual=True,
+        sigma_data=0.18, sigma_data_no_lowres=0.5,
+    )  # fmt: skip
+    config.diffusion.upsampler.update(
+        FLOW, residual=True, sigma_data=0.12, sigma_data_no_lowres=0.12, lowres_aug_max=0.15
+    )
     config.train.update(
         warmup_steps=100, ema_decay=0.998,
         log_every=25, validate_every=300, preview_every=300, checkpoint_every=300, max_to_keep=2,
     )  # fmt: skip
-    config.train.base.update(steps=600, batch_size=16, learning_rate=3e-3)
+    config.train.base.update(steps=900, batch_size=16, learning_rate=3e-3)
     config.train.upsampler.update(steps=450, batch_size=8, learning_rate=3e-3)
-    config.sample.update(sampler="ddim", steps=4, init_noise_scale=0.5)
-    # High guidance scales keep fidelity if only the mean is guided, by little (docs/guidance.md).
-    config.sample.update(guidance="apg", apg_r=0.02, apg_beta=0.0)
-    config.sample.guidance_interval.update(base=(1.5, 2.5), upsampler=(1.5, 2.5))
-    return {"demo": config, "toy": _toy(config), "diffusion": _diffusion(config)}[size]
+    # Steps at lower noise levels only add errors after a short training.
+    config.sample.update(sampler="ddim", steps=4, sigma_min=1.0, sigma_max=20.0, init_noise_scale=0.6)
+    # High guidance scales then keep fidelity (docs/guidance.md). Of the upsampler, only the mean is guided.
+    config.sample.update(guidance="apg", apg_r=0.025, apg_beta=0.0)
+    config.sample.guidance_interval.upsampler = MEAN
+    return {"demo": config, "toy": _toy(config), "flow": _flow(config), "diffusion": _diffusion(config)}[size]
+
+
+def _flow(demo: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Both stages as flows: more faithful to a thumbnail, but without one all faces are alike."""
+    config = copy.deepcopy(demo)
+    config.workdir = "runs/flow"
+    config.diffusion.base.update(FLOW)
+    config.train.base.steps = 600  # fewer, since each takes longer
+    config.sample.update(init_noise_scale=0.5, apg_r=0.02)
+    config.sample.guidance_interval.base = MEAN
+    return config
 
 
 def _diffusion(demo: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Diffusion from noise instead, in about the demo's time: more steps of training, which take less time each."""
+    """Both stages by diffusion from noise."""
     config = copy.deepcopy(demo)
     config.workdir = "runs/diffusion"
-    # Predicting the clean residual, with more weight on high noise, works best in a short training.
-    for stage, p_mean in ((config.diffusion.base, 0.5), (config.diffusion.upsampler, 0.7)):
-        stage.update(preconditioning="x0", p_std=1.4, p_mean=p_mean, weight="edm", max_weight=2.0)
-    config.train.base.steps, config.train.upsampler.steps = 900, 600
-    # Steps at lower noise levels only add errors after a short training.
-    config.sample.update(sigma_min=1.0, sigma_max=20.0, init_noise_scale=0.75, apg_r=0.03)
-    config.sample.guidance_interval.update(base=(), upsampler=())
+    config.diffusion.upsampler.update(preconditioning="x0", p_mean=0.7, p_std=1.4, weight="edm", max_weight=2.0)
+    config.train.upsampler.steps = 600  # more, since each takes half of the time
+    config.sample.update(init_noise_scale=0.75, apg_r=0.03)
+    config.sample.guidance_interval.upsampler = ()
     return config
 
 

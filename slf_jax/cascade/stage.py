@@ -296,7 +296,7 @@ class Stage:
             start -= mean / std * lost
             if self.is_flow:  # its mean is guided, so only its noise must change to that of other data
                 unit *= 1 + lost * (self.sigma_data_no_lowres / std - 1)
-        x = self.noisy(start, self.origin(guided, unit), unit, sigmas[:1], settings)
+        x = self.noisy(start, self.origin(guided, noise.first), unit, sigmas[:1], settings)
         x0 = settings.run(guided, x, sigmas, noise.keys)
         image = jnp.clip(mean + std * x0, -1, 1)
         if not settings.thumbnail_consistency:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import re
@@ -19,11 +20,17 @@ pytest.importorskip("gradio", reason="needs the extra `app`")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `test`")
 
 from app.examples import write_examples  # noqa: E402
+from app.handlers import Handlers  # noqa: E402
 from app.limits import Limits  # noqa: E402
 from app.marks import mark  # noqa: E402
+from app.page import build  # noqa: E402
 from app.serve import serve  # noqa: E402
 from app.system import FaceSystem  # noqa: E402
+from app.texts import LABELS  # noqa: E402
+from app.visits import Visits  # noqa: E402
 from slf_common.errors import UserError  # noqa: E402
+from slf_jax.cascade.sizes import STAGES  # noqa: E402
+from slf_jax.diffusion.samplers import SAMPLERS  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -317,6 +324,24 @@ def test_a_system_without_a_voice_says_so(visit, system):
         expect(page.get_by_text("This system was trained without a voice.")).to_be_visible()
         expect(page.get_by_label("I may use this recording")).to_have_count(0)
         page.context.close()
+
+
+@pytest.mark.parametrize("kind", ["flow", "x0"])
+def test_only_settings_that_the_system_has_are_offered(system, tmp_path, kind):
+    """A flow has times of its own, and no sampler that adds noise."""
+    config = copy.deepcopy(system.trained.meta.config)
+    config.sample.sampler = "ddim"
+    for stage in STAGES:
+        config.diffusion[stage].preconditioning = kind
+    trained = dataclasses.replace(system.trained, meta=dataclasses.replace(system.trained.meta, config=config))
+    with Visits(tmp_path, LIMITS) as visits:
+        blocks = build(Handlers(FaceSystem(trained), visits, LIMITS, ())).blocks.values()
+    found = {each.label: each for each in blocks if getattr(each, "label", "")}
+    choices = {name for name, _ in found[LABELS["sampler"]].choices if name in SAMPLERS}
+    assert choices == {"ddim", "heun", "dpmpp_2m", *(() if kind == "flow" else ("ancestral",))}
+    for name in ("churn", "sigma_schedule"):
+        assert (LABELS[name] in found) == (kind != "flow")
+    assert LABELS["steps"] in found
 
 
 def test_a_port_in_use_is_reported(address, system):

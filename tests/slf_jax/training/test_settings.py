@@ -24,6 +24,7 @@ SHIPPED = (
     "configs/base.py",
     "configs/demo.py",
     "configs/demo.py:diffusion",
+    "configs/demo.py:flow",
     "configs/paper.py",
     "configs/ablations.py",
     "configs/ablations.py:demo",
