@@ -15,6 +15,7 @@ from app.handlers import Handlers
 from app.requests import ATTRIBUTES, SETTINGS, UNKNOWN
 from app.uploads import upload
 from slf_jax.cascade.settings import sample_settings
+from slf_jax.cascade.sizes import STAGES
 from slf_jax.diffusion import guidance, noise, samplers
 
 MODEL = "model"  # events of this group run one at a time
@@ -25,7 +26,6 @@ CHOICES = {
     "sigma_schedule": tuple(noise.SCHEDULES),
     "x0_threshold": tuple(guidance.THRESHOLDS),
 }
-NOT_OF_FLOWS = ("sigma_schedule", "churn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,13 +142,15 @@ def _controls(handlers: Handlers) -> dict[str, Any]:
 def _settings(handlers: Handlers) -> dict[str, Any]:
     """The settings of the sampler, at the values of the system."""
     values = dataclasses.asdict(sample_settings(handlers.system.trained.meta.config))
+    flows = values["flows"]  # stages with times of their own, and without added noise
+    unused = ("churn",) * bool(flows) + ("sigma_schedule",) * (len(flows) == len(STAGES))
     gr.Markdown(texts.SETTINGS)
     made: dict[str, Any] = {}
     for name in SETTINGS:
         value, label = values[name], texts.LABELS[name]
-        if values["flows"] and name in NOT_OF_FLOWS:
+        if name in unused:
             continue
-        if name == "sampler" and values["flows"]:
+        if name == "sampler" and flows:
             made[name] = gr.Dropdown(list(samplers.DETERMINISTIC), value=value, label=label)
         elif name in CHOICES:
             made[name] = gr.Dropdown(list(CHOICES[name]), value=value, label=label)

@@ -326,21 +326,21 @@ def test_a_system_without_a_voice_says_so(visit, system):
         page.context.close()
 
 
-@pytest.mark.parametrize("kind", ["flow", "x0"])
-def test_only_settings_that_the_system_has_are_offered(system, tmp_path, kind):
+@pytest.mark.parametrize("flows", [(), ("upsampler",), STAGES])
+def test_only_settings_that_the_system_has_are_offered(system, tmp_path, flows):
     """A flow has times of its own, and no sampler that adds noise."""
     config = copy.deepcopy(system.trained.meta.config)
     config.sample.sampler = "ddim"
     for stage in STAGES:
-        config.diffusion[stage].preconditioning = kind
+        config.diffusion[stage].preconditioning = "flow" if stage in flows else "x0"
     trained = dataclasses.replace(system.trained, meta=dataclasses.replace(system.trained.meta, config=config))
     with Visits(tmp_path, LIMITS) as visits:
         blocks = build(Handlers(FaceSystem(trained), visits, LIMITS, ())).blocks.values()
     found = {each.label: each for each in blocks if getattr(each, "label", "")}
     choices = {name for name, _ in found[LABELS["sampler"]].choices if name in SAMPLERS}
-    assert choices == {"ddim", "heun", "dpmpp_2m", *(() if kind == "flow" else ("ancestral",))}
-    for name in ("churn", "sigma_schedule"):
-        assert (LABELS[name] in found) == (kind != "flow")
+    assert choices == {"ddim", "heun", "dpmpp_2m", *(() if flows else ("ancestral",))}
+    assert (LABELS["churn"] in found) == (not flows)
+    assert (LABELS["sigma_schedule"] in found) == (flows != STAGES)
     assert LABELS["steps"] in found
 
 

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from slf_common import cli
+from slf_common.config import load_config
 from slf_common.errors import UserError
 from slf_jax import evaluate, export, sample, sweep
+from slf_jax.cascade.sizes import STAGES
 from slf_jax.inference import exported, model_card
 from slf_jax.inference.sampler import Sampler
 from slf_jax.inference.trained import PRETRAINED, load
@@ -237,8 +239,10 @@ def test_an_address_on_the_hub_is_checked(source, capsys):
     assert end.value.code == 2 and f"error: {source}: " in capsys.readouterr().err
 
 
-def test_the_shipped_system_loads_and_is_small():
-    trained = load(PRETRAINED)
-    assert trained.steps == {"base": 900, "upsampler": 600} and "mel" in trained.system.inputs
+def test_the_shipped_system_is_the_demos_and_is_small():
+    trained, demo = load(PRETRAINED), load_config("configs/demo.py")
+    assert trained.steps == {name: demo.train[name].steps for name in STAGES} and "mel" in trained.system.inputs
+    for group in ("model", "diffusion", "sample"):
+        assert json.loads(trained.meta.config[group].to_json()) == json.loads(demo[group].to_json()), group
     assert sum(path.stat().st_size for path in PRETRAINED.iterdir()) < 10e6
     assert set(trained.meta.provenance["extractors"]) == {"pyaudioanalysis", "mel"}
