@@ -4,8 +4,7 @@ Samples the people of a split with each kind at each scale, from the same noise;
 with a plot, and the first person's faces. Kinds are compared at matched recall rather than at matched scale, since
 scales mean different strengths: a kind is better where its curve of R@1 against PSNR lies further to the upper right.
 Choose on validation people (the default), then give `--split test --kinds cfg,KIND --samples 3`: differences to cfg
-are paired over people. `--against` adds other systems, such as
-`configs/demo.py:diffusion`.
+are paired over people. `--against` adds other systems, each sampled as its config says.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from configs.demo import MEAN
 from slf_common import cli
 from slf_common.errors import UserError
 from slf_common.files import write_atomically
@@ -37,7 +37,6 @@ from slf_jax.plots import grids
 from slf_jax.plots.pyplot import import_pyplot, save_figure
 from tfrecords.reader import Clips
 
-MEAN = (1.5, 2.5)  # the interval of a flow in which only its posterior mean is guided
 LOW = (0.0, 4.0)  # of diffusion: the last two of the demo's four steps
 BOTH = f"cfg2+{AUTO}"  # autoguidance added to cfg, whose scale stays 2
 

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from slf_common import cli
 from slf_common.files import write_atomically
-from slf_jax.diffusion.samplers import SAMPLERS
+from slf_jax.cascade.settings import sample_settings
+from slf_jax.diffusion.samplers import DETERMINISTIC, SAMPLERS
 from slf_jax.evaluation import controls, metrics
 from tfrecords.reader import stack
 
@@ -101,12 +102,16 @@ def main() -> None:
     parser.set_defaults(split="validation")
     parser.add_argument("--people", type=int, default=24, help="number of people (default: 24)")
     parser.add_argument("--scale", type=float, default=1.0, help="guidance scale (default: 1)")
-    parser.add_argument("--samplers", default=",".join(SAMPLERS), help="comma-separated samplers (default: all)")
+    parser.add_argument(
+        "--samplers", default="", help="comma-separated samplers (default: all that the system can use)"
+    )
     args, trained = arguments.parse(parser, None, "quality", "quality.json", "quality.png")
     clips = choose_people(arguments.open_clips(trained, args, ()), args.people)
     real = np.stack([clip["face"] for clip in clips])
     bicubic = score(controls.bicubic(real), real)
-    rows = measure(trained, clips, arguments.parse_names(args.samplers, "--samplers"), args.scale, args.seed)
+    usable = DETERMINISTIC if sample_settings(trained.meta.config).flows else tuple(SAMPLERS)
+    samplers = arguments.parse_names(args.samplers, "--samplers") or usable
+    rows = measure(trained, clips, samplers, args.scale, args.seed)
     title = f"{len(clips)} people of the {args.split} split, guidance scale {args.scale:g}"
     print(f"{title}; bicubic {bicubic['psnr']:.2f} dB")
     for row in rows:

@@ -19,7 +19,7 @@ AUDIO = ("pyaudioanalysis", "mel")
 
 
 def get_config(which: str = "base") -> ml_collections.ConfigDict:
-    config = base.get_config() if which == "base" else demo.get_config("diffusion")
+    config = {"base": base.get_config, "demo": lambda: demo.get_config("diffusion")}[which]()
     config.workdir = f"runs/ablations_{which}"
     if which == "base":
         _add(config, SPEAKER, AUDIO, ("language", "age", "gender", "ethnicity"))

@@ -77,7 +77,7 @@ class Teacher:
             for cond in conds
         ]
 
-        def task(items: Items, scales: jax.Array, conds: Sequence[Cond]) -> Task:
+        def item_task(items: Items, scales: jax.Array, conds: Sequence[Cond]) -> Task:
             first = self.substeps * jnp.minimum((items.quantile[0] * steps).astype(int), steps - 1)
             visited = levels[first + jnp.arange(self.substeps + 1)]
             sigma = visited[:1] if self.replaces_steps else stage.sigmas(items.quantile)
@@ -99,7 +99,7 @@ class Teacher:
             chosen = jax.random.bernoulli(stream(items.keys[0], "mean"))
             return jax.tree.map(functools.partial(jnp.where, chosen), mean, found)
 
-        return jax.lax.stop_gradient(per_item(task)(items, all_scales, conds))
+        return jax.lax.stop_gradient(per_item(item_task)(items, all_scales, conds))
 
 
 def draw_scales(keys: jax.Array, groups: int, most: float) -> jax.Array:

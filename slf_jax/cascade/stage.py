@@ -373,8 +373,8 @@ class Stage:
         """The denoiser that is not given `lowres`, on data standardised as with it."""
         none = LowResCond(jnp.zeros_like(lowres.image), jnp.zeros_like(lowres.has_image), lowres.aug_level)
         own, to = ((self.data_mean(each), self.data_std(each.has_image)) for each in (none, lowres))
-        convert = flow.restandardised if self.is_flow else denoiser.restandardised
-        return convert(self.denoiser(params, none), own, to)
+        restandardised = flow.restandardised if self.is_flow else denoiser.restandardised
+        return restandardised(self.denoiser(params, none), own, to)
 
 
 def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
