@@ -62,7 +62,7 @@ def get_config(size: str = "demo") -> ml_collections.ConfigDict:
 
 
 def _flow(demo: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Both stages as flows: more faithful to a thumbnail, but without one all faces are alike."""
+    """Both stages as flows: more faithful to a thumbnail, but without one a person's samples hardly differ."""
     config = copy.deepcopy(demo)
     config.workdir = "runs/flow"
     config.diffusion.base.update(FLOW)
